@@ -1,0 +1,28 @@
+"""Multi-task feature learning with a two-layer ReLU network, in JAX.
+
+    import mtfl_jax
+
+    table = mtfl_jax.run(d=64, r=4, data="rademacher", num_tasks=64, seed=0)   # one cell, a pandas DataFrame
+    table = mtfl_jax.load("outputs/quickstart/…")                            # what `mtfl` wrote
+
+A cell goes through one direction: task draw → data → network → multitask update → measurement and probe
+(`mtfl_jax.learning`, pure functions), run by `mtfl_jax.sweep`; `mtfl_jax.analysis` reads the tables.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtfl_jax.config import ConfigError as ConfigError
+    from mtfl_jax.sweep.engine import run as run
+    from mtfl_jax.sweep.store import load as load
+
+_HOMES = {"ConfigError": "mtfl_jax.config", "run": "mtfl_jax.sweep.engine", "load": "mtfl_jax.sweep.store"}
+
+__all__ = ["ConfigError", "load", "run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mtfl_jax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

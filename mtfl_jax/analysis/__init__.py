@@ -1,0 +1,1 @@
+"""Tables in, figures and words out; imports no jax."""

@@ -1,0 +1,96 @@
+"""What `mtfl` shows of a table: the printed summary and the figures of each study."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.console import RenderableType
+from rich.table import Table
+
+from mtfl_jax.analysis import figures
+
+
+def number(value: object) -> str:
+    """A value for a person: four significant digits, em dash where missing."""
+    if isinstance(value, np.ndarray):
+        return " ".join(number(float(item)) for item in value)
+    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
+        return "—"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)
+
+
+def one_row(row: pd.Series) -> Table:
+    """A row of results as name and value, the config before the measurements, without what does not apply."""
+    out = Table("name", "value", title="one cell", title_justify="left")
+    for name, value in row.items():
+        if name == "step":
+            out.add_section()
+        if isinstance(value, np.ndarray) or not pd.isna(value):
+            out.add_row(str(name), number(value))
+    return out
+
+
+def many_rows(table: pd.DataFrame) -> Table:
+    """Several rows as a table of what varies among them and the main measurements, at most 40 rows."""
+    plain = table.drop(columns="feature_similarity")
+    measured = ["subspace_distance", "directions_recovered", "task_error", "downstream_error"]
+    settings = list(plain.columns[: list(plain.columns).index("step") + 1])
+    varying = [name for name in settings if plain[name].nunique() > 1]
+    out = Table(*varying, *measured)
+    for _, row in plain.head(40).iterrows():
+        out.add_row(*(number(row[name]) for name in (*varying, *measured)))
+    if len(plain) > 40:
+        out.caption = f"the first 40 of {len(plain)} rows"
+    return out
+
+
+def quickstart(table: pd.DataFrame) -> Table:
+    """Means over seeds by num_tasks: directions recovered by one step, and the parity error of its features
+    against random features and the oracle.
+    """
+    r, seeds = table["r"].iloc[0], table["seed"].nunique()
+    mean = table.pivot_table(index="num_tasks", columns="algorithm", aggfunc="mean", values=figures.SHOWN)
+    out = Table(
+        title=f"One gradient step, {r} hidden directions in d = {table['d'].iloc[0]} (means of {seeds} seeds)",
+        title_justify="left",
+    )
+    out.add_column("tasks", justify="right")
+    out.add_column(f"directions\nfound of {r}", justify="right")
+    out.add_column("subspace\ndistance", justify="right")
+    algorithms = [name for name in figures.LABELS if name in set(table["algorithm"])]
+    for name in algorithms:
+        out.add_column(f"{r}-parity error\n{figures.LABELS[name]}", justify="right")
+    for num_tasks, row in mean.iterrows():
+        found = [f"{row[name, 'one_step']:.2f}" if (name, "one_step") in row else "—" for name in figures.SHOWN[:2]]
+        errors = [f"{row['downstream_error', name]:.1%}" for name in algorithms]
+        out.add_row(str(num_tasks), *found, *errors)
+    out.caption = "50% error is guessing. The downstream classifier is linear, on frozen features."
+    return out
+
+
+STUDIES: dict[str, tuple[Callable[[pd.DataFrame], RenderableType], Callable[[pd.DataFrame], Figure]]] = {
+    "quickstart": (quickstart, figures.quickstart),
+}
+"""Table and figure of each study by name."""
+
+
+def show(study: str, table: pd.DataFrame) -> RenderableType:
+    """What to print of a table."""
+    if study in STUDIES:
+        return STUDIES[study][0](table)
+    return one_row(table.iloc[0]) if len(table) == 1 else many_rows(table)
+
+
+def draw(study: str, table: pd.DataFrame, folder: Path) -> list[Path]:
+    """Write the study's figure as PNG and PDF into the folder; the paths, none without a study."""
+    if study not in STUDIES:
+        return []
+    figure = STUDIES[study][1](table)
+    paths = [folder / f"{study}.{kind}" for kind in ("png", "pdf")]
+    for path in paths:
+        figure.savefig(path, dpi=200)
+    return paths

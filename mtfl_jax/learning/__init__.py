@@ -1,0 +1,1 @@
+"""The science as pure functions: task draw → data → network → multitask update → measurement and probe."""

@@ -1,0 +1,72 @@
+"""Input laws, in the coordinates where the ground-truth directions are the first r axes.
+
+`gaussian` is x ~ N(0, I_d) with a Haar-distributed M; `rademacher` is the dictionary model x = Q s with
+s uniform on {±1}^d, Q Haar and M the first r columns of Q. Initialisation and gradient descent are
+rotation-equivariant, so both are computed with M = I[:, :r] and Q = I, exactly in law; optimisers that
+are not equivariant get `rotation`.
+
+Source: which laws the paper uses is not known to us (only its abstracts were at hand); both are ours.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mtfl_jax.learning import keys
+
+
+def _normal(key: Array, n: int) -> Array:
+    return jax.random.normal(key, (n,))
+
+
+def _sign(key: Array, n: int) -> Array:
+    """n uniform signs, unpacked from the bits of ceil(n / 32) random words."""
+    words = jax.random.bits(key, (-(-n // 32),), jnp.uint32)
+    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    return 2 * bits.reshape(-1)[:n].astype(jnp.result_type(float)) - 1
+
+
+LAWS: dict[str, Callable[[Array, int], Array]] = {"gaussian": _normal, "rademacher": _sign}
+"""One coordinate's n draws, by the name of the law."""
+
+
+def inputs(
+    key: Array,
+    law: str,
+    n: int,
+    max_d: int,
+    *,
+    r: int | Array,
+    d: int | Array | None = None,
+    nuisance_scale: float | Array = 1.0,
+) -> Array:
+    """n inputs x, shape (n, max_d).
+
+    The first r coordinates carry the labels, the next d - r are multiplied by `nuisance_scale` and those
+    from d on (default: none) are zero. The draws of fewer samples or coordinates are the first of those of more.
+    """
+    x = jax.vmap(LAWS[law], in_axes=(0, None), out_axes=1)(keys.indexed(key, max_d), n)
+    k = jnp.arange(max_d)
+    scale = jnp.where(k < r, 1.0, jnp.where(k < (max_d if d is None else d), nuisance_scale, 0.0))
+    return x * scale.astype(x.dtype)
+
+
+def orthants(x: Array, r: int | Array, max_r: int) -> Array:
+    """z = sign(Mᵀx) with sign(0) = +1: x (n, d) -> (n, max_r), zero in the columns from r on."""
+    z = jnp.where(x[:, :max_r] >= 0, 1.0, -1.0).astype(x.dtype)
+    return jnp.where(jnp.arange(max_r) < r, z, 0)
+
+
+def rotation(key: Array, d: int | Array, max_d: int) -> Array:
+    """A Haar-distributed Q of the first d coordinates, identity on the others: (max_d, max_d).
+
+    Inputs in the run's own basis are x Qᵀ, weights W Qᵀ.
+    """
+    g = jax.vmap(_normal, in_axes=(0, None))(keys.indexed(key, max_d), max_d)
+    k = jnp.arange(max_d)
+    inside = (k[:, None] < d) & (k < d)
+    q, upper = jnp.linalg.qr(jnp.where(inside, g, jnp.eye(max_d, dtype=g.dtype)))
+    # QR leaves the columns' signs to the routine; a positive diagonal makes Q Haar.
+    return q * jnp.where(jnp.diag(upper) < 0, -1, 1)

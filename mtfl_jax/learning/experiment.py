@@ -1,0 +1,304 @@
+"""One cell of a sweep as a pure function: draw the tasks, train, measure, probe.
+
+`Program` is everything that fixes the compiled program (names and padded sizes), `Cell` everything that does not
+(true sizes and knobs). `experiment` maps (Program, Cell) to measurements and composes with `jax.jit` and `jax.vmap`.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from mtfl_jax.learning import data, keys, limits, measures, network, probe, tasks, updates
+from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.tasks import Tasks
+from mtfl_jax.learning.updates import Batch
+
+ALGORITHMS = ("one_step", "alternating", "joint", "random_features", "oracle", "population")
+TRAINED_IN_STEPS = ("alternating", "joint")
+
+SIMILARITY_SAMPLES = 256
+"""How many of the test samples feature_similarity compares pairwise."""
+
+
+class Program(NamedTuple):
+    """What a compiled program depends on: names, and sizes of arrays (at least the true sizes of its cells)."""
+
+    data: str
+    tasks: str
+    algorithm: str
+    losses: tuple[str, ...]
+    probe: str
+    d: int
+    r: int
+    width: int
+    num_tasks: int
+    n1: int
+    n2: int
+    n_down: tuple[int, ...]
+    n_test: int
+    bias: str = "zero"
+    shared_inputs: bool = True
+    noisy: bool = False
+    rotated: bool = False
+    head_steps: int = 1
+    split_batch: bool = False
+    fixed_samples: bool = False
+    optimizer: str = "sgd"
+    schedule: str = "constant"
+    steps: int = 1
+    record: tuple[int, ...] = (1,)
+    probe_tasks: str = "parity"
+
+
+@struct.dataclass
+class Cell:
+    """True sizes and knobs of one cell; every leaf may be traced. Scalars but `n_down`, (k,), one probe each.
+
+    `shrink` is η_w λ_w; `parity_size` 0 means any non-empty subset, `probe_parity_size` likewise.
+    """
+
+    seed: Any
+    d: Any
+    r: Any
+    width: Any
+    num_tasks: Any
+    n1: Any
+    n2: Any
+    n_down: Any
+    nuisance_scale: Any = 1.0
+    label_noise: Any = 0.0
+    parity_size: Any = 0
+    bias_scale: Any = 1.0
+    lr_a: Any = 1.0
+    lr_w: Any = 1.0
+    shrink: Any = 1.0
+    lr: Any = 0.01
+    momentum: Any = 0.9
+    weight_decay: Any = 0.0
+    probe_parity_size: Any = 0
+
+
+def draw_tasks(p: Program, cell: Cell) -> Tasks:
+    """The cell's training tasks."""
+    key = keys.named(keys.root(cell.seed), "tasks")
+    return tasks.sample(key, p.tasks, p.num_tasks, r=cell.r, max_r=p.r, size=cell.parity_size)
+
+
+def draw_network(p: Program, cell: Cell) -> Params:
+    """The network at initialisation."""
+    key = keys.named(keys.root(cell.seed), "network")
+    return network.initialise(
+        key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=cell.bias_scale
+    )
+
+
+def draw_inputs(p: Program, cell: Cell, key: Array, n: int) -> Array:
+    """n inputs of the cell's law, (n, p.d)."""
+    return data.inputs(key, p.data, n, p.d, r=cell.r, d=cell.d, nuisance_scale=cell.nuisance_scale)
+
+
+def draw_labels(p: Program, cell: Cell, of: Tasks, key: Array, x: Array, *, noisy: bool) -> Array:
+    """Labels (n, T) of inputs (n, d), each flipped with probability label_noise where `noisy`."""
+    y = tasks.labels(of, data.orthants(x, cell.r, p.r))
+    if not noisy:
+        return y
+    n, num_tasks = y.shape
+    u = jax.vmap(lambda key: jax.random.uniform(key, (n,)), out_axes=1)(keys.indexed(key, num_tasks))
+    return jnp.where(u < cell.label_noise, -y, y)
+
+
+def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
+    """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
+    key = jax.random.fold_in(keys.named(keys.root(cell.seed), purpose), 0 if p.fixed_samples else step)
+    max_n, n = (p.n1, cell.n1) if purpose == "heads" else (p.n2, cell.n2)
+    inputs_key, noise_key = keys.named(key, "inputs"), keys.named(key, "label_noise")
+    if p.shared_inputs:
+        x = draw_inputs(p, cell, inputs_key, max_n)
+        y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy)
+    else:
+        x = jax.vmap(lambda key: draw_inputs(p, cell, key, max_n))(keys.indexed(inputs_key, p.num_tasks))
+        noise_keys = keys.indexed(noise_key, p.num_tasks)
+
+        def own_labels(task: Array, key: Array, x: Array) -> Array:
+            return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy)[:, 0]
+
+        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
+    counted = (jnp.arange(max_n) < n)[:, None] & (jnp.arange(p.num_tasks) < cell.num_tasks)
+    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
+
+
+def representations(p: Program, cell: Cell, of: Tasks) -> Params:
+    """The network after each recorded step: `Params` whose leaves have a leading axis len(p.record)."""
+    params = draw_network(p, cell)
+    train_bias = p.bias == "trained"
+    if p.algorithm in TRAINED_IN_STEPS:
+        return _train(p, cell, of, params)
+    if p.algorithm == "population":
+        tables = tasks.truth_tables(of, cell.r, p.r)
+        tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)
+        params = limits.population_step(
+            keys.named(keys.root(cell.seed), "population"),
+            params,
+            tables,
+            r=cell.r,
+            max_r=p.r,
+            num_tasks=cell.num_tasks,
+            nuisance_scale=cell.nuisance_scale,
+            signal=1 - 2 * cell.label_noise,
+            lr_a=cell.lr_a,
+            lr_w=cell.lr_w,
+        )
+    else:
+        heads = draw_batch(p, cell, of, "heads", 0)
+        if p.algorithm == "one_step":
+            params = updates.one_step(
+                params,
+                heads,
+                draw_batch(p, cell, of, "features", 0),
+                p.losses,
+                lr_a=cell.lr_a,
+                lr_w=cell.lr_w,
+                shrink=cell.shrink,
+                train_bias=train_bias,
+            )
+        else:
+            if p.algorithm == "oracle":
+                params = network.inside_span(params, cell.r, cell.d)
+            params = updates.head_step(params, heads, p.losses, cell.lr_a)
+    return jax.tree.map(lambda leaf: leaf[None], params)
+
+
+def _train(p: Program, cell: Cell, of: Tasks, params: Params) -> Params:
+    train_bias = p.bias == "trained"
+    if p.algorithm == "alternating":
+
+        def update(state: updates.State, step: Array) -> updates.State:
+            features = draw_batch(p, cell, of, "features", step)
+            heads = draw_batch(p, cell, of, "heads", step) if p.split_batch else features
+            moved = updates.alternating_round(
+                state[0],
+                heads,
+                features,
+                p.losses,
+                lr_a=cell.lr_a,
+                lr_w=cell.lr_w,
+                shrink=cell.shrink,
+                head_steps=p.head_steps,
+                train_bias=train_bias,
+            )
+            return moved, state[1]
+
+        return updates.train(update, (params, ()), p.steps, p.record)
+
+    rotation = None
+    if p.rotated:
+        rotation = data.rotation(keys.named(keys.root(cell.seed), "rotation"), cell.d, p.d)
+    rule = updates.optimizer(
+        p.optimizer,
+        cell.lr,
+        schedule=p.schedule,
+        steps=p.steps,
+        momentum=cell.momentum,
+        weight_decay=cell.weight_decay,
+        train_bias=train_bias,
+        rotation=rotation,
+    )
+
+    def update_all(state: updates.State, step: Array) -> updates.State:
+        return updates.joint_update(*state, draw_batch(p, cell, of, "features", step), p.losses, rule)
+
+    return updates.train(update_all, (params, rule.init(params)), p.steps, p.record)
+
+
+def measure(p: Program, cell: Cell, of: Tasks, params: Params, step: int | Array) -> dict[str, Array]:
+    """Every measurement of the network after `step` updates: scalars, but downstream_error (k,) and
+    feature_similarity (p.r + 1,). Labels of fresh samples are clean; training losses have the training's noise.
+    """
+    root = keys.root(cell.seed)
+    W = params["W"]
+    out = dict(measures.recovery(W, cell.r, p.r)._asdict())
+
+    x = draw_inputs(p, cell, keys.named(root, "test"), p.n_test)
+    z = data.orthants(x, cell.r, p.r)
+    test = Batch(x, tasks.labels(of, z), p.n_test, cell.num_tasks)
+    outputs = network.outputs(params, x)
+    out["train_loss"] = _train_loss(p, cell, of, params, step)
+    out["test_loss"] = updates.objective(params, test, p.losses)
+    out["task_error"] = measures.task_error(outputs, test.y, cell.num_tasks)
+    few = min(SIMILARITY_SAMPLES, p.n_test)
+    out["feature_similarity"] = measures.feature_similarity(network.features(params, x[:few]), z[:few], cell.r)
+
+    if p.probe != "none":
+        down = keys.named(root, "downstream")
+        task = tasks.sample(
+            keys.named(down, "task"), p.probe_tasks, 1, r=cell.r, max_r=p.r, size=cell.probe_parity_size
+        )
+        x_down = draw_inputs(p, cell, keys.named(down, "inputs"), max(p.n_down))
+        y_down = draw_labels(p, cell, task, keys.named(down, "label_noise"), x_down, noisy=p.noisy)[:, 0]
+        c = probe.biases(keys.named(down, "biases"), p.width)
+        y_test = tasks.labels(task, z)[:, 0]
+        out["downstream_error"] = jnp.stack(
+            [
+                probe.downstream_error(
+                    p.probe, W, c, x_down[:max_n], y_down[:max_n], cell.n_down[k], cell.width, x, y_test
+                )
+                for k, max_n in enumerate(p.n_down)
+            ]
+        )
+    return out
+
+
+def _train_loss(p: Program, cell: Cell, of: Tasks, params: Params, step: int | Array) -> Array:
+    """L on the samples of the last update, after it; NaN for the population limit, which has none."""
+    if p.algorithm == "population":
+        return jnp.asarray(jnp.nan)
+    if p.algorithm in ("random_features", "oracle"):
+        batch = draw_batch(p, cell, of, "heads", 0)
+    else:
+        batch = draw_batch(p, cell, of, "features", jnp.asarray(step) - 1)
+    return updates.objective(params, batch, p.losses)
+
+
+def experiment(p: Program, cell: Cell) -> dict[str, Array]:
+    """The measurements of one cell; each value has a leading axis over p.record (length 1 without training steps)."""
+    of = draw_tasks(p, cell)
+    recorded = representations(p, cell, of)
+    return jax.lax.map(lambda at: measure(p, cell, of, *at), (recorded, jnp.asarray(p.record)))
+
+
+def costs(p: Program, step: int) -> dict[str, float]:
+    """num_params, train_samples and train_flops after `step` updates, for a program of true sizes.
+
+    num_params counts what the learner holds: W, A and a bias that is random or trained. train_samples counts the
+    distinct inputs seen. train_flops counts the matrix products of the updates, two a multiply-add: 2 n d width for
+    the hidden layer, as much for ∇_W, and 2 n width T for each product with the heads. The hidden layer counts once
+    where heads and representation share their samples.
+    """
+    num_params = p.width * (p.d + p.num_tasks + (p.bias != "zero"))
+    copies = 1 if p.shared_inputs else p.num_tasks
+    hidden, head = 2 * p.d * p.width * copies, 2 * p.width * p.num_tasks
+
+    def head_steps(n: int, known: bool) -> int:
+        first = 0 if known else hidden
+        return n * (first + 2 * head * p.head_steps)
+
+    representation = p.n2 * (2 * hidden + 2 * head)
+    if p.algorithm == "one_step":
+        # At A = 0 the outputs are known, so the head step takes one product with the heads.
+        samples, flops = p.n1 + p.n2, p.n1 * (hidden + head) + representation
+    elif p.algorithm in ("random_features", "oracle"):
+        samples, flops = p.n1, p.n1 * (hidden + head)
+    elif p.algorithm == "population":
+        samples, flops = 0, 0
+    else:
+        own = p.algorithm == "alternating" and p.split_batch
+        a_round = p.n2 + (p.n1 if own else 0)
+        samples = a_round if p.fixed_samples else a_round * step
+        if p.algorithm == "alternating":
+            flops = step * (representation + head_steps(p.n1 if own else p.n2, known=not own))
+        else:
+            flops = step * p.n2 * (2 * hidden + 3 * head)
+    return {"num_params": num_params, "train_samples": samples * copies, "train_flops": float(flops)}

@@ -1,0 +1,133 @@
+"""Exact identities of `one_step` with the linear loss, and its limit of infinitely many samples.
+
+With shared inputs, the linear loss, no label noise and the initial weights forgotten, up to a positive constant
+  W⁺_j = Σ_z (K h)_{zj} S_{zj},
+  h_{zj} = (1/n1) Σ_{i: z_i = z} σ(w_j·x_i + b_j),  S_{zj} = (1/n2) Σ_{i: z_i = z} 1[w_j·x_i + b_j > 0] x_i,
+so tasks enter only through their contrastive kernel K. As n1, n2 → ∞ on Gaussian inputs both tables become
+Gaussian integrals.
+
+Source: the pseudo-contrastive reading is that of arXiv 2307.06887 (final abstract); these formulas are ours.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.stats import norm
+
+from mtfl_jax.learning import tasks as families
+from mtfl_jax.learning.network import Params
+
+MAX_POPULATION_R = 10
+"""Largest r of the population limit: it sums over 2^r orthants."""
+
+_NODES = 4096
+_POINTS_PER_COORDINATE = {1: 64, 2: 32, 3: 16, 4: 8, 5: 5, 6: 4}
+
+
+class Moments(NamedTuple):
+    """The two tables by orthant: h (2^r, width) and S (2^r, width, d)."""
+
+    h: Array
+    S: Array
+
+
+def moments(params: Params, heads: tuple[Array, Array], features: tuple[Array, Array], max_r: int) -> Moments:
+    """Moment tables of samples; `heads` and `features` are (x (n, d), z (n, max_r)) with z as `data.orthants`."""
+
+    def table(x: Array, z: Array, values: Array) -> Array:
+        return jax.ops.segment_sum(values, families.orthant_index(z), 2**max_r) / x.shape[0]
+
+    def pre(x: Array) -> Array:
+        return x @ params["W"].T + params["b"]
+
+    (x1, z1), (x2, z2) = heads, features
+    active = (pre(x2) > 0).astype(x2.dtype)
+    return Moments(table(x1, z1, jax.nn.relu(pre(x1))), table(x2, z2, active[:, :, None] * x2[:, None, :]))
+
+
+def kernel_step(table: Moments, K: Array) -> Array:
+    """Σ_z (K h)_{zj} S_{zj}: the direction of W⁺ (width, d) for the contrastive kernel K (2^r, 2^r)."""
+    return jnp.einsum("zj,zjd->jd", K @ table.h, table.S)
+
+
+def half_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss quadrature for |g|, g ~ N(0, 1): nodes and weights (points,), float64, exact to degree 2·points − 1.
+
+    Golub and Welsch (1969) on the Jacobi matrix of the discretised measure (Gautschi's Stieltjes procedure).
+    """
+    t, w = np.polynomial.legendre.leggauss(400)
+    u = 6.5 * (t + 1)
+    w = w * np.exp(-(u**2) / 2)
+    w /= w.sum()
+    diagonal, off = np.zeros(points), np.zeros(points)
+    before, now = np.zeros_like(u), np.ones_like(u)
+    for k in range(points):
+        diagonal[k] = w @ (u * now**2)
+        after = (u - diagonal[k]) * now - (off[k - 1] if k else 0) * before
+        off[k] = math.sqrt(w @ after**2)
+        before, now = now, after / off[k]
+    nodes, vectors = np.linalg.eigh(np.diag(diagonal) + np.diag(off[:-1], 1) + np.diag(off[:-1], -1))
+    return nodes, vectors[0] ** 2
+
+
+def half_normal_nodes(key: Array, max_r: int) -> tuple[Array, Array]:
+    """Nodes (P, max_r) and weights (P,) for |u|, u ~ N(0, I_r): a tensor Gauss rule up to r = 6, Monte Carlo of
+    4096 draws from `key` above.
+    """
+    if max_r in _POINTS_PER_COORDINATE:
+        nodes, weights = half_normal_rule(_POINTS_PER_COORDINATE[max_r])
+        grid = np.stack(np.meshgrid(*[nodes] * max_r, indexing="ij"), axis=-1).reshape(-1, max_r)
+        weight = np.prod(np.stack(np.meshgrid(*[weights] * max_r, indexing="ij"), axis=-1), axis=-1).reshape(-1)
+        return jnp.asarray(grid, float), jnp.asarray(weight, float)
+    return jnp.abs(jax.random.normal(key, (_NODES, max_r))), jnp.full((_NODES,), 1 / _NODES)
+
+
+def population_step(
+    key: Array,
+    params: Params,
+    tables: Array,
+    *,
+    r: int | Array,
+    max_r: int,
+    num_tasks: int | Array,
+    nuisance_scale: float | Array = 1.0,
+    signal: float | Array = 1.0,
+    lr_a: float | Array = 1.0,
+    lr_w: float | Array = 1.0,
+) -> Params:
+    """`one_step` with the linear loss on Gaussian inputs as n1, n2 → ∞, initial weights forgotten.
+
+    tables (T, 2^max_r): truth tables, zero where padded; signal: E[y f_t(z)], i.e. 1 − 2·label_noise. With
+    u = Mᵀx and ρ_j = nuisance_scale·‖w_⊥‖, w·x + b is μ + ρ ξ with μ = w_∥·u + b, whence the means over ξ
+      E σ = μ Φ(μ/ρ) + ρ φ(μ/ρ),  E 1[active] = Φ(μ/ρ),  E 1[active] ξ = φ(μ/ρ);
+    the average over u runs orthant by orthant over `half_normal_nodes`, so its cost does not depend on d.
+    """
+    W, b = params["W"], params["b"]
+    along = jnp.arange(W.shape[1]) < r
+    parallel = jnp.where(along, W, 0)[:, :max_r]
+    perpendicular = jnp.where(along, 0, W)
+    length = jnp.linalg.norm(perpendicular, axis=1)
+    rho = nuisance_scale * length
+    unit = perpendicular / jnp.where(length > 0, length, 1)[:, None]
+    size, weight = half_normal_nodes(key, max_r)
+    weight = weight / 2**r
+
+    def orthant(z: Array) -> tuple[Array, Array, Array]:
+        u = size * z
+        mu = u @ parallel.T + b
+        ratio = mu / jnp.where(rho > 0, rho, 1)
+        active = jnp.where(rho > 0, norm.cdf(ratio), (mu > 0).astype(mu.dtype))
+        density = jnp.where(rho > 0, norm.pdf(ratio), 0)
+        return weight @ (mu * active + rho * density), jnp.einsum("p,pj,pk->jk", weight, active, u), weight @ density
+
+    h, s_parallel, s_across = jax.lax.map(orthant, families.all_orthants(r, max_r))
+    heads = lr_a * signal * tables @ h
+    back = signal * tables.T @ heads / num_tasks
+    toward_m = jnp.einsum("zj,zjk->jk", back, s_parallel)
+    across = nuisance_scale * jnp.sum(back * s_across, axis=0)
+    moved = jnp.pad(toward_m, ((0, 0), (0, W.shape[1] - max_r))) + across[:, None] * unit
+    return params | {"W": lr_w * moved, "A": heads}

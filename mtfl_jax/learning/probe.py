@@ -1,0 +1,167 @@
+"""The downstream probe: a linear classifier with intercept on frozen features σ(V x + c) of a representation W.
+
+V holds the rows of W normalised (0 for a zero row), scaled so that V x has unit mean square on the probe's
+sample; c_j is uniform on [−1.5, 1.5]. The penalty λ n is chosen on one fixed grid the same way for every feature
+type: by leave-one-out for ridge, on a held-out quarter for logistic regression and the linear SVM.
+
+Source: that a linear classifier on learned features suffices is the claim of arXiv 2307.06887; this probe, its
+biases and its grid are ours.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+BIAS_RANGE = 1.5
+PENALTIES = np.logspace(2, -4, 7)
+"""The grid of λ, strongest first, so that ties take the stronger penalty."""
+
+MAX_ITERATIONS = 300
+
+
+def preactivations(W: Array, x: Array) -> Array:
+    """x (n, d) on the normalised rows of W (width, d), zero for a zero row: (n, width)."""
+    norm = jnp.linalg.norm(W, axis=1, keepdims=True)
+    return x @ (W / jnp.where(norm > 0, norm, 1)).T
+
+
+def mean_square(v: Array, n: int | Array, width: int | Array) -> Array:
+    """Mean square of v (max_n, max_width) over its first n rows and `width` columns (padded columns are zero)."""
+    return jnp.sum(jnp.where(jnp.arange(v.shape[0]) < n, jnp.sum(v**2, axis=1), 0)) / (n * width)
+
+
+def biases(key: Array, width: int) -> Array:
+    """c (width,), uniform on [−1.5, 1.5], prefix-stable in width."""
+    return jax.random.uniform(key, (width,), minval=-BIAS_RANGE, maxval=BIAS_RANGE)
+
+
+def features(v: Array, scale2: Array, c: Array, width: int | Array) -> Array:
+    """σ(v/√scale2 + c), zero in the columns from `width` on: v (n, max_width) -> the same shape."""
+    h = jax.nn.relu(v / jnp.sqrt(jnp.where(scale2 > 0, scale2, 1)) + c)
+    return jnp.where(jnp.arange(v.shape[1]) < width, h, 0)
+
+
+def ridge(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+    """Ridge regression of y on phi with a free intercept, λ by leave-one-out squared error.
+
+    phi (max_n, m), y (max_n,), of which the first n rows count. Minimises Σ_i (y_i − φ_i·β − β₀)² + λ n ‖β‖² and
+    returns (β (m,), β₀). Solved in the smaller of primal and dual.
+    """
+    C, target, mean, offset = _centred(phi, y, n)
+    max_n, m = C.shape
+    dual = max_n <= m
+    s, U = jnp.linalg.eigh(C @ C.T if dual else C.T @ C)
+    s = jnp.maximum(s, 0)
+    Z = U * jnp.sqrt(s) if dual else C @ U
+    coefficients = Z.T @ target
+
+    def leave_one_out(penalty: Array) -> Array:
+        weight = 1 / (s + penalty * n)
+        leverage = Z**2 @ weight + 1 / n
+        residual = target - Z @ (weight * coefficients)
+        kept = jnp.where(leverage < 1, 1 - leverage, 1)
+        return jnp.sum(jnp.where(jnp.arange(max_n) < n, residual / kept, 0) ** 2)
+
+    penalties = jnp.asarray(PENALTIES, C.dtype)
+    best = penalties[jnp.argmin(jax.lax.map(leave_one_out, penalties))] * n
+    beta = C.T @ (U @ (U.T @ target / (s + best))) if dual else U @ (coefficients / (s + best))
+    return beta, offset - mean @ beta
+
+
+def logistic(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+    """Logistic regression, λ by the held-out quarter: minimises Σ_i log(1 + e^{−m_i}) + (λ n/2) ‖β‖² with a free
+    intercept; returns (β, β₀).
+    """
+    return _held_out(lambda m: jax.nn.softplus(-m), phi, y, n)
+
+
+def svm(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+    """Linear SVM, λ by the held-out quarter: minimises Σ_i max(0, 1 − m_i)² + (λ n/2) ‖β‖² (squared hinge, as
+    LinearSVC's default, with a free intercept); returns (β, β₀).
+    """
+    return _held_out(lambda m: jax.nn.relu(1 - m) ** 2, phi, y, n)
+
+
+PROBES: dict[str, Callable[[Array, Array, int | Array], tuple[Array, Array]]] = {
+    "ridge": ridge,
+    "logistic": logistic,
+    "svm": svm,
+}
+
+
+def fit_margin(
+    loss: Callable[[Array], Array], phi: Array, y: Array, counted: Array, strength: float | Array
+) -> tuple[Array, Array]:
+    """Minimise Σ_i counted_i ℓ(y_i (φ_i·β + β₀)) + (strength/2) ‖β‖² by L-BFGS; returns (β (m,), β₀).
+
+    phi (n, m), y (n,) in ±1, counted (n,) in {0, 1}.
+    """
+    n = jnp.sum(counted)
+    mean = jnp.sum(jnp.where(counted[:, None] > 0, phi, 0), axis=0) / jnp.maximum(n, 1)
+    # Centring changes nothing but the intercept, and conditions the problem.
+    C = (phi - mean) * counted[:, None]
+
+    def objective(theta: tuple[Array, Array]) -> Array:
+        beta, intercept = theta
+        value = jnp.sum(counted * loss(y * (C @ beta + intercept))) + strength / 2 * jnp.sum(beta**2)
+        return value / jnp.maximum(n, 1)
+
+    solver = optax.lbfgs()
+    value_and_grad = optax.value_and_grad_from_state(objective)
+    start = (jnp.zeros(phi.shape[1], phi.dtype), jnp.zeros((), phi.dtype))
+    tolerance = 10 * jnp.finfo(phi.dtype).eps
+
+    def step(carry: tuple) -> tuple:
+        theta, state, _, count = carry
+        value, grad = value_and_grad(theta, state=state)
+        updates, state = solver.update(grad, state, theta, value=value, grad=grad, value_fn=objective)
+        moved = optax.apply_updates(theta, updates)
+        return moved, state, optax.tree.norm(grad), count + 1
+
+    def unfinished(carry: tuple) -> Array:
+        _, _, slope, count = carry
+        return (count < MAX_ITERATIONS) & (slope > tolerance)
+
+    first = (start, solver.init(start), jnp.asarray(jnp.inf, phi.dtype), 0)
+    (beta, intercept), *_ = jax.lax.while_loop(unfinished, step, first)
+    return beta, intercept - mean @ beta
+
+
+def _held_out(loss: Callable[[Array], Array], phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+    """Fit on the first three quarters for every λ, take the λ of least loss on the last quarter, fit on all."""
+    i = jnp.arange(phi.shape[0])
+    quarter = n // 4
+    fitted, held = (i < n - quarter).astype(phi.dtype), (i >= n - quarter) & (i < n)
+    penalties = jnp.asarray(PENALTIES, phi.dtype)
+
+    def held_out_loss(penalty: Array) -> Array:
+        beta, intercept = fit_margin(loss, phi, y, fitted, penalty * (n - quarter))
+        return jnp.sum(jnp.where(held, loss(y * (phi @ beta + intercept)), 0))
+
+    best = penalties[jnp.argmin(jax.vmap(held_out_loss)(penalties))]
+    return fit_margin(loss, phi, y, (i < n).astype(phi.dtype), best * n)
+
+
+def _centred(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array, Array, Array]:
+    """phi and y less their means over the first n rows and zero beyond; and the means."""
+    counted = (jnp.arange(phi.shape[0]) < n).astype(phi.dtype)
+    mean, offset = counted @ phi / n, counted @ y / n
+    return (phi - mean) * counted[:, None], (y - offset) * counted, mean, offset
+
+
+def downstream_error(
+    probe: str, W: Array, c: Array, x: Array, y: Array, n: int | Array, width: int | Array, x_test: Array, y_test: Array
+) -> Array:
+    """Test error of the probe fitted on the first n rows of (x, y), a scalar.
+
+    W (max_width, d), c (max_width,), x (max_n, d), y (max_n,), x_test (n_test, d), y_test (n_test,).
+    """
+    v = preactivations(W, x)
+    scale2 = mean_square(v, n, width)
+    beta, intercept = PROBES[probe](features(v, scale2, c, width), y, n)
+    decision = features(preactivations(W, x_test), scale2, c, width) @ beta + intercept
+    return jnp.mean((decision >= 0) != (y_test >= 0))
