@@ -104,7 +104,7 @@ def one_line(error: Exception) -> str:
 
 def main() -> None:
     """Run `mtfl`; a bad input is one line on stderr and exit status 2. HYDRA_FULL_ERROR=1 shows where it rose."""
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing.
     raised: list[Exception] = []
 
@@ -119,7 +119,7 @@ def main() -> None:
         if raised:
             raise raised[0]
     except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-        if full:
+        if before == "1":
             raise
         Console(stderr=True).print(
             f"mtfl: {one_line(error)}", style="red", soft_wrap=True, highlight=False, markup=False
@@ -127,6 +127,8 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
 def mean_and_error(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Mean and standard error of the mean over seeds of y at each x: columns mean, error; index x."""
     grouped = table.groupby(x)[y]
-    error = grouped.std() / np.sqrt(grouped.count())
+    error: pd.Series = grouped.std() / np.sqrt(grouped.count())
     return pd.DataFrame({"mean": grouped.mean(), "error": error.fillna(0)}).astype(float)
 
 

@@ -132,10 +132,14 @@ def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Arra
 
 def representations(p: Program, cell: Cell, of: Tasks) -> Params:
     """The network after each recorded step: `Params` whose leaves have a leading axis len(p.record)."""
-    params = draw_network(p, cell)
-    train_bias = p.bias == "trained"
     if p.algorithm in TRAINED_IN_STEPS:
-        return _train(p, cell, of, params)
+        return _train(p, cell, of)
+    return jax.tree.map(lambda leaf: leaf[None], _at_once(p, cell, of)[0])
+
+
+def _at_once(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Batch | None]:
+    """The network of an algorithm without training steps, and the samples it saw last (the population limit: none)."""
+    params = draw_network(p, cell)
     if p.algorithm == "population":
         tables = tasks.truth_tables(of, cell.r, p.r)
         tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)
@@ -151,27 +155,19 @@ def representations(p: Program, cell: Cell, of: Tasks) -> Params:
             lr_a=cell.lr_a,
             lr_w=cell.lr_w,
         )
-    else:
-        heads = draw_batch(p, cell, of, "heads", 0)
-        if p.algorithm == "one_step":
-            params = updates.one_step(
-                params,
-                heads,
-                draw_batch(p, cell, of, "features", 0),
-                p.losses,
-                lr_a=cell.lr_a,
-                lr_w=cell.lr_w,
-                shrink=cell.shrink,
-                train_bias=train_bias,
-            )
-        else:
-            if p.algorithm == "oracle":
-                params = network.inside_span(params, cell.r, cell.d)
-            params = updates.head_step(params, heads, p.losses, cell.lr_a)
-    return jax.tree.map(lambda leaf: leaf[None], params)
+        return params, None
+    heads = draw_batch(p, cell, of, "heads", 0)
+    if p.algorithm == "one_step":
+        features = draw_batch(p, cell, of, "features", 0)
+        rates = {"lr_a": cell.lr_a, "lr_w": cell.lr_w, "shrink": cell.shrink}
+        return updates.one_step(params, heads, features, p.losses, **rates, train_bias=p.bias == "trained"), features
+    if p.algorithm == "oracle":
+        params = network.inside_span(params, cell.r, cell.d)
+    return updates.head_step(params, heads, p.losses, cell.lr_a), heads
 
 
-def _train(p: Program, cell: Cell, of: Tasks, params: Params) -> Params:
+def _train(p: Program, cell: Cell, of: Tasks) -> Params:
+    params = draw_network(p, cell)
     train_bias = p.bias == "trained"
     if p.algorithm == "alternating":
 
@@ -213,9 +209,10 @@ def _train(p: Program, cell: Cell, of: Tasks, params: Params) -> Params:
     return updates.train(update_all, (params, rule.init(params)), p.steps, p.record)
 
 
-def measure(p: Program, cell: Cell, of: Tasks, params: Params, step: int | Array) -> dict[str, Array]:
-    """Every measurement of the network after `step` updates: scalars, but downstream_error (k,) and
-    feature_similarity (p.r + 1,). Labels of fresh samples are clean; training losses have the training's noise.
+def measure(p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None) -> dict[str, Array]:
+    """Every measurement of a network: scalars, but downstream_error (k,) and feature_similarity (p.r + 1,).
+
+    `batch`: the samples of its last update, for train_loss (NaN without). Labels of fresh samples are clean.
     """
     root = keys.root(cell.seed)
     W = params["W"]
@@ -225,7 +222,7 @@ def measure(p: Program, cell: Cell, of: Tasks, params: Params, step: int | Array
     z = data.orthants(x, cell.r, p.r)
     test = Batch(x, tasks.labels(of, z), p.n_test, cell.num_tasks)
     outputs = network.outputs(params, x)
-    out["train_loss"] = _train_loss(p, cell, of, params, step)
+    out["train_loss"] = jnp.asarray(jnp.nan) if batch is None else updates.objective(params, batch, p.losses)
     out["test_loss"] = updates.objective(params, test, p.losses)
     out["task_error"] = measures.task_error(outputs, test.y, cell.num_tasks)
     few = min(SIMILARITY_SAMPLES, p.n_test)
@@ -251,22 +248,17 @@ def measure(p: Program, cell: Cell, of: Tasks, params: Params, step: int | Array
     return out
 
 
-def _train_loss(p: Program, cell: Cell, of: Tasks, params: Params, step: int | Array) -> Array:
-    """L on the samples of the last update, after it; NaN for the population limit, which has none."""
-    if p.algorithm == "population":
-        return jnp.asarray(jnp.nan)
-    if p.algorithm in ("random_features", "oracle"):
-        batch = draw_batch(p, cell, of, "heads", 0)
-    else:
-        batch = draw_batch(p, cell, of, "features", jnp.asarray(step) - 1)
-    return updates.objective(params, batch, p.losses)
-
-
 def experiment(p: Program, cell: Cell) -> dict[str, Array]:
     """The measurements of one cell; each value has a leading axis over p.record (length 1 without training steps)."""
     of = draw_tasks(p, cell)
-    recorded = representations(p, cell, of)
-    return jax.lax.map(lambda at: measure(p, cell, of, *at), (recorded, jnp.asarray(p.record)))
+    if p.algorithm not in TRAINED_IN_STEPS:
+        return jax.tree.map(lambda leaf: leaf[None], measure(p, cell, of, *_at_once(p, cell, of)))
+
+    def recorded(at: tuple[Params, Array]) -> dict[str, Array]:
+        params, step = at
+        return measure(p, cell, of, params, draw_batch(p, cell, of, "features", step - 1))
+
+    return jax.lax.map(recorded, (representations(p, cell, of), jnp.asarray(p.record)))
 
 
 def costs(p: Program, step: int) -> dict[str, float]:

@@ -1,0 +1,31 @@
+"""Shared fixtures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def mtfl(tmp_path):
+    """Run `python -m mtfl_jax ARGS` in a fresh folder (or in cwd): the finished process with its output as text."""
+
+    def run(*args, cwd=tmp_path, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", "mtfl_jax", *args],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "COLUMNS": "100", **environment},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The checkout that the tests are of."""
+    return Path(__file__).parents[1]

@@ -1,0 +1,166 @@
+"""The `mtfl` command as a user meets it."""
+
+import json
+import sys
+
+import pandas as pd
+import pytest
+
+import mtfl_jax
+from mtfl_jax.__main__ import main
+from mtfl_jax.sweep import engine
+from mtfl_jax.sweep.store import MEASUREMENTS
+
+SMALL = ["d=16", "r=2", "width=16", "num_tasks=4", "n1=256", "n2=256", "n_down=32", "n_test=128"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Run main() with arguments in an empty folder: (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["mtfl", *args])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+BAD = [
+    (["r=65"], "r=65", "d=64"),
+    (["d=0"], "d=0", "integer from 1"),
+    (["width=0"], "width=0", "integer from 1"),
+    (["d=abc"], "d=abc", "integer"),
+    (["d=1,2"], "d=1,2", "sweep"),
+    (["r=40"], "r=40", "r <= 16"),
+    (["dd=3"], "dd=3", "allowed"),
+    (["+dd=3"], "dd=3", "allowed"),
+    (["~d"], "d=(missing)", "required"),
+    (["data=cauchy"], "data=cauchy", "gaussian, rademacher"),
+    (["study=all"], "study=all", "quickstart"),
+    (["loss=l1"], "loss=l1", "hinge"),
+    (["lr_w=nan"], "lr_w=nan", "finite"),
+    (["lr_a=-1"], "lr_a=-1", "from 0"),
+    (["n_down=0"], "n_down=0", "integer from 1"),
+    (["algorithm=alternating", "loss=linear"], "loss=linear", "weight_decay"),
+    (["hydra.run.dir=/dev/null/x"], "/dev/null/x", "written"),
+    (["hydra.run.dir=/proc/x"], "/proc/x", "written"),
+    (["hydra.run.dirr=x"], "hydra.run.dirr=x", "--hydra-help"),
+    (["study=quickstart", "sweep.axes.dd=[1,2]"], "dd", "allowed"),
+    (["study=quickstart", "width=0"], "width=0", "integer from 1"),
+]
+
+
+@pytest.mark.parametrize(("args", "named", "allowed"), BAD)
+def test_bad_input_is_one_line_and_leaves_nothing(here, tmp_path, args, named, allowed):
+    status, out, err = here(*args)
+    assert status not in (0, None)
+    assert out == ""
+    assert len(err.strip().splitlines()) == 1
+    assert named in err
+    assert allowed in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_from_the_shell(mtfl, tmp_path):
+    done = mtfl("r=65")
+    assert done.returncode == 2
+    assert done.stderr == "mtfl: r=65: allowed: at most d=64\n"
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_error_shows_where_it_rose(mtfl):
+    assert "Traceback" in mtfl("r=65", HYDRA_FULL_ERROR="1").stderr
+
+
+def test_one_cell_writes_its_row_and_what_it_ran_on(here, tmp_path):
+    status, out, _ = here(*SMALL, "hydra.run.dir=a")
+    assert status == 0
+    table = mtfl_jax.load("a")
+    assert "subspace_distance" in out
+    assert "wrote a/results.parquet" in out.replace(f"{tmp_path}/", "")
+    assert len(table) == 1
+    assert list(table.columns[-len(MEASUREMENTS) :]) == list(MEASUREMENTS)
+    row = table.iloc[0]
+    assert (row["d"], row["data"], row["tasks"], row["algorithm"], row["step"]) == (
+        16,
+        "gaussian",
+        "balanced",
+        "one_step",
+        1,
+    )
+    facts = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert facts["versions"]["jax"]
+    assert facts["matmul_precision"] == "highest"
+    assert facts["devices"]
+    assert "width: 16" in (tmp_path / "a" / "config.yaml").read_text()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.yaml", "results.parquet", "run.json"]
+    again = mtfl_jax.run(d=16, r=2, width=16, num_tasks=4, n1=256, n2=256, n_down=32, n_test=128)
+    pd.testing.assert_frame_equal(table, again)
+
+
+def test_finished_results_are_never_overwritten(here, tmp_path):
+    assert here(*SMALL, "hydra.run.dir=a")[0] == 0
+    before = (tmp_path / "a" / "results.parquet").read_bytes()
+    status, _, err = here(*SMALL, "seed=1", "hydra.run.dir=a")
+    assert status == 2
+    assert "results.parquet already" in err
+    assert (tmp_path / "a" / "results.parquet").read_bytes() == before
+
+
+def test_quickstart_tiny(here, tmp_path):
+    sizes = [text for text in SMALL if not text.startswith("num_tasks")]
+    status, out, _ = here("study=quickstart", *sizes, "num_tasks=8", "hydra.run.dir=q")
+    assert status == 0
+    assert "directions" in out
+    for name in ("quickstart.png", "quickstart.pdf", "results.parquet"):
+        assert (tmp_path / "q" / name).stat().st_size > 1000
+        assert name in out
+    table = mtfl_jax.load("q")
+    # A key given on the command line replaces the study's axis.
+    assert len(table) == 3 * 8
+    assert set(table["num_tasks"]) == {8}
+    assert set(table["data"]) == {"rademacher"}
+
+
+def test_several_steps_and_samples_give_several_rows(here):
+    status, _, _ = here(*SMALL[:-2], "n_down=[8,16]", "n_test=64", "algorithm=joint", "steps=5", "hydra.run.dir=a")
+    assert status == 0
+    table = mtfl_jax.load("a")
+    assert list(zip(table["step"], table["n_down"], strict=True)) == [(s, n) for s in (1, 2, 4, 5) for n in (8, 16)]
+    one = mtfl_jax.run(d=16, r=2, width=16, num_tasks=4, n2=256, n_down=8, n_test=64, algorithm="joint", steps=5)
+    pd.testing.assert_frame_equal(table[table["n_down"] == 8].reset_index(drop=True), one)
+
+
+def test_help_explains_the_groups(mtfl):
+    done = mtfl("--help")
+    assert done.returncode == 0
+    for word in ("algorithm", "random_features", "study=quickstart", "num_tasks: 64"):
+        assert word in done.stdout
+
+
+def test_load_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="give the folder"):
+        mtfl_jax.load(tmp_path)
+
+
+def test_analysis_imports_no_jax(tmp_path):
+    import subprocess
+
+    code = (
+        "import sys, mtfl_jax.analysis.report; assert 'jax' not in sys.modules and 'mtfl_jax.config' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_engine_uses_one_device_a_core():
+    import os
+
+    assert len(engine.devices()) == len(os.sched_getaffinity(0))

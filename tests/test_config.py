@@ -1,0 +1,156 @@
+"""Configuration: every YAML composes, every bad value is refused in one line, fields declare their kind."""
+
+import dataclasses
+
+import hydra
+import pytest
+from hydra import compose, initialize_config_dir
+
+import mtfl_jax
+from mtfl_jax import config
+from mtfl_jax.config import FIELDS, GROUPS, Config, ConfigError, cell_values, conf_dir, from_keywords
+
+CHOICES = sorted(
+    (path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.parent.name in (*GROUPS, "study")
+)
+
+
+def composed(*overrides):
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_yaml_composes_to_a_valid_cell(group, choice):
+    whole = composed(f"{group}={choice}")
+    assert whole[group] == choice
+    cell = Config.from_mapping(cell_values(whole))
+    assert getattr(cell, group, choice) == choice
+    cell.program()
+    cell.cell()
+
+
+def test_every_allowed_choice_has_a_yaml_and_no_other():
+    for group in GROUPS:
+        with pytest.raises(ConfigError) as refused:
+            FIELDS[group].metadata["parse"](group, "no such choice")
+        names = str(refused.value).split("allowed: ")[1].split(", ")
+        assert sorted(names) == [choice for of, choice in CHOICES if of == group]
+
+
+def test_config_yaml_holds_exactly_the_fields():
+    assert sorted(cell_values(composed())) == sorted(FIELDS)
+
+
+def test_keywords_compose_as_the_command_line_does():
+    given = ["algorithm=alternating", "data=rademacher", "d=32", "lr_w=0.5", "n_down=[16,64]"]
+    by_hand = Config.from_mapping(cell_values(composed(*given)))
+    assert from_keywords(algorithm="alternating", data="rademacher", d=32, lr_w=0.5, n_down=[16, 64]) == by_hand
+    assert by_hand.loss == "logistic"
+    assert from_keywords(algorithm="alternating", loss="hinge").loss == "hinge"
+
+
+def test_keywords_leave_the_callers_hydra_alone():
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config._composed.cache_clear()
+        from_keywords(d=32)
+        assert hydra.compose("config", ["d=16"]).d == 16
+
+
+BAD = [
+    ({"r": 65, "d": 64}, "r=65", "d=64"),
+    *[
+        ({name: 0}, f"{name}=0", "integer from 1")
+        for name, spec in FIELDS.items()
+        if spec.metadata["parse"] is config._SIZE
+    ],
+    ({"n_down": 0}, "n_down=0", "integer from 1"),
+    ({"n_down": []}, "n_down=[]", "non-empty"),
+    ({"n_down": [8, 8]}, "n_down=[8, 8]", "distinct"),
+    ({"d": "abc"}, "d=abc", "integer"),
+    ({"d": 64.5}, "d=64.5", "integer"),
+    ({"d": True}, "d=True", "integer"),
+    ({"seed": -1}, "seed=-1", "from 0 to 2147483647"),
+    ({"seed": 2**31}, "seed=2147483648", "from 0 to 2147483647"),
+    ({"r": 40, "tasks": "balanced"}, "r=40", "r <= 16"),
+    ({"r": 40, "tasks": "uniform"}, "r=40", "halfspace, parity, majority"),
+    ({"r": 40, "tasks": "parity", "probe_tasks": "balanced"}, "r=40", "probe_tasks=balanced"),
+    ({"dimension": 3}, "dimension=3", "unknown key"),
+    ({"numtasks": 3}, "numtasks=3", "did you mean num_tasks?"),
+    ({"data": "cauchy"}, "data=cauchy", "gaussian, rademacher"),
+    ({"loss": "l1"}, "loss=l1", "hinge"),
+    ({"loss": "mixture", "losses": ["hinge", "l1"]}, "losses=l1", "hinge"),
+    ({"optimizer": "adamm"}, "optimizer=adamm", "did you mean adam?"),
+    *[
+        ({name: bad}, f"{name}={bad}", "a finite number from 0")
+        for name in ("lr_a", "lr_w", "lr", "weight_decay", "nuisance_scale")
+        for bad in (-1.0, float("nan"), float("inf"), "fast")
+    ],
+    ({"label_noise": 0.6}, "label_noise=0.6", "to 0.5"),
+    ({"momentum": 1.5}, "momentum=1.5", "to 1"),
+    ({"shared_inputs": 1}, "shared_inputs=1", "true, false"),
+    ({"algorithm": "alternating", "loss": "linear"}, "loss=linear", "weight_decay > 0"),
+    ({"algorithm": "joint", "loss": "mixture", "losses": ["linear", "hinge"]}, "loss=mixture", "weight_decay > 0"),
+    ({"algorithm": "alternating", "weight_decay": None}, "weight_decay=None", "alternating"),
+    ({"algorithm": "joint", "steps": 10, "measure_at": [5, 11]}, "measure_at=[5, 11]", "steps=10"),
+    ({"algorithm": "joint", "measure_at": "often"}, "measure_at=often", "log, last"),
+    ({"algorithm": "population", "data": "rademacher"}, "data=rademacher", "gaussian"),
+    ({"algorithm": "population", "loss": "hinge"}, "loss=hinge", "linear"),
+    ({"algorithm": "population", "r": 11}, "r=11", "r <= 10"),
+    ({"parity_size": 5, "tasks": "parity"}, "parity_size=5", "r=4"),
+    ({"parity_size": "some"}, "parity_size=some", "any, all"),
+]
+
+
+@pytest.mark.parametrize(("values", "named", "allowed"), BAD)
+def test_bad_values_are_refused_in_one_line(values, named, allowed):
+    with pytest.raises(ConfigError) as refused:
+        mtfl_jax.run(**values)
+    message = str(refused.value)
+    assert message.startswith(f"{named}: ")
+    assert allowed in message
+    assert "\n" not in message
+
+
+def test_knobs_leave_the_program_alone_and_shapes_change_it():
+    base = from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum")
+    other = {"seed": 7, "parity_size": 2, "probe_parity_size": 3, "label_noise": 0.2}
+    for name, spec in FIELDS.items():
+        if spec.metadata["kind"] == "knob":
+            value = other.get(name, 0.25)
+            changed = dataclasses.replace(base, **{name: value})
+            assert changed.program() == base.program(), name
+            assert any((old != new).any() for old, new in zip(_leaves(base), _leaves(changed), strict=True)), (
+                f"{name} reaches no traced number"
+            )
+        elif spec.metadata["kind"] == "shape":
+            value = (8,) if name == "n_down" else 3
+            assert dataclasses.replace(base, **{name: value}).program() != base.program(), name
+
+
+def _leaves(cell):
+    import jax
+
+    return jax.tree.leaves(cell.cell())
+
+
+def test_rows_leave_out_what_does_not_bear_on_them():
+    row = from_keywords(algorithm="random_features").row()
+    assert row["lr_w"] is None
+    assert row["n2"] is None
+    assert row["lr_a"] == 1.0
+    assert from_keywords(algorithm="joint", optimizer="adam").row()["basis"] == "haar"
+    assert from_keywords(algorithm="joint", optimizer="sgd").row()["basis"] is None
+
+
+def test_recorded_steps():
+    def record(**values):
+        return from_keywords(algorithm="alternating", **values).record
+
+    assert record(steps=20) == (1, 2, 4, 8, 16, 20)
+    assert record(steps=16) == (1, 2, 4, 8, 16)
+    assert record(steps=1) == (1,)
+    assert record(steps=20, measure_at="last") == (20,)
+    assert record(steps=20, measure_at=[10, 5]) == (5, 10)
+    assert from_keywords(algorithm="one_step").record == (1,)
+    assert from_keywords(algorithm="oracle").record == (0,)
