@@ -3,10 +3,11 @@
     import mtfl_jax
 
     table = mtfl_jax.run(d=64, r=4, data="rademacher", num_tasks=64, seed=0)   # one cell, a pandas DataFrame
+    table = mtfl_jax.sweep(d=[32, 64], num_tasks=[1, 16], seed=range(64))      # their product
     table = mtfl_jax.load("outputs/quickstart/…")                            # what `mtfl` wrote
 
 A cell goes through one direction: task draw → data → network → multitask update → measurement and probe
-(`mtfl_jax.learning`, pure functions), run by `mtfl_jax.sweep`; `mtfl_jax.analysis` reads the tables.
+(`mtfl_jax.learning`, pure functions), run by `mtfl_jax.sweeps`; `mtfl_jax.analysis` reads the tables.
 """
 
 import importlib
@@ -14,12 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mtfl_jax.config import ConfigError as ConfigError
-    from mtfl_jax.sweep.engine import run as run
-    from mtfl_jax.sweep.store import load as load
+    from mtfl_jax.sweeps.engine import run as run
+    from mtfl_jax.sweeps.engine import sweep as sweep
+    from mtfl_jax.sweeps.store import load as load
 
-_HOMES = {"ConfigError": "mtfl_jax.config", "run": "mtfl_jax.sweep.engine", "load": "mtfl_jax.sweep.store"}
+_HOMES = {
+    "ConfigError": "mtfl_jax.config",
+    "load": "mtfl_jax.sweeps.store",
+    "run": "mtfl_jax.sweeps.engine",
+    "sweep": "mtfl_jax.sweeps.engine",
+}
 
-__all__ = ["ConfigError", "load", "run"]
+__all__ = ["ConfigError", "load", "run", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,66 +2,116 @@
 
 import itertools
 import os
+import signal
+import socket
 import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mtfl_jax.analysis import report
-from mtfl_jax.config import ConfigError, cell_values, conf_dir, plain, require_field
-from mtfl_jax.sweep import engine, grid, store
+from mtfl_jax.config import HYDRA_BASE, ConfigError, cell_values, conf_dir, memory_share, part_of, plain, require_field
+from mtfl_jax.sweeps import engine, progress, store
+from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.jobs import JobsFailedError
+from mtfl_jax.sweeps.plan import plan
+
+SHOWN_CELLS = 100_000
+"""A table of more cells than this is not read back to be shown."""
+
+BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, OSError)
+
+
+class StoppedError(Exception):
+    """A sweep that a signal stopped before its end."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+def grid_of(composed: DictConfig) -> Grid:
+    """The grid of a composed config: `sweep.axes`, less the axes whose key the command line fixes."""
+    overrides = list(HydraConfig.get().overrides.task)
+    given = {text.split("=")[0].lstrip("+~") for text in overrides}
+    sweep = plain(composed.sweep)
+    for key in sweep:
+        if key not in ("axes", "zip", "where", "part"):
+            raise ConfigError(f"sweep.{key}", sweep[key], "unknown key; allowed: axes, zip, where, part")
+    axes = {key: spec for key, spec in (sweep["axes"] or {}).items() if key not in given}
+    values = cell_values(composed)
+
+    def compose(choices: Mapping[str, str]) -> Mapping[str, Any]:
+        if not choices:
+            return values
+        chosen = [f"{key}={name}" for key, name in choices.items()]
+        return cell_values(hydra.compose("config", [*overrides, *chosen]))
+
+    return Grid(axes, compose, zipped=sweep["zip"] or (), where=sweep["where"] or ())
 
 
 def task(composed: DictConfig) -> None:
-    """Run the cells of one composed config and leave results, settings and figures in Hydra's run folder."""
-    start = time.time()
+    """Run the grid of one composed config into Hydra's output folder, and show it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    console = Console()
     try:
-        overrides = [text for text in HydraConfig.get().overrides.task if not text.startswith("study=")]
-        study = composed.get("study")
-
-        def compose(choices: list[str]) -> Mapping[str, Any]:
-            return cell_values(
-                hydra.compose("config", [f"study={study}", *overrides, *choices]) if choices else composed
-            )
-
-        given = {text.split("=")[0].lstrip("+~") for text in overrides}
-        axes = {key: spec for key, spec in plain(composed.sweep.axes).items() if key not in given}
-        cells = grid.cells(axes, compose)
-        store.claim(folder)
+        grid = grid_of(composed)
+        memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
+        if composed.plan not in ("run", "only"):
+            raise ConfigError("plan", composed.plan, "allowed: run, only")
+        if composed.plan == "only":
+            remove_if_empty(folder)
+            console.print(report.plan(*engine.forecast(grid, plan(grid), memory_fraction)))
+            return
+        sink = store.Folder(folder)
     except ConfigError:
         remove_if_empty(folder)
         raise
 
-    console = Console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
-        running = bar.add_task("cells", total=len(cells))
-        table = engine.run_cells(cells, lambda done: bar.advance(running, done))
-    facts = {
+    about = {
         "command": ["mtfl", *sys.argv[1:]],
-        "cells": len(cells),
-        "seconds": round(time.time() - start, 2),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "config": plain(composed),
         **store.environment(),
     }
-    store.write(folder, table, OmegaConf.to_yaml(composed, resolve=True), facts)
-    console.print(report.show(study, table))
-    files = [folder / store.RESULTS, *report.draw(study, table, folder)]
+    with progress.stop_on_signals() as signalled, progress.display(console) as show:
+
+        def notify(state: engine.Progress) -> None:
+            show(state)
+            sink.note({**about, **progress.facts(state, "running")})
+
+        outcome = engine.execute(
+            grid, sink, memory_fraction=memory_fraction, part=part, stop=lambda: bool(signalled()), notify=notify
+        )
+        number = signalled()
+    state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"
+    sink.note({**about, **progress.facts(outcome, state)})
+    if outcome.stopped:
+        key = "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
+        left = f"{outcome.left} of {outcome.cells} cells left"
+        raise StoppedError(f"stopped with {left}; the same command with {key}={folder} goes on", number)
+    finish(composed.study, grid, sink, console)
+    if outcome.failures:
+        raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
+
+
+def finish(study: str, grid: Grid, sink: store.Folder, console: Console) -> None:
+    """Merge the parts into results.parquet, print the table and draw the figures."""
+    files = [sink.merge()]
+    if len(grid) <= SHOWN_CELLS:
+        table = store.frame(engine.in_order(grid, sink.table())).drop(columns="id")
+        if len(table):
+            console.print(report.show(study, table))
+            files += report.draw(study, table, sink.path)
     for path in files:
         console.print(f"[green]wrote[/] {path}", soft_wrap=True, highlight=False)
 
@@ -96,39 +146,58 @@ def one_line(error: Exception) -> str:
         except ConfigError as unknown:
             return str(unknown)
     if isinstance(error, OSError) and error.filename is not None:
-        return str(
-            ConfigError("hydra.run.dir", error.filename, f"{error.strerror}; allowed: a folder that can be written")
-        )
+        return str(store.unwritable(error.filename, error))
     return " ".join(lines)
 
 
-def main() -> None:
-    """Run `mtfl`; a bad input is one line on stderr and exit status 2. HYDRA_FULL_ERROR=1 shows where it rose."""
-    before = os.environ.get("HYDRA_FULL_ERROR", "0")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing.
-    raised: list[Exception] = []
+def job_of(raised: list[Exception], main_process: int) -> Callable[[DictConfig], None]:
+    """The function Hydra runs. In this process errors go to `raised`: Hydra would print lines of its own about them.
+    In a launcher's worker they are raised, to travel back.
+    """
 
     def job(composed: DictConfig) -> None:
         try:
             task(composed)
-        except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-            raised.append(error)  # Raised through Hydra, it would print a line of its own.
+        except (*BAD_INPUT, StoppedError, JobsFailedError) as error:
+            if os.getpid() != main_process:
+                raise
+            raised.append(error)
 
+    return job
+
+
+def main() -> None:
+    """Run `mtfl`. A bad input is one line on stderr and exit status 2, failed cells are 1, a stop is 128 + its signal.
+
+    HYDRA_FULL_ERROR=1 shows where an error rose.
+    """
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing.
+    raised: list[Exception] = []
     try:
-        hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")(job)()
-        if raised:
+        entry = hydra.main(config_path=str(conf_dir()), config_name="config", **HYDRA_BASE)
+        try:
+            entry(job_of(raised, os.getpid()))()
+        except (*BAD_INPUT, JobsFailedError) as error:
+            raised.append(error)
+        if raised and before == "1":
             raise raised[0]
-    except (ConfigError, HydraException, OmegaConfBaseException, OSError) as error:
-        if before == "1":
-            raise
-        Console(stderr=True).print(
-            f"mtfl: {one_line(error)}", style="red", soft_wrap=True, highlight=False, markup=False
-        )
-        sys.exit(2)
+        stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        for problem in raised:
+            whole = isinstance(problem, JobsFailedError | StoppedError)
+            for line in str(problem).splitlines() if whole else [one_line(problem)]:
+                stderr.print(f"mtfl: {line}", style="red")
+        if raised:
+            sys.exit(max(exit_status(problem) for problem in raised))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def exit_status(error: Exception) -> int:
+    """The status that says what went wrong."""
+    return 128 + error.number if isinstance(error, StoppedError) else 1 if isinstance(error, JobsFailedError) else 2
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import hydra
 import numpy as np
 
 from mtfl_jax.learning import data, experiment, limits, losses, network, probe, tasks, updates
@@ -21,11 +22,20 @@ GROUPS = ("data", "tasks", "network", "algorithm", "loss", "probe")
 """Config groups of a cell: keys whose choice is a file of conf/."""
 
 
+OTHERS = ("study", "sweep", "plan", "memory_fraction")
+"""Keys of conf/config.yaml that are not a cell's."""
+
+
 class ConfigError(ValueError):
     """A bad input, said in one line: the key, the value and what is allowed."""
 
     def __init__(self, key: str, value: object, allowed: str) -> None:
         super().__init__(f"{key}={value}: {allowed}")
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+HYDRA_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+"""What Hydra 1.3 must be told and later versions must not."""
 
 
 def conf_dir() -> Path:
@@ -190,7 +200,14 @@ class Config:
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Config":
-        """Check every value and every rule between them. Raises ConfigError, or for an unknown or missing key."""
+        """Check every value and every rule between them. Raises ConfigError."""
+        config = cls.parsed(values)
+        config.check()
+        return config
+
+    @classmethod
+    def parsed(cls, values: Mapping[str, Any]) -> "Config":
+        """Check every value by itself. Raises ConfigError, also for an unknown or missing key."""
         for key, value in values.items():
             require_field(key, value)
         parsed = {}
@@ -198,11 +215,10 @@ class Config:
             if name not in values:
                 raise ConfigError(name, "(missing)", "required")
             parsed[name] = spec.metadata["parse"](name, values[name])
-        config = cls(**parsed)
-        config._check()
-        return config
+        return cls(**parsed)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Check the rules between values. Raises ConfigError."""
         if self.r > self.d:
             raise ConfigError("r", self.r, f"allowed: at most d={self.d}")
         used = self.used()
@@ -270,19 +286,16 @@ class Config:
             used |= {"probe_parity_size"} if self.probe_tasks == "parity" else set()
         return frozenset(used)
 
-    def row(self) -> dict[str, Any]:
-        """The config's columns of a result row; None where a field does not bear on it."""
-        used = self.used()
-        row = {
-            name: getattr(self, name) if name in used else None
-            for name in FIELDS
-            if name not in ("n_down", "measure_at")
-        }
-        return (
-            row
-            | {"losses": "+".join(self.losses) if "losses" in used else None}
-            | {key: str(row[key]) for key in ("parity_size", "probe_parity_size") if row[key] is not None}
-        )
+    @property
+    def prefixes(self) -> bool:
+        """Whether a training of fewer steps is the beginning of this one: where no rate depends on their number."""
+        return self.algorithm == "alternating" or (self.algorithm == "joint" and self.schedule == "constant")
+
+    @property
+    def probe_key(self) -> tuple[str, str, int]:
+        """What tells downstream probes apart: the classifier, the task family and the parity's size (0 for any)."""
+        size = self.probe_parity_size
+        return self.probe, self.probe_tasks, size if isinstance(size, int) else {"any": 0, "all": self.r}[size]
 
     def program(self) -> experiment.Program:
         """What this cell compiles to, unpadded."""
@@ -291,14 +304,14 @@ class Config:
             tasks=self.tasks,
             algorithm=self.algorithm,
             losses=self.loss_names,
-            probe=self.probe,
+            probes=() if self.probe == "none" else (self.probe_key[:2],),
             d=self.d,
             r=self.r,
             width=self.width,
             num_tasks=self.num_tasks,
             n1=self.n1,
             n2=self.n2,
-            n_down=self.n_down,
+            n_down=() if self.probe == "none" else self.n_down,
             n_test=self.n_test,
             bias=self.bias,
             shared_inputs=self.shared_inputs,
@@ -311,36 +324,14 @@ class Config:
             schedule=self.schedule,
             steps=self.steps,
             record=self.record,
-            probe_tasks=self.probe_tasks,
-        )
-
-    def cell(self) -> experiment.Cell:
-        """The traced part of this cell, NumPy scalars."""
-
-        def size(value: int | str) -> int:
-            return value if isinstance(value, int) else {"any": 0, "all": self.r}[value]
-
-        integers = {
-            name: np.int32(getattr(self, name)) for name in ("seed", "d", "r", "width", "num_tasks", "n1", "n2")
-        } | {
-            "parity_size": np.int32(size(self.parity_size)),
-            "probe_parity_size": np.int32(size(self.probe_parity_size)),
-        }
-        decay = self.weight_decay
-        reals = {name: getattr(self, name) for name in _REAL_KNOBS} | {
-            "weight_decay": 0.0 if decay is None else decay,
-            "shrink": 1.0 if decay is None else self.lr_w * decay,
-        }
-        return experiment.Cell(
-            n_down=np.asarray(self.n_down, np.int32),
-            **integers,
-            **{name: np.float32(value) for name, value in reals.items()},
         )
 
 
 FIELDS: dict[str, dataclasses.Field] = {spec.name: spec for spec in dataclasses.fields(Config)}
 
-_REAL_KNOBS = ("nuisance_scale", "label_noise", "bias_scale", "lr_a", "lr_w", "lr", "momentum")
+LISTS = ("losses", "measure_at")
+"""Fields whose value may be a list, so that a flat list of them is one value and not an axis."""
+
 _ALWAYS = frozenset(
     "d r width num_tasks n_test seed data nuisance_scale label_noise tasks network bias algorithm loss probe".split()
 )
@@ -355,11 +346,34 @@ _BY_ALGORITHM: dict[str, frozenset[str]] = {
 }
 
 
+def memory_share(value: Any) -> float:
+    """`memory_fraction` checked. Raises ConfigError."""
+    share = float(_number(0, 1)("memory_fraction", value))
+    if share == 0:
+        raise ConfigError("memory_fraction", value, "allowed: a number above 0, up to 1")
+    return share
+
+
+def part_of(value: Any) -> tuple[int, int]:
+    """`sweep.part` "k/K" as (k, K), null as (1, 1). Raises ConfigError."""
+    if value is None:
+        return 1, 1
+    k, _, of = str(value).partition("/")
+    if not (k.isdigit() and of.isdigit() and 1 <= int(k) <= int(of)):
+        raise ConfigError("sweep.part", value, "allowed: k/K with 1 <= k <= K")
+    return int(k), int(of)
+
+
 def require_field(key: str, value: object) -> None:
     """Raise ConfigError unless `key` names a field."""
     if key not in FIELDS:
         guess = _guess(key, list(FIELDS))
         raise ConfigError(key, value, f"unknown key{guess}; allowed: {', '.join(FIELDS)}")
+
+
+def composed(choices: Mapping[str, str]) -> Mapping[str, Any]:
+    """The values of a cell for choices of config groups, as `mtfl GROUP=CHOICE …` composes them."""
+    return _composed(tuple(choices.items()))
 
 
 @functools.cache
@@ -372,7 +386,7 @@ def _composed(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
     state = Singleton.get_state()
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        with initialize_config_dir(str(conf_dir()), **HYDRA_BASE):
             return cell_values(compose("config", [f"{key}={name}" for key, name in choices]))
     finally:
         Singleton.set_state(state)
@@ -388,8 +402,8 @@ def plain(node: Any) -> dict[str, Any]:
 
 
 def cell_values(composed: Any) -> dict[str, Any]:
-    """The plain values of a composed Hydra config, without the keys that are not a cell's (study, sweep)."""
-    return {key: value for key, value in plain(composed).items() if key not in ("study", "sweep")}
+    """The plain values of a composed Hydra config, without the keys that are not a cell's."""
+    return {key: value for key, value in plain(composed).items() if key not in OTHERS}
 
 
 def from_keywords(**values: Any) -> Config:
@@ -400,4 +414,4 @@ def from_keywords(**values: Any) -> Config:
     for key in GROUPS:
         if key in values:
             choices[key] = FIELDS[key].metadata["parse"](key, values[key])
-    return Config.from_mapping(_composed(tuple(choices.items())) | values)
+    return Config.from_mapping({**composed(choices), **values})

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# Compiling is most of what the tests cost, and they test results, not speed: half the time at the lowest level. Set
+# before JAX starts, and inherited by the processes that tests start.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
 
 @pytest.fixture
 def mtfl(tmp_path):

@@ -8,8 +8,8 @@ import pytest
 
 import mtfl_jax
 from mtfl_jax.__main__ import main
-from mtfl_jax.sweep import engine
-from mtfl_jax.sweep.store import MEASUREMENTS
+from mtfl_jax.sweeps import engine
+from mtfl_jax.sweeps.store import MEASUREMENTS
 
 SMALL = ["d=16", "r=2", "width=16", "num_tasks=4", "n1=256", "n2=256", "n_down=32", "n_test=128"]
 
@@ -54,6 +54,19 @@ BAD = [
     (["hydra.run.dirr=x"], "hydra.run.dirr=x", "--hydra-help"),
     (["study=quickstart", "sweep.axes.dd=[1,2]"], "dd", "allowed"),
     (["study=quickstart", "width=0"], "width=0", "integer from 1"),
+    (["-m", "d=8,16", "r=4,9"], "r=9", "sweep.where"),
+    (["-m", "d=8,x"], "d=x", "integer from 1"),
+    (["-m", "data=gaussian,cauchy"], "data=cauchy", "rademacher"),
+    (["-m", "seed=interval(0,1)"], "seed=interval(0,1)", "range(0,8)"),
+    (["-m", "d=8,16", "sweep.zip=[[d,n1]]"], "sweep.zip=[d,n1]", "equal length"),
+    (["-m", "d=8,16", "sweep.where=['d < 4']"], "sweep.where", "leaves no cell"),
+    (["sweep.where=['__import__(1)']"], "sweep.where=__import__(1)", "allowed"),
+    (["-m", "d=8,16", "hydra.sweeper.split=[r]"], "hydra.sweeper.split", "swept"),
+    (["-m", "d=8,16", "hydra.sweeper.jobs=0"], "hydra.sweeper.jobs=0", "from 1"),
+    (["sweep.part=3/2"], "sweep.part=3/2", "k/K"),
+    (["memory_fraction=0"], "memory_fraction=0", "above 0"),
+    (["plan=some"], "plan=some", "run, only"),
+    (["sweep.axis={}"], "sweep.axis", "allowed"),
 ]
 
 
@@ -87,7 +100,7 @@ def test_one_cell_writes_its_row_and_what_it_ran_on(here, tmp_path):
     assert "subspace_distance" in out
     assert "wrote a/results.parquet" in out.replace(f"{tmp_path}/", "")
     assert len(table) == 1
-    assert list(table.columns[-len(MEASUREMENTS) :]) == list(MEASUREMENTS)
+    assert list(table.columns[-len(MEASUREMENTS) - 1 : -1]) == list(MEASUREMENTS)
     row = table.iloc[0]
     assert (row["d"], row["data"], row["tasks"], row["algorithm"], row["step"]) == (
         16,
@@ -96,23 +109,26 @@ def test_one_cell_writes_its_row_and_what_it_ran_on(here, tmp_path):
         "one_step",
         1,
     )
-    facts = json.loads((tmp_path / "a" / "run.json").read_text())
+    (run,) = (tmp_path / "a" / "runs").iterdir()
+    facts = json.loads(run.read_text())
     assert facts["versions"]["jax"]
     assert facts["matmul_precision"] == "highest"
     assert facts["devices"]
-    assert "width: 16" in (tmp_path / "a" / "config.yaml").read_text()
-    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["config.yaml", "results.parquet", "run.json"]
+    assert facts["config"]["width"] == 16
+    assert facts["state"] == "finished"
     again = mtfl_jax.run(d=16, r=2, width=16, num_tasks=4, n1=256, n2=256, n_down=32, n_test=128)
     pd.testing.assert_frame_equal(table, again)
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(tmp_path / "a" / "results.parquet"), pd.read_parquet(*(tmp_path / "a" / "parts").iterdir())
+    )
 
 
-def test_finished_results_are_never_overwritten(here, tmp_path):
+def test_a_folder_grows_and_loses_nothing(here, tmp_path):
     assert here(*SMALL, "hydra.run.dir=a")[0] == 0
-    before = (tmp_path / "a" / "results.parquet").read_bytes()
-    status, _, err = here(*SMALL, "seed=1", "hydra.run.dir=a")
-    assert status == 2
-    assert "results.parquet already" in err
-    assert (tmp_path / "a" / "results.parquet").read_bytes() == before
+    assert here(*SMALL, "seed=1", "hydra.run.dir=a")[0] == 0
+    _, out, _ = here(*SMALL, "seed=1", "hydra.run.dir=a")
+    assert "1 there before" in out
+    assert sorted(mtfl_jax.load("a")["seed"]) == [0, 1]
 
 
 def test_quickstart_tiny(here, tmp_path):
@@ -134,7 +150,7 @@ def test_several_steps_and_samples_give_several_rows(here):
     status, _, _ = here(*SMALL[:-2], "n_down=[8,16]", "n_test=64", "algorithm=joint", "steps=5", "hydra.run.dir=a")
     assert status == 0
     table = mtfl_jax.load("a")
-    assert list(zip(table["step"], table["n_down"], strict=True)) == [(s, n) for s in (1, 2, 4, 5) for n in (8, 16)]
+    assert list(zip(table["step"], table["n_down"], strict=True)) == [(s, n) for n in (8, 16) for s in (1, 2, 4, 5)]
     one = mtfl_jax.run(d=16, r=2, width=16, num_tasks=4, n2=256, n_down=8, n_test=64, algorithm="joint", steps=5)
     pd.testing.assert_frame_equal(table[table["n_down"] == 8].reset_index(drop=True), one)
 
@@ -154,9 +170,7 @@ def test_load_says_what_is_missing(tmp_path):
 def test_analysis_imports_no_jax(tmp_path):
     import subprocess
 
-    code = (
-        "import sys, mtfl_jax.analysis.report; assert 'jax' not in sys.modules and 'mtfl_jax.config' not in sys.modules"
-    )
+    code = "import sys, mtfl_jax.analysis.report; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 

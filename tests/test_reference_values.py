@@ -7,15 +7,14 @@ difference of means: the prototype's and ours.
 import numpy as np
 import pytest
 
-from mtfl_jax.config import from_keywords
-from mtfl_jax.sweep.engine import run_cells
+import mtfl_jax
 
 SEEDS = 16
 SIZES = {"d": 64, "r": 4, "width": 128, "n1": 8192, "n2": 8192, "probe": "none", "n_test": 256}
 
 
 def table_of(seeds=SEEDS, **values):
-    return run_cells([from_keywords(**{**SIZES, **values, "seed": seed}) for seed in range(seeds)])
+    return mtfl_jax.sweep(**{**SIZES, **values, "seed": range(seeds)})
 
 
 def assert_within_standard_errors(values, mean, error, count=5):

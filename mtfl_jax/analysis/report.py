@@ -1,7 +1,8 @@
 """What `mtfl` shows of a table: the printed summary and the figures of each study."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -69,6 +70,27 @@ def quickstart(table: pd.DataFrame) -> Table:
         errors = [f"{row['downstream_error', name]:.1%}" for name in algorithms]
         out.add_row(str(num_tasks), *found, *errors)
     out.caption = "50% error is guessing. The downstream classifier is linear, on frozen features."
+    return out
+
+
+def plan(grid: Any, forecasts: Sequence[Any], limit: int) -> Table:
+    """What a grid would run: a line a program, and the totals."""
+    out = Table(title="what would run", title_justify="left")
+    for name in ("algorithm", "cells", "trainings", "padded sizes", "memory", "arithmetic", "time"):
+        out.add_column(name, justify="left" if name in ("algorithm", "padded sizes") else "right")
+    for item in forecasts:
+        program, bucket = item.bucket.program, item.bucket
+        sizes = f"d {program.d} r {program.r} width {program.width} T {program.num_tasks} n {program.n1},{program.n2}"
+        flops, seconds = f"{item.flops / 1e12:.3g} TFLOP", f"{item.seconds:.3g} s"
+        named = f"{program.algorithm} {program.data} {program.tasks}"
+        memory = f"{item.memory / 2**20:.3g} MiB"
+        out.add_row(named, str(len(bucket.cells)), str(len(bucket.first)), sizes, memory, flops, seconds)
+    flops, seconds = sum(item.flops for item in forecasts), sum(item.seconds for item in forecasts)
+    trainings = sum(len(item.bucket.first) for item in forecasts)
+    out.caption = (
+        f"{len(grid)} cells, {trainings} trainings, {len(forecasts)} programs to compile, {flops / 1e12:.3g} TFLOP,"
+        f" about {seconds:.3g} s on the planner's model machine; a device may give {limit / 2**30:.3g} GiB"
+    )
     return out
 
 

@@ -24,13 +24,16 @@ SIMILARITY_SAMPLES = 256
 
 
 class Program(NamedTuple):
-    """What a compiled program depends on: names, and sizes of arrays (at least the true sizes of its cells)."""
+    """What a compiled program depends on: names, and sizes of arrays (at least the true sizes of its cells).
+
+    `probes` are pairs of a classifier and the family of its task; each is fitted on every n_down.
+    """
 
     data: str
     tasks: str
     algorithm: str
     losses: tuple[str, ...]
-    probe: str
+    probes: tuple[tuple[str, str], ...]
     d: int
     r: int
     width: int
@@ -50,14 +53,14 @@ class Program(NamedTuple):
     schedule: str = "constant"
     steps: int = 1
     record: tuple[int, ...] = (1,)
-    probe_tasks: str = "parity"
 
 
 @struct.dataclass
 class Cell:
-    """True sizes and knobs of one cell; every leaf may be traced. Scalars but `n_down`, (k,), one probe each.
+    """True sizes and knobs of one training; every leaf may be traced.
 
-    `shrink` is η_w λ_w; `parity_size` 0 means any non-empty subset, `probe_parity_size` likewise.
+    Scalars, but n_down (k,) and probe_parity_size (probes,). `shrink` is η_w λ_w; parity sizes of 0 mean any
+    non-empty subset.
     """
 
     seed: Any
@@ -83,13 +86,13 @@ class Cell:
 
 def draw_tasks(p: Program, cell: Cell) -> Tasks:
     """The cell's training tasks."""
-    key = keys.named(keys.root(cell.seed), "tasks")
+    key = keys.stream(cell.seed, "tasks")
     return tasks.sample(key, p.tasks, p.num_tasks, r=cell.r, max_r=p.r, size=cell.parity_size)
 
 
 def draw_network(p: Program, cell: Cell) -> Params:
     """The network at initialisation."""
-    key = keys.named(keys.root(cell.seed), "network")
+    key = keys.stream(cell.seed, "network")
     return network.initialise(
         key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=cell.bias_scale
     )
@@ -112,9 +115,10 @@ def draw_labels(p: Program, cell: Cell, of: Tasks, key: Array, x: Array, *, nois
 
 def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
     """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
-    key = jax.random.fold_in(keys.named(keys.root(cell.seed), purpose), 0 if p.fixed_samples else step)
+    at = 0 if p.fixed_samples else step
+    inputs_key = jax.random.fold_in(keys.stream(cell.seed, f"{purpose}/inputs"), at)
+    noise_key = jax.random.fold_in(keys.stream(cell.seed, f"{purpose}/label_noise"), at)
     max_n, n = (p.n1, cell.n1) if purpose == "heads" else (p.n2, cell.n2)
-    inputs_key, noise_key = keys.named(key, "inputs"), keys.named(key, "label_noise")
     if p.shared_inputs:
         x = draw_inputs(p, cell, inputs_key, max_n)
         y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy)
@@ -130,11 +134,14 @@ def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Arra
     return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
 
 
-def representations(p: Program, cell: Cell, of: Tasks) -> Params:
-    """The network after each recorded step: `Params` whose leaves have a leading axis len(p.record)."""
+def representations(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Array]:
+    """The network after each recorded step, `Params` whose leaves have a leading axis len(p.record); and the first
+    step whose network is not finite, 0 if none.
+    """
     if p.algorithm in TRAINED_IN_STEPS:
         return _train(p, cell, of)
-    return jax.tree.map(lambda leaf: leaf[None], _at_once(p, cell, of)[0])
+    params, _ = _at_once(p, cell, of)
+    return jax.tree.map(lambda leaf: leaf[None], params), jnp.where(updates.finite(params), 0, 1)
 
 
 def _at_once(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Batch | None]:
@@ -144,7 +151,7 @@ def _at_once(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Batch | None]:
         tables = tasks.truth_tables(of, cell.r, p.r)
         tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)
         params = limits.population_step(
-            keys.named(keys.root(cell.seed), "population"),
+            keys.stream(cell.seed, "population"),
             params,
             tables,
             r=cell.r,
@@ -166,7 +173,7 @@ def _at_once(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Batch | None]:
     return updates.head_step(params, heads, p.losses, cell.lr_a), heads
 
 
-def _train(p: Program, cell: Cell, of: Tasks) -> Params:
+def _train(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Array]:
     params = draw_network(p, cell)
     train_bias = p.bias == "trained"
     if p.algorithm == "alternating":
@@ -191,7 +198,7 @@ def _train(p: Program, cell: Cell, of: Tasks) -> Params:
 
     rotation = None
     if p.rotated:
-        rotation = data.rotation(keys.named(keys.root(cell.seed), "rotation"), cell.d, p.d)
+        rotation = data.rotation(keys.stream(cell.seed, "rotation"), cell.d, p.d)
     rule = updates.optimizer(
         p.optimizer,
         cell.lr,
@@ -210,15 +217,14 @@ def _train(p: Program, cell: Cell, of: Tasks) -> Params:
 
 
 def measure(p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None) -> dict[str, Array]:
-    """Every measurement of a network: scalars, but downstream_error (k,) and feature_similarity (p.r + 1,).
+    """Every measurement of a network: scalars, but downstream_error (probes, k) and feature_similarity (p.r + 1,).
 
     `batch`: the samples of its last update, for train_loss (NaN without). Labels of fresh samples are clean.
     """
-    root = keys.root(cell.seed)
     W = params["W"]
     out = dict(measures.recovery(W, cell.r, p.r)._asdict())
 
-    x = draw_inputs(p, cell, keys.named(root, "test"), p.n_test)
+    x = draw_inputs(p, cell, keys.stream(cell.seed, "test"), p.n_test)
     z = data.orthants(x, cell.r, p.r)
     test = Batch(x, tasks.labels(of, z), p.n_test, cell.num_tasks)
     outputs = network.outputs(params, x)
@@ -228,37 +234,49 @@ def measure(p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | No
     few = min(SIMILARITY_SAMPLES, p.n_test)
     out["feature_similarity"] = measures.feature_similarity(network.features(params, x[:few]), z[:few], cell.r)
 
-    if p.probe != "none":
-        down = keys.named(root, "downstream")
-        task = tasks.sample(
-            keys.named(down, "task"), p.probe_tasks, 1, r=cell.r, max_r=p.r, size=cell.probe_parity_size
-        )
-        x_down = draw_inputs(p, cell, keys.named(down, "inputs"), max(p.n_down))
-        y_down = draw_labels(p, cell, task, keys.named(down, "label_noise"), x_down, noisy=p.noisy)[:, 0]
-        c = probe.biases(keys.named(down, "biases"), p.width)
-        y_test = tasks.labels(task, z)[:, 0]
+    if p.probes:
         out["downstream_error"] = jnp.stack(
-            [
-                probe.downstream_error(
-                    p.probe, W, c, x_down[:max_n], y_down[:max_n], cell.n_down[k], cell.width, x, y_test
-                )
-                for k, max_n in enumerate(p.n_down)
-            ]
+            [_probe(p, cell, W, x, z, *of_probe, cell.probe_parity_size[i]) for i, of_probe in enumerate(p.probes)]
         )
     return out
 
 
+def _probe(
+    p: Program, cell: Cell, W: Array, x_test: Array, z_test: Array, name: str, family: str, size: Array
+) -> Array:
+    """Downstream test error at every n_down, (k,)."""
+    task = tasks.sample(keys.stream(cell.seed, "downstream/task"), family, 1, r=cell.r, max_r=p.r, size=size)
+    x = draw_inputs(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down))
+    y = draw_labels(p, cell, task, keys.stream(cell.seed, "downstream/label_noise"), x, noisy=p.noisy)[:, 0]
+    y_test = tasks.labels(task, z_test)[:, 0]
+    c = probe.biases(keys.stream(cell.seed, "downstream/biases"), p.width)
+    return jnp.stack(
+        [
+            probe.downstream_error(name, W, c, x[:max_n], y[:max_n], cell.n_down[k], cell.width, x_test, y_test)
+            for k, max_n in enumerate(p.n_down)
+        ]
+    )
+
+
 def experiment(p: Program, cell: Cell) -> dict[str, Array]:
-    """The measurements of one cell; each value has a leading axis over p.record (length 1 without training steps)."""
+    """The measurements of one training; each value has a leading axis over p.record (length 1 without training steps).
+
+    `diverged_step` is the first step whose network was not finite, 0 at records before it.
+    """
     of = draw_tasks(p, cell)
     if p.algorithm not in TRAINED_IN_STEPS:
-        return jax.tree.map(lambda leaf: leaf[None], measure(p, cell, of, *_at_once(p, cell, of)))
+        params, batch = _at_once(p, cell, of)
+        out = measure(p, cell, of, params, batch) | {"diverged_step": jnp.where(updates.finite(params), 0, 1)}
+        return jax.tree.map(lambda leaf: leaf[None], out)
 
     def recorded(at: tuple[Params, Array]) -> dict[str, Array]:
         params, step = at
         return measure(p, cell, of, params, draw_batch(p, cell, of, "features", step - 1))
 
-    return jax.lax.map(recorded, (representations(p, cell, of), jnp.asarray(p.record)))
+    params, diverged = representations(p, cell, of)
+    record = jnp.asarray(p.record)
+    out = jax.lax.map(recorded, (params, record))
+    return out | {"diverged_step": jnp.where(record >= diverged, diverged, 0)}
 
 
 def costs(p: Program, step: int) -> dict[str, float]:

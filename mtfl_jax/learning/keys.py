@@ -16,8 +16,14 @@ SCHEMA = 1
 
 
 def root(seed: int | Array) -> Array:
-    """The key of a seed (an integer in [0, 2^31), traced or not)."""
+    """A key of a seed (an integer in [0, 2^31), traced or not) to derive others from by hand."""
     return jax.random.key(seed, impl="threefry2x32")
+
+
+def stream(seed: int | Array, purpose: str) -> Array:
+    """The key of a seed for one named purpose: the pair of the purpose's hash and the seed, at no cost."""
+    words = jnp.asarray([zlib.crc32(purpose.encode()), 0], jnp.uint32).at[1].set(jnp.asarray(seed).astype(jnp.uint32))
+    return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 
 def named(key: Array, purpose: str) -> Array:

@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.stats import norm
 
+from mtfl_jax.learning import keys
 from mtfl_jax.learning import tasks as families
 from mtfl_jax.learning.network import Params
 
@@ -76,14 +77,15 @@ def half_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
 
 def half_normal_nodes(key: Array, max_r: int) -> tuple[Array, Array]:
     """Nodes (P, max_r) and weights (P,) for |u|, u ~ N(0, I_r): a tensor Gauss rule up to r = 6, Monte Carlo of
-    4096 draws from `key` above.
+    4096 draws from `key` above. The rule depends on max_r: pass r itself where r <= 6.
     """
     if max_r in _POINTS_PER_COORDINATE:
         nodes, weights = half_normal_rule(_POINTS_PER_COORDINATE[max_r])
         grid = np.stack(np.meshgrid(*[nodes] * max_r, indexing="ij"), axis=-1).reshape(-1, max_r)
         weight = np.prod(np.stack(np.meshgrid(*[weights] * max_r, indexing="ij"), axis=-1), axis=-1).reshape(-1)
         return jnp.asarray(grid, float), jnp.asarray(weight, float)
-    return jnp.abs(jax.random.normal(key, (_NODES, max_r))), jnp.full((_NODES,), 1 / _NODES)
+    draws = jax.vmap(lambda key: jax.random.normal(key, (_NODES,)), out_axes=1)(keys.indexed(key, max_r))
+    return jnp.abs(draws), jnp.full((_NODES,), 1 / _NODES)
 
 
 def population_step(

@@ -29,12 +29,13 @@ class Recovery(NamedTuple):
 
 
 def recovery(W: Array, r: int | Array, max_r: int | None = None) -> Recovery:
-    """All of `Recovery` of W (width, d) with M = I[:, :r]; NaN where W is not finite."""
+    """All of `Recovery` of W (width, d) with M = I[:, :r]; where W is not finite, NaN and no direction recovered."""
     max_r = int(r) if max_r is None else max_r
     d = W.shape[1]
     along = jnp.arange(d) < r
     direction = jnp.arange(max_r) < r
     # Every measurement is free of scale; unit size keeps squares of tiny or huge weights representable.
+    finite = jnp.all(jnp.isfinite(W))
     largest = jnp.max(jnp.abs(W))
     W = W / jnp.where(largest > 0, largest, 1)
     total = jnp.sum(W**2)
@@ -51,11 +52,13 @@ def recovery(W: Array, r: int | Array, max_r: int | None = None) -> Recovery:
     parallel = jnp.linalg.svd(_columns(jnp.where(along, R, 0), max_r), compute_uv=False)
     across = jnp.linalg.svd(jnp.where(along, 0, R), compute_uv=False)[0]
     sigma_r = _first(parallel, max_r)[r - 1]
+    # Rounding is no direction.
+    sigma_r = jnp.where(sigma_r > rank_floor, sigma_r, 0)
     return Recovery(
-        subspace_distance=jnp.where(jnp.isfinite(total), jnp.sqrt(jnp.clip(sines2[-1], 0, 1)), jnp.nan),
-        directions_recovered=jnp.sum(sines2 < 0.25) - (max_r - r),
-        feature_energy=energy,
-        spectral_ratio=jnp.where(sigma_r > 0, sigma_r / across, jnp.where(jnp.isnan(sigma_r), jnp.nan, 0)),
+        subspace_distance=jnp.where(finite, jnp.sqrt(jnp.clip(sines2[-1], 0, 1)), jnp.nan),
+        directions_recovered=jnp.where(finite, jnp.sum(sines2 < 0.25) - (max_r - r), 0),
+        feature_energy=jnp.where(finite, energy, jnp.nan),
+        spectral_ratio=jnp.where(finite, jnp.where(sigma_r > 0, sigma_r / across, 0), jnp.nan),
     )
 
 

@@ -82,7 +82,8 @@ def initialise(
     if bias == "random":
         b = bias_scale * jax.random.uniform(keys.named(key, "bias"), (max_width,), minval=-1.0)
     return {
-        "W": jnp.where(used, rows / jnp.sqrt(jnp.asarray(d, rows.dtype)), 0),
+        # A factor, not a division: a compiler may turn a division by a constant into another rounding.
+        "W": jnp.where(used, rows * (1 / jnp.sqrt(jnp.asarray(d, rows.dtype))), 0),
         "b": jnp.where(neuron, b, 0).astype(rows.dtype),
         "A": jnp.zeros((max_tasks, max_width), rows.dtype),
     }

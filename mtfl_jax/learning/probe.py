@@ -25,6 +25,9 @@ MAX_ITERATIONS = 300
 
 def preactivations(W: Array, x: Array) -> Array:
     """x (n, d) on the normalised rows of W (width, d), zero for a zero row: (n, width)."""
+    # In two steps, so that squares of tiny or huge weights stay representable.
+    largest = jnp.max(jnp.abs(W), axis=1, keepdims=True)
+    W = W / jnp.where(largest > 0, largest, 1)
     norm = jnp.linalg.norm(W, axis=1, keepdims=True)
     return x @ (W / jnp.where(norm > 0, norm, 1)).T
 

@@ -71,7 +71,8 @@ def representation_step(
     moved = {name: params[name] for name in (("W", "b") if train_bias else ("W",))}
     grads = jax.grad(loss)(moved)
     step = {name: moved[name] - lr_w * grads[name] for name in moved}
-    return params | step | {"W": step["W"] - shrink * params["W"]}
+    # Not step["W"] − shrink W: where shrink is 1, what is forgotten must leave no rounding behind.
+    return params | step | {"W": (1 - shrink) * params["W"] - lr_w * grads["W"]}
 
 
 def alternating_round(
@@ -207,21 +208,32 @@ def joint_update(
 State = tuple[Params, optax.OptState]
 
 
-def train(update: Callable[[State, Array], State], state: State, steps: int, record: Sequence[int]) -> Params:
-    """Run update(state, step) for step = 0 … steps − 1 in one scan; the parameters after each of `record` updates.
+def finite(params: Params) -> Array:
+    """Whether every weight is finite, a scalar."""
+    return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in params.values()]))
 
-    `record`: increasing update counts in [1, steps]. Returns `Params` whose leaves have a leading axis len(record).
+
+def train(
+    update: Callable[[State, Array], State], state: State, steps: int, record: Sequence[int]
+) -> tuple[Params, Array]:
+    """Run update(state, step) for step = 0 … steps − 1 in one scan.
+
+    `record`: increasing update counts in [1, steps]. Returns the parameters after each of them, `Params` whose leaves
+    have a leading axis len(record), and the first count whose parameters are not finite, 0 if none.
     """
     slots = jnp.searchsorted(jnp.asarray(record), jnp.arange(1, steps + 1))
     kept = jax.tree.map(lambda leaf: jnp.zeros((len(record), *leaf.shape), leaf.dtype), state[0])
+    Carry = tuple[State, Params, Array]
 
-    def body(carry: tuple[State, Params], at: tuple[Array, Array]) -> tuple[tuple[State, Params], None]:
-        state, kept = carry
+    def body(carry: Carry, at: tuple[Array, Array]) -> tuple[Carry, None]:
+        state, kept, diverged = carry
         step, slot = at
         state = update(state, step)
         # Every update writes to the slot of the next recorded count, so what stays there is the recorded one.
         kept = jax.tree.map(lambda all_, leaf: all_.at[slot].set(leaf, mode="drop"), kept, state[0])
-        return (state, kept), None
+        diverged = jnp.where((diverged == 0) & ~finite(state[0]), step + 1, diverged)
+        return (state, kept, diverged), None
 
-    (_, kept), _ = jax.lax.scan(body, (state, kept), (jnp.arange(steps), slots))
-    return kept
+    start = (state, kept, jnp.zeros((), jnp.int32))
+    (_, kept, diverged), _ = jax.lax.scan(body, start, (jnp.arange(steps, dtype=jnp.int32), slots))
+    return kept, diverged

@@ -1,0 +1,352 @@
+"""An independent NumPy float64 reference of the definitions: plain loops, gradients derived by hand, no autodiff.
+
+A sample is a pair (x, y): x (n, d) shared by the tasks or (T, n, d) of each task's own, y (n, T) in ±1. Parameters
+are {"W": (width, d), "b": (width,), "A": (T, width)}. M (d, r) has orthonormal columns.
+"""
+
+import itertools
+import math
+
+import numpy as np
+
+LOSS_NAMES = ("linear", "hinge", "logistic", "squared", "exponential")
+
+SLOPE_AT_ZERO = {"linear": 1.0, "hinge": 1.0, "logistic": 0.5, "squared": 1.0, "exponential": 1.0}
+"""−ℓ'(0): what the first head step of a loss is, over that of the linear one."""
+
+
+def loss(name, m):
+    """ℓ(m) of margins m = y F."""
+    if name == "linear":
+        return -m
+    if name == "hinge":
+        return np.maximum(0.0, 1.0 - m)
+    if name == "logistic":
+        return np.logaddexp(0.0, -m)
+    if name == "squared":
+        return (1.0 - m) ** 2 / 2
+    assert name == "exponential"
+    return np.exp(-m)
+
+
+def slope(name, m):
+    """ℓ'(m)."""
+    if name == "linear":
+        return -np.ones_like(m)
+    if name == "hinge":
+        return np.where(m < 1.0, -1.0, 0.0)
+    if name == "logistic":
+        return -np.exp(-np.logaddexp(0.0, m))
+    if name == "squared":
+        return m - 1.0
+    assert name == "exponential"
+    return -np.exp(-m)
+
+
+def float64(params):
+    """A copy of a tree of arrays as NumPy float64."""
+    return {name: np.array(leaf, np.float64) for name, leaf in params.items()}
+
+
+def inputs_of(x, t):
+    """The inputs of task t, (n, d)."""
+    return x if x.ndim == 2 else x[t]
+
+
+def hidden(params, x):
+    """The preactivations W x + b and the features σ(W x + b), each (n, width), of inputs (n, d)."""
+    pre = x @ params["W"].T + params["b"]
+    return pre, np.where(pre > 0, pre, 0.0)
+
+
+def outputs(params, x):
+    """F_t(x) = a_tᵀ σ(W x + b), (n, T)."""
+    return np.stack([hidden(params, inputs_of(x, t))[1] @ a for t, a in enumerate(params["A"])], axis=1)
+
+
+def task_losses(params, sample, names):
+    """L_t, (T,): the mean over samples of ℓ_t(y F_t), where ℓ_t is names[t mod k]."""
+    x, y = sample
+    margins = y * outputs(params, x)
+    return np.array([loss(names[t % len(names)], margins[:, t]).mean() for t in range(y.shape[1])])
+
+
+def objective(params, sample, names):
+    """L = (1/T) Σ_t L_t."""
+    return task_losses(params, sample, names).mean()
+
+
+def task_gradients(params, sample, names, t):
+    """The gradients of L_t in a_t, W and b.
+
+    L_t = (1/n) Σ_i ℓ(y_i F_i), so ∂L_t/∂F_i = ℓ'(y_i F_i) y_i / n; F_i = Σ_j a_j σ(p_ij) and p_ij = w_j·x_i + b_j.
+    """
+    x, y = inputs_of(sample[0], t), sample[1][:, t]
+    pre, h = hidden(params, x)
+    a = params["A"][t]
+    by_output = slope(names[t % len(names)], y * (h @ a)) * y / len(y)
+    by_pre = by_output[:, None] * a * (pre > 0)
+    return by_output @ h, by_pre.T @ x, by_pre.sum(axis=0)
+
+
+def gradients(params, sample, names):
+    """The gradient of L in all parameters."""
+    num_tasks = sample[1].shape[1]
+    by_task = [task_gradients(params, sample, names, t) for t in range(num_tasks)]
+    return {
+        "A": np.stack([a for a, _, _ in by_task]) / num_tasks,
+        "W": sum(w for _, w, _ in by_task) / num_tasks,
+        "b": sum(b for _, _, b in by_task) / num_tasks,
+    }
+
+
+def head_step(params, sample, names, lr_a):
+    """Every a_t by ∇_{a_t} L_t (not of L, which is 1/T of it)."""
+    steps = [task_gradients(params, sample, names, t)[0] for t in range(sample[1].shape[1])]
+    return params | {"A": params["A"] - lr_a * np.stack(steps)}
+
+
+def representation_step(params, sample, names, lr_w, decay, train_bias=False):
+    """W by ∇_W L and weight decay λ_w; a trained bias by ∇_b L alone."""
+    grads = gradients(params, sample, names)
+    W = (1 - lr_w * decay) * params["W"] - lr_w * grads["W"]
+    b = params["b"] - lr_w * grads["b"] if train_bias else params["b"]
+    return params | {"W": W, "b": b}
+
+
+def one_step(params, heads, features, names=("linear",), lr_a=1.0, lr_w=1.0, decay=None, train_bias=False):
+    """A⁺ = −η_a ∇_{a_t} L_t(A = 0) on `heads`, then the representation step; λ_w = 1/η_w by default."""
+    start = params | {"A": np.zeros_like(params["A"])}
+    decay = 1 / lr_w if decay is None else decay
+    return representation_step(head_step(start, heads, names, lr_a), features, names, lr_w, decay, train_bias)
+
+
+def alternating(params, samples, names, lr_a, lr_w, decay, head_steps=1, train_bias=False):
+    """The parameters after each round, of which `samples` lists (heads, features)."""
+    history = []
+    for heads, features in samples:
+        for _ in range(head_steps):
+            params = head_step(params, heads, names, lr_a)
+        params = representation_step(params, features, names, lr_w, decay, train_bias)
+        history.append(params)
+    return history
+
+
+def schedule(name, k, steps):
+    """Learning rate of update k = 0 … steps − 1 over its peak."""
+    if name == "constant":
+        return 1.0
+    if name == "linear":
+        return 1 - k / steps
+    if name == "cosine":
+        return (1 + math.cos(math.pi * k / steps)) / 2
+    assert name == "warmup_cosine"
+    warm = math.ceil(steps / 10)
+    if k < warm:
+        return 1 / warm + (1 - 1 / warm) * k / warm
+    return (1 + math.cos(math.pi * (k - warm) / (steps + 1 - warm))) / 2
+
+
+COUPLED = ("sgd", "momentum", "nesterov", "adam", "nadam", "radam", "amsgrad", "adagrad", "rmsprop", "sign_sgd")
+DECOUPLED = ("adamw", "lion")
+ROTATION_FREE = ("sgd", "momentum", "nesterov")
+"""Optimisers that commute with rotations of the inputs."""
+
+
+def direction(name, g, state, t, momentum):
+    """What update t = 1, 2, … of one leaf subtracts, over the learning rate; `state` is the leaf's, changed in place.
+
+    Hyperparameters are optax's defaults.
+    """
+    zero = np.zeros_like(g)
+    if name == "sgd":
+        return g
+    if name == "sign_sgd":
+        return np.sign(g)
+    if name in ("momentum", "nesterov"):
+        state["m"] = g + momentum * state.get("m", zero)
+        return state["m"] if name == "momentum" else g + momentum * state["m"]
+    if name == "adagrad":
+        state["v"] = state.get("v", zero + 0.1) + g**2
+        return g / np.sqrt(state["v"] + 1e-7)
+    if name == "rmsprop":
+        state["v"] = 0.9 * state.get("v", zero) + 0.1 * g**2
+        return g / np.sqrt(state["v"] + 1e-8)
+    if name == "lion":
+        before = state.get("m", zero)
+        state["m"] = 0.99 * before + 0.01 * g
+        return np.sign(0.9 * before + 0.1 * g)
+    b1, b2, eps = 0.9, 0.999, 1e-8
+    state["m"] = b1 * state.get("m", zero) + (1 - b1) * g
+    state["v"] = b2 * state.get("v", zero) + (1 - b2) * g**2
+    m, v = state["m"] / (1 - b1**t), state["v"] / (1 - b2**t)
+    if name in ("adam", "adamw"):
+        return m / (np.sqrt(v) + eps)
+    if name == "nadam":
+        return (b1 * state["m"] / (1 - b1 ** (t + 1)) + (1 - b1) * g / (1 - b1**t)) / (np.sqrt(v) + eps)
+    if name == "amsgrad":
+        state["top"] = np.maximum(state.get("top", zero), v)
+        return m / (np.sqrt(state["top"]) + eps)
+    assert name == "radam"
+    longest = 2 / (1 - b2) - 1
+    length = longest - 2 * t * b2**t / (1 - b2**t)
+    if length < 5:
+        return m
+    top, bottom = (length - 4) * (length - 2) * longest, (longest - 4) * (longest - 2) * length
+    return math.sqrt(top / bottom) * m / (np.sqrt(v) + eps)
+
+
+def joint(params, samples, names, optimizer, lr, shape="constant", momentum=0.9, decay=0.0, train_bias=False, Q=None):
+    """The parameters after each update of W, A and a trained b on one of `samples`.
+
+    Weight decay acts on W, through the gradient or (DECOUPLED) directly. With Q (d, d) the inputs are x Qᵀ and the
+    weights W Qᵀ, as in the run's own basis; what is returned is turned back.
+    """
+    if Q is not None:
+        turned = joint(
+            params | {"W": params["W"] @ Q.T},
+            [(x @ Q.T, y) for x, y in samples],
+            *(names, optimizer, lr, shape, momentum, decay, train_bias),
+        )
+        return [p | {"W": p["W"] @ Q} for p in turned]
+    state = {name: {} for name in params}
+    history = []
+    for k, sample in enumerate(samples):
+        grads = gradients(params, sample, names)
+        rate = lr * schedule(shape, k, len(samples))
+        moved = dict(params)
+        for name in ("W", "A", "b") if train_bias else ("W", "A"):
+            pull = decay * params[name] if name == "W" else np.zeros_like(params[name])
+            if optimizer in DECOUPLED:
+                step = direction(optimizer, grads[name], state[name], k + 1, momentum) + pull
+            else:
+                step = direction(optimizer, grads[name] + pull, state[name], k + 1, momentum)
+            moved[name] = params[name] - rate * step
+        params = moved
+        history.append(params)
+    return history
+
+
+def oracle(params, M):
+    """The network with each row projected on span(M), rescaled from variance 1/d to 1/r a direction."""
+    d, r = M.shape
+    return params | {"W": params["W"] @ M @ M.T * math.sqrt(d / r)}
+
+
+def orthant_indices(x, M):
+    """Little-endian index of z = sign(Mᵀx), sign(0) = +1: x (n, d) -> (n,)."""
+    return ((x @ M >= 0) * 2 ** np.arange(M.shape[1])).sum(axis=1)
+
+
+def kernel_step(params, tables, heads_x, features_x, M):
+    """Σ_z (K h)_{zj} S_{zj}, (width, d): `one_step` with the linear loss over η_a η_w. tables (T, 2^r) hold f_t(z)."""
+    num_tasks, cells = tables.shape
+    K = tables.T @ tables / num_tasks
+    pre, _ = hidden(params, features_x)
+    h = np.stack([hidden(params, heads_x[orthant_indices(heads_x, M) == z])[1].sum(axis=0) for z in range(cells)])
+    back = K @ h / len(heads_x)
+    out = np.zeros_like(params["W"])
+    for i, z in enumerate(orthant_indices(features_x, M)):
+        out += np.outer(back[z] * (pre[i] > 0), features_x[i]) / len(features_x)
+    return out
+
+
+def recovery(W, M):
+    """(subspace_distance, directions_recovered, feature_energy, spectral_ratio) of W (width, d) for M (d, r)."""
+    (width, d), r = W.shape, M.shape[1]
+    if not W.any():
+        return 1.0, 0, 0.0, 0.0
+    W = W / np.abs(W).max()
+    off = np.eye(d) - M @ M.T
+    _, sigma, Vt = np.linalg.svd(W)
+    rank = int((sigma > sigma[0] * max(W.shape) * np.finfo(float).eps).sum())
+    V = Vt[: min(rank, r)].T
+    sines = np.concatenate([np.linalg.svd(off @ V, compute_uv=False)[: V.shape[1]], np.ones(r - V.shape[1])])
+    parallel = np.linalg.svd(W @ M, compute_uv=False)
+    across = np.linalg.norm(W @ off, 2)
+    sigma_r = parallel[r - 1] if width >= r else 0.0
+    # Rounding in I − MMᵀ leaves some 1e-16 of a W that lies in span(M).
+    ratio = math.inf if across < 1e-14 else sigma_r / across
+    return sines.max(), int((sines < 0.5).sum()), (W @ M).ravel() @ (W @ M).ravel() / (W**2).sum(), ratio
+
+
+def feature_similarity(h, z):
+    """Mean cosine of pairs of distinct samples by Hamming distance 0 … r of z (n, r); NaN where there is no pair."""
+    found = [[] for _ in range(z.shape[1] + 1)]
+    for i, j in itertools.combinations(range(len(h)), 2):
+        size = math.sqrt(h[i] @ h[i]) * math.sqrt(h[j] @ h[j])
+        found[int((z[i] != z[j]).sum())].append(h[i] @ h[j] / size if size > 0 else 0.0)
+    return np.array([np.mean(values) if values else math.nan for values in found])
+
+
+def task_error(F, y):
+    """Share of wrong signs, sign(0) = +1."""
+    return float(np.mean(np.where(F >= 0, 1, -1) != y))
+
+
+def ridge_probe_error(W, c, x, y, x_test, y_test, penalties):
+    """Test error of ridge regression with intercept on σ(V x + c), λ by leave-one-out, each fit done explicitly.
+
+    V: rows of W normalised, 0 for a zero row, scaled so that V x has unit mean square on the sample (x, y).
+    Minimises Σ_i (y_i − φ_i·β − β₀)² + λ n ‖β‖² on the n samples that are left, with the full sample's penalty λ n.
+    """
+    norms = np.linalg.norm(W, axis=1, keepdims=True)
+    V = np.where(norms > 0, W / np.where(norms > 0, norms, 1), 0)
+    mean_square = np.mean((x @ V.T) ** 2)
+    V = V / math.sqrt(mean_square) if mean_square > 0 else V
+
+    def design(points):
+        return np.hstack([np.maximum(points @ V.T + c, 0), np.ones((len(points), 1))])
+
+    def fit(rows, penalty):
+        phi = design(x)[rows]
+        ridge = penalty * len(y) * np.diag([1.0] * len(c) + [0.0])
+        return np.linalg.solve(phi.T @ phi + ridge, phi.T @ y[rows])
+
+    everything = np.arange(len(y))
+    errors = [
+        sum((y[i] - design(x)[i] @ fit(everything != i, penalty)) ** 2 for i in everything) for penalty in penalties
+    ]
+    theta = fit(everything >= 0, penalties[int(np.argmin(errors))])
+    return task_error(design(x_test) @ theta, y_test)
+
+
+class Counter:
+    """Counts the floating-point operations of matrix products, two a multiply-add."""
+
+    def __init__(self):
+        self.flops = 0
+
+    def product(self, a, b):
+        """The product of a (m, k) and b (k, n), counted."""
+        self.flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        return a @ b
+
+    def hidden(self, params, x):
+        """Preactivations of each task's inputs: one product if shared."""
+        if x.ndim == 2:
+            pre = self.product(x, params["W"].T) + params["b"]
+            return [pre] * len(params["A"])
+        return [self.product(own, params["W"].T) + params["b"] for own in x]
+
+    def slopes(self, params, pre, y, names):
+        """∂L_t/∂F (n, T), which needs the outputs: one product with the heads, a column each."""
+        F = [self.product(np.maximum(p, 0), a[:, None])[:, 0] for p, a in zip(pre, params["A"], strict=True)]
+        by_task = [slope(names[t % len(names)], y[:, t] * F[t]) * y[:, t] / len(y) for t in range(y.shape[1])]
+        return np.stack(by_task, axis=1)
+
+    def head_gradients(self, pre, slopes):
+        """∇_{a_t} L_t (T, width)."""
+        return np.stack([self.product(s[None], np.maximum(p, 0))[0] for s, p in zip(slopes.T, pre, strict=True)])
+
+    def weight_gradient(self, params, x, pre, slopes):
+        """∇_W L (width, d)."""
+        num_tasks = slopes.shape[1]
+        if x.ndim == 2:
+            by_pre = self.product(slopes, params["A"]) * (pre[0] > 0)
+            return self.product(by_pre.T, x) / num_tasks
+        own = [
+            self.product((self.product(slopes[:, [t]], params["A"][[t]]) * (pre[t] > 0)).T, x[t])
+            for t in range(num_tasks)
+        ]
+        return sum(own) / num_tasks

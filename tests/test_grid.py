@@ -1,0 +1,137 @@
+"""Grids: axes in every grammar, zips, conditions, identities."""
+
+import numpy as np
+import pytest
+
+from mtfl_jax import config
+from mtfl_jax.config import ConfigError
+from mtfl_jax.sweeps.grid import Grid, axis_values, default_values, row_ids
+
+
+def grid(zipped=(), where=(), **axes):
+    return Grid(axes, config.composed, zipped=zipped, where=where)
+
+
+def points(of, *names):
+    return list(zip(*(of.column(name).tolist() for name in names), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("key", "spec", "values"),
+    [
+        ("d", "32,64", [32, 64]),
+        ("d", "choice(32,64)", [32, 64]),
+        ("seed", "range(0,4)", [0, 1, 2, 3]),
+        ("seed", "range(0,10,4)", [0, 4, 8]),
+        ("data", "gaussian,rademacher", ["gaussian", "rademacher"]),
+        ("d", 64, [64]),
+        ("d", "64", [64]),
+        ("seed", range(3), [0, 1, 2]),
+        ("d", np.asarray([8, 16]), [8, 16]),
+        ("d", "tag(log,range(10,1000,3))", [10, 100, 1000]),
+        ("losses", ["hinge", "logistic"], [["hinge", "logistic"]]),
+        ("losses", [["hinge"], ["logistic", "squared"]], [["hinge"], ["logistic", "squared"]]),
+        ("measure_at", [1, 2], [[1, 2]]),
+    ],
+)
+def test_axis_grammar(key, spec, values):
+    assert axis_values(key, spec) == values
+
+
+def test_log_spaced_numbers():
+    # Powers of ten to the rounding of float64.
+    np.testing.assert_allclose(axis_values("lr_w", "tag(log,range(1e-3,1,4))"), [1e-3, 1e-2, 1e-1, 1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("text", ["interval(1,2)", "tag(log,range(0,8,3))", "tag(log,range(1,8,1))", "range(", "a b,"])
+def test_sweeps_without_points_are_refused(text):
+    with pytest.raises(ConfigError, match="allowed"):
+        axis_values("seed", text)
+
+
+def test_the_last_axis_is_fastest_and_groups_compose():
+    of = grid(algorithm=["one_step", "alternating"], d=[8, 16], r=2, n_down=16)
+    assert points(of, "algorithm", "d") == [("one_step", 8), ("one_step", 16), ("alternating", 8), ("alternating", 16)]
+    assert of.column("loss").tolist() == ["linear", "linear", "logistic", "logistic"]
+    assert of.cell(2) == config.from_keywords(algorithm="alternating", d=8, r=2, n_down=16)
+
+
+def test_zipped_axes_advance_together():
+    of = grid(d=[8, 16], n1=[100, 200], seed=[0, 1], r=2, zipped=[["d", "n1"]])
+    assert points(of, "d", "n1", "seed") == [(8, 100, 0), (8, 100, 1), (16, 200, 0), (16, 200, 1)]
+    groups = grid(data=["gaussian", "rademacher"], d=[8, 16], r=2, zipped=[["data", "d"]])
+    assert points(groups, "data", "d") == [("gaussian", 8), ("rademacher", 16)]
+
+
+@pytest.mark.parametrize(
+    ("condition", "kept"),
+    [
+        ("width >= 2*d", [(8, 16), (8, 32), (16, 32)]),
+        ("d < width < 4*d", [(8, 16), (16, 32)]),
+        ("d == 8 or width == 32", [(8, 16), (8, 32), (16, 32)]),
+        ("not (d == 8 and width == 16)", [(8, 32), (16, 16), (16, 32)]),
+        ("(width // d) % 2 == 0 and data == 'gaussian'", [(8, 16), (8, 32), (16, 32)]),
+    ],
+)
+def test_conditions(condition, kept):
+    assert points(grid(d=[8, 16], width=[16, 32], r=2, where=[condition]), "d", "width") == kept
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("open('x')", "d.__class__", "[d]", "lambda: 1", "d if d else r", "dd > 1", "d +", "d", "d + 1", "d @ r"),
+        *("__import__('os')", "f'{d}' == '8'", "d[0] == 1", "(x := 1) == 1", "d ** 'a' > 1", "1 / 0 > 1", "(" * 500),
+    ],
+)
+def test_conditions_understand_nothing_else(text):
+    with pytest.raises(ConfigError, match=r"sweep\.where"):
+        grid(d=[8, 16], r=2, where=[text])
+
+
+def test_n_down_lists_are_cells():
+    as_list, as_axis = grid(n_down=[[8, 16]], seed=[0, 1]), grid(seed=[0, 1], n_down=[8, 16])
+    assert as_list.column("n_down").tolist() == [8, 16, 8, 16]
+    assert as_list.ids.tolist() == as_axis.ids.tolist()
+
+
+def test_identities_see_what_bears_on_a_cell_and_nothing_else():
+    base = {"d": 8, "r": 2}
+    one = grid(**base).ids[0]
+    assert grid(**base, seed=[5, 0]).ids[1] == one
+    assert grid(seed=0, **base, algorithm=["oracle", "one_step"]).ids[1] == one
+    assert grid(**base, momentum=0.5).ids[0] == one, "one_step has no momentum"
+    assert grid(**base, n1=4096).ids[0] != one
+    every = grid(d=[8, 16], r=[1, 2], width=[4, 8], seed=range(50), lr_w=[0.1, 0.2], data=["gaussian", "rademacher"])
+    assert len(set(every.ids.tolist())) == len(every) == 2 * 2 * 2 * 50 * 2 * 2
+
+
+def test_cells_that_differ_in_nothing_that_bears_are_one():
+    assert len(grid(algorithm=["random_features", "one_step"], lr_w=[1.0, 2.0])) == 3
+    assert len(grid(seed=[1, 1, 2])) == 2
+
+
+def test_identities_are_those_of_schema_1():
+    """Pinned: a new default or hash would make stored rows pass for others, and calls for a new keys.SCHEMA."""
+    assert int(grid().ids[0]) == 16570446302619075564
+    assert default_values()["lr_w"] == "1.0"
+    assert int(row_ids(grid(d=32, seed=3).ids, np.asarray([1]))[0]) == 6790228983042541943
+
+
+def test_rows_of_a_cell_have_identities_of_their_own():
+    cells = grid(seed=range(3)).ids
+    ids = {int(row) for step in (0, 1, 2) for row in row_ids(cells, np.full(3, step))}
+    assert len(ids) == 9
+
+
+def test_lanes_share_a_training():
+    assert len(set(grid(n_down=[8, 16], probe=["ridge", "svm", "none"]).lanes.tolist())) == 1
+    assert len(set(grid(algorithm="alternating", steps=[5, 10]).lanes.tolist())) == 1
+    assert len(set(grid(algorithm="joint", schedule=["constant", "cosine"], steps=[5, 10]).lanes.tolist())) == 3
+    assert len(set(grid(seed=[0, 1], n_down=[8, 16]).lanes.tolist())) == 2
+
+
+def test_bad_cells_name_the_rule():
+    with pytest.raises(ConfigError, match=r"r=16: allowed: at most d=8 \(sweep.where can exclude such cells\)"):
+        grid(d=[8, 32], r=[4, 16])
+    assert len(grid(d=[8, 32], r=[4, 16], where=["r <= d"])) == 3

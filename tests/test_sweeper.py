@@ -1,0 +1,82 @@
+"""The fused sweeper: found by Hydra, faithful to its grammar, and kind to the stock tools."""
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+
+import mtfl_jax
+from mtfl_jax.config import HYDRA_BASE, ConfigError, conf_dir
+from mtfl_jax.sweeps.jobs import overrides_of_jobs
+
+SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
+
+
+@pytest.fixture
+def loader():
+    from hydra import initialize_config_dir
+
+    with initialize_config_dir(str(conf_dir()), **HYDRA_BASE):
+        yield GlobalHydra.instance().config_loader()
+
+
+def jobs_of(loader, *arguments, params=None, split=(), jobs=1):
+    return overrides_of_jobs(arguments, params or {}, split, jobs, loader)
+
+
+def test_hydra_finds_the_plugin():
+    assert "FusedSweeper" in [plugin.__name__ for plugin in Plugins.instance().discover(Sweeper)]
+
+
+def test_sweeps_stay_compact_axes_of_one_job(loader):
+    (job,) = jobs_of(loader, "d=32,64", "seed=range(0,10000)", "width=8", "data=gaussian,rademacher")
+    axes = ["++sweep.axes.d='32,64'", "++sweep.axes.seed='range(0,10000)'"]
+    assert job == [*axes, "width=8", "++sweep.axes.data='gaussian,rademacher'"]
+
+
+def test_globs_of_groups_are_their_names(loader):
+    (job,) = jobs_of(loader, "data=glob(*)")
+    assert job == ["++sweep.axes.data='gaussian,rademacher'"]
+
+
+def test_params_of_a_study_yield_to_the_command_line(loader):
+    (job,) = jobs_of(loader, "d=32", params={"d": "8,16", "seed": "range(0,3)"})
+    assert job == ["d=32", "++sweep.axes.seed='range(0,3)'"]
+
+
+def test_split_and_jobs_make_separate_jobs(loader):
+    jobs = jobs_of(loader, "d=32,64", "seed=range(0,4)", split=["d"], jobs=2)
+    seed = "++sweep.axes.seed='range(0,4)'"
+    assert jobs == [[seed, f"d={d}", f"++sweep.part={k}/2"] for d in (32, 64) for k in (1, 2)]
+    assert len(jobs_of(loader, "study=none,quickstart", "seed=1,2")) == 2
+    with pytest.raises(ConfigError, match="split"):
+        jobs_of(loader, "d=32", split=["d"])
+
+
+def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path):
+    done = mtfl("-m", *SMALL, "seed=range(0,5)", "num_tasks=1,2", "hydra.sweeper.jobs=2", "hydra.sweep.dir=out")
+    assert done.returncode == 0, done.stderr
+    table = mtfl_jax.load(tmp_path / "out")
+    assert sorted(zip(table["num_tasks"], table["seed"], strict=True)) == [(t, s) for t in (1, 2) for s in range(5)]
+
+
+def test_the_stock_sweeper_still_works(mtfl, tmp_path):
+    done = mtfl("-m", *SMALL, "seed=1,2", "hydra/sweeper=basic", "hydra.sweep.dir=out")
+    assert done.returncode == 0, done.stderr
+    assert sorted(mtfl_jax.load(tmp_path / "out")["seed"]) == [1, 2]
+
+
+def test_every_failed_job_is_named(mtfl, tmp_path):
+    done = mtfl(
+        "-m", *SMALL, "num_tasks=1,2", "hydra.sweeper.split=[num_tasks]", "memory_fraction=1e-9", "hydra.sweep.dir=o"
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("failed: 1 cells") == 2
+
+
+def test_plan_only_runs_nothing(mtfl, tmp_path):
+    done = mtfl("-m", *SMALL, "data=gaussian,rademacher", "seed=range(0,3)", "plan=only")
+    assert done.returncode == 0, done.stderr
+    for word in ("6 cells", "6 trainings", "2 programs to compile", "TFLOP", "MiB", "gaussian", "rademacher"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,448 @@
+"""Sweeps: what compiles, that a cell's row is its own, that nothing is lost."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax import monitoring
+
+import mtfl_jax
+from mtfl_jax import config
+from mtfl_jax.learning import data, keys
+from mtfl_jax.sweeps import engine, store
+from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.plan import SIZES, ladder, plan
+
+SMALL = {"d": 12, "r": 2, "width": 16, "n1": 128, "n2": 128, "n_down": 32, "n_test": 64}
+
+
+def grid_of(where=(), **axes):
+    return Grid({**SMALL, **axes}, config.composed, where=where)
+
+
+def table_of(grid, **options):
+    sink = store.Memory()
+    progress = engine.execute(grid, sink, **options)
+    assert not progress.failures
+    return store.frame(engine.in_order(grid, sink.table()))
+
+
+def assert_same_rows(one, other, rtol=1e-4):
+    """Equal settings and identities. Continuous measurements to 1e-4, the design's bound for rounding in one step;
+    errors that count samples to a few of them.
+    """
+    pd.testing.assert_index_equal(one.columns, other.columns)
+    for name in one.columns:
+        if name in ("task_error", "downstream_error"):
+            np.testing.assert_allclose(one[name].astype(float), other[name].astype(float), atol=3 / 64)
+        elif name == "feature_similarity":
+            for a, b in zip(one[name], other[name], strict=True):
+                np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
+        elif one[name].dtype == float:
+            np.testing.assert_allclose(one[name], other[name], rtol=rtol, atol=1e-6, err_msg=name)
+        else:
+            pd.testing.assert_series_equal(one[name], other[name])
+
+
+# Plans
+
+
+def test_the_ladder_is_powers_of_two_and_their_threes():
+    rungs = sorted({ladder(size) for size in range(1, 200)})
+    assert rungs == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    assert all(size <= ladder(size) < 1.5 * size + 1 for size in range(1, 200))
+
+
+def test_the_readme_grid_takes_at_most_twelve_programs():
+    axes = {"d": [32, 64, 128], "r": [2, 3, 4], "width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256]}
+    grid = Grid({**axes, "seed": range(64)}, config.composed)
+    assert len(grid) == 8640
+    buckets = plan(grid)
+    assert len(buckets) <= 12
+    assert sorted(np.concatenate([bucket.cells for bucket in buckets]).tolist()) == list(range(8640))
+    for bucket in buckets:
+        for name in SIZES:
+            sizes = grid.column(name, bucket.cells)
+            pad = getattr(bucket.program, name)
+            assert pad == ladder(pad)
+            assert pad >= sizes.max()
+
+
+def test_the_same_grid_gives_the_same_plan():
+    def programs():
+        return [bucket.program for bucket in plan(grid_of(d=[12, 40], width=[16, 100], seed=range(5)))]
+
+    assert programs() == programs()
+
+
+def test_knobs_never_split_a_bucket():
+    knobs = {"lr_a": [0.1, 1], "lr_w": [0.1, 1], "nuisance_scale": [0.5, 1], "weight_decay": [0.1, 0.2]}
+    for algorithm in ("one_step", "alternating", "joint"):
+        grid = grid_of(algorithm=algorithm, **knobs, lr=[0.1, 0.2], seed=[0, 1], momentum=0.5)
+        assert len(plan(grid)) == 1
+
+
+def test_shared_trainings_run_once():
+    grid = grid_of(n_down=[8, 16], probe=["ridge", "svm", "none"], seed=[0, 1])
+    (bucket,) = plan(grid)
+    assert len(bucket.first) == 2
+    assert bucket.program.probes == (("ridge", "parity"), ("svm", "parity"))
+    assert bucket.program.n_down == (8, 16)
+    grid = grid_of(algorithm="alternating", steps=[3, 5, 8], seed=[0, 1])
+    (bucket,) = plan(grid)
+    assert (len(bucket.first), bucket.program.steps, bucket.program.record) == (2, 8, (1, 2, 3, 4, 5, 8))
+
+
+# Compiles
+
+
+@pytest.fixture
+def compilations():
+    """The number of programs compiled so far, by JAX's own account."""
+    counts = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            counts.append(event)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield lambda: len(counts)
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def test_other_knobs_compile_nothing(compilations):
+    fixed = {**SMALL, "algorithm": "joint", "steps": 3, "bias": "random", "tasks": "parity", "optimizer": "momentum"}
+    mtfl_jax.run(**fixed, label_noise=0.1)
+    before = compilations()
+    assert before > 0
+    knobs = {"lr": [0.1, 0.004], "weight_decay": [0.1, 0.01], "nuisance_scale": [0.5, 2.0], "seed": [11, 12]}
+    knobs |= {"bias_scale": 0.7, "label_noise": 0.2, "parity_size": 1, "probe_parity_size": 1, "momentum": 0.5}
+    assert len(mtfl_jax.sweep(**fixed, **knobs)) == 16 * 3
+    assert compilations() == before
+    mtfl_jax.run(**{**fixed, "label_noise": 0.1, "width": 8})
+    assert compilations() > before
+
+
+def test_fifty_learning_rates_compile_once():
+    grid = grid_of(algorithm="alternating", steps=2, lr_w=np.geomspace(1e-3, 10, 50), probe="none")
+    progress = engine.execute(grid, store.Memory())
+    assert (progress.compiled, progress.done) == (1, 50)
+
+
+CACHE = """
+import sys, jax
+from jax import monitoring
+misses = []
+def listen(event, **_):
+    if event == "/jax/compilation_cache/cache_misses":
+        misses.append(event)
+monitoring.register_event_listener(listen)
+import mtfl_jax
+mtfl_jax.sweep(d=[8, 12], r=2, width=8, n1=64, n2=64, n_test=32, n_down=16, seed=range(int(sys.argv[1])))
+print("misses", len(misses))
+"""
+
+
+def test_a_new_process_finds_the_programs_in_the_cache(tmp_path):
+    def misses(seeds):
+        done = subprocess.run(
+            [sys.executable, "-c", CACHE, str(seeds)],
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return int(done.stdout.split()[-1])
+
+    assert misses(3) > 0
+    assert misses(3) == 0
+
+
+# A row is its own
+
+VARIED = {
+    "d": st.sampled_from([5, 8, 12]),
+    "r": st.sampled_from([1, 2, 3]),
+    "width": st.sampled_from([2, 9, 16]),
+    "num_tasks": st.sampled_from([1, 3, 8]),
+    "n1": st.sampled_from([40, 128]),
+    "n2": st.sampled_from([50, 128]),
+    "seed": st.integers(0, 2**31 - 1),
+    "lr_a": st.sampled_from([0.01, 0.02]),
+    "n_down": st.sampled_from([8, 32]),
+    "nuisance_scale": st.sampled_from([0.5, 1.0]),
+}
+KINDS = [
+    {"algorithm": "one_step", "data": "rademacher", "tasks": "balanced", "bias": "random"},
+    {"algorithm": "alternating", "steps": 4, "tasks": "majority", "label_noise": 0.1},
+    {"algorithm": "joint", "steps": 4, "tasks": "uniform", "shared_inputs": False, "lr": 1e-3, "probe": "none"},
+]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=[kind["algorithm"] for kind in KINDS])
+@settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(drawn=st.data())
+def test_a_row_does_not_depend_on_the_grid(kind, drawn):
+    """Alone or in a padded grid, in any order and chunk: the same row."""
+    names = drawn.draw(st.lists(st.sampled_from(sorted(VARIED)), min_size=2, max_size=3, unique=True))
+    axes = {name: drawn.draw(st.lists(VARIED[name], min_size=2, max_size=2, unique=True)) for name in names}
+    grid = grid_of(**kind, **axes)
+    whole = table_of(grid)
+    order = drawn.draw(st.permutations(names))
+    shuffled = {name: axes[name][::-1] for name in order}
+    other = table_of(grid_of(**kind, **shuffled), chunk=1)
+    assert_same_rows(whole.sort_values("id", ignore_index=True), other.sort_values("id", ignore_index=True))
+    alone = grid.cell(drawn.draw(st.integers(0, len(grid) - 1)))
+    values = {name: getattr(alone, name) for name in names} | {"n_down": alone.n_down[0]}
+    row = mtfl_jax.run(**{**SMALL, **kind, **values})
+    ours = whole[whole["id"].isin(row["id"])].reset_index(drop=True)
+    assert_same_rows(ours, row)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
+    axes = {"width": [8, 16], "num_tasks": [1, 3], "seed": [0, 1, 2]}
+    code = f"import mtfl_jax; mtfl_jax.sweep(folder='out', **{ {**SMALL, **axes}!r})"
+    start = f"import jax; jax.config.update('jax_num_cpu_devices', {count}); jax.devices(); "
+    subprocess.run([sys.executable, "-c", start + code], cwd=tmp_path, check=True)
+    other = store.frame(engine.in_order(grid_of(**axes), store.Folder(tmp_path / "out").table()))
+    assert_same_rows(table_of(grid_of(**axes)), other)
+
+
+def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
+    fixed = [f"{key}={value}" for key, value in SMALL.items() if key != "d"]
+    done = mtfl(
+        "-m", *fixed, "d=8,12", "data=glob(*)", "seed=range(0,3)", "sweep.where=['seed < 2']", "hydra.sweep.dir=a"
+    )
+    assert done.returncode == 0, done.stderr
+    grid = grid_of(d=[8, 12], data=["gaussian", "rademacher"], seed=[0, 1])
+    rows = store.frame(engine.in_order(grid, store.Folder(tmp_path / "a").table()))
+    assert len(rows) == len(mtfl_jax.load(tmp_path / "a")) == 8
+    assert_same_rows(rows, table_of(grid))
+
+
+def test_shared_steps_and_probes_give_the_rows_of_their_own_trainings():
+    axes = {"steps": [3, 6], "n_down": [8, 32], "probe": ["ridge", "none"]}
+    whole = table_of(grid_of(algorithm="alternating", **axes))
+    for steps in (3, 6):
+        for probe in ("ridge", "none"):
+            alone = mtfl_jax.run(**{**SMALL, "algorithm": "alternating", "steps": steps, "n_down": 8, "probe": probe})
+            assert_same_rows(whole[whole["id"].isin(alone["id"])].reset_index(drop=True), alone)
+
+
+def test_the_same_seed_gives_the_same_row_and_another_does_not():
+    first, again, other = (mtfl_jax.run(**SMALL, seed=seed) for seed in (3, 3, 4))
+    pd.testing.assert_frame_equal(first, again)
+    assert first["feature_energy"].iloc[0] != other["feature_energy"].iloc[0]
+
+
+def test_draws_are_those_of_schema_1():
+    """Fixed numbers of seed 0: if they change, keys.SCHEMA must."""
+    assert keys.SCHEMA == 1
+    x = np.asarray(data.inputs(keys.named(keys.root(0), "test"), "gaussian", 2, 2, r=1))
+    # To the rounding of the normal's inverse error function.
+    np.testing.assert_allclose(x, [[-1.4429985, -1.6957562], [-0.39497307, -0.43691623]], rtol=1e-6)
+
+
+# Failures
+
+
+def test_a_diverged_training_is_marked_and_spoils_no_neighbour():
+    fixed = {"algorithm": "alternating", "steps": 4, "measure_at": [[1, 2, 4]], "seed": [0, 1]}
+    mixed = table_of(grid_of(**fixed, lr_w=[10.0, 1e30]))
+    healthy = table_of(grid_of(**fixed, lr_w=10.0))
+    assert set(healthy["status"]) == {"ok"}
+    wild = mixed[mixed["lr_w"] == 1e30]
+    assert len(wild) == 6
+    assert set(wild[wild["step"] >= 2]["status"]) == {"diverged"}
+    assert set(wild["diverged_step"].dropna()) == {2}
+    assert_same_rows(mixed[mixed["lr_w"] == 10.0].reset_index(drop=True), healthy)
+
+
+def test_infinite_measurements_are_no_divergence():
+    row = mtfl_jax.run(**SMALL, algorithm="oracle").iloc[0]
+    assert np.isinf(row["spectral_ratio"])
+    assert row["status"] == "ok"
+
+
+def test_a_failed_bucket_is_named_and_the_rest_runs(monkeypatch):
+    grid = grid_of(algorithm=["one_step", "oracle", "random_features"], seed=[0, 1])
+    real = engine.compiled
+
+    def compiled(program, chunk):
+        if program.algorithm == "oracle":
+            raise RuntimeError("no such luck\nsecond line")
+        return real(program, chunk)
+
+    monkeypatch.setattr(engine, "compiled", compiled)
+    sink = store.Memory()
+    progress = engine.execute(grid, sink)
+    assert progress.failures == ["2 cells (oracle seed=0,1): RuntimeError: no such luck"]
+    assert sink.table().num_rows == 4
+    with pytest.raises(RuntimeError, match="no such luck"):
+        mtfl_jax.sweep(**{**SMALL, "algorithm": "oracle"})
+
+
+def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
+    import jax
+
+    sizes = []
+    real = engine._call
+
+    def call(executable, chunk, *rest):
+        sizes.append(chunk.capacity)
+        if chunk.capacity > 2:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return real(executable, chunk, *rest)
+
+    monkeypatch.setattr(engine, "_call", call)
+    grid = grid_of(seed=range(10))
+    sink = store.Memory()
+    assert engine.execute(grid, sink, chunk=8).done == 10
+    assert sizes[:3] == [8, 4, 2]
+    assert sink.table().num_rows == 10
+
+
+def test_a_program_too_large_for_memory_is_refused_by_its_own_analysis():
+    progress = engine.execute(grid_of(), store.Memory(), memory_fraction=1e-9)
+    assert "TooLargeError: one training needs" in progress.failures[0]
+
+
+def test_failures_set_the_exit_status(mtfl):
+    done = mtfl(*[f"{key}={value}" for key, value in SMALL.items()], "memory_fraction=1e-9", "hydra.run.dir=a")
+    assert done.returncode == 1
+    assert "failed: 1 cells" in done.stderr
+
+
+# Stops and restarts
+
+
+SWEEP = ["-m", *(f"{key}={value}" for key, value in SMALL.items() if key != "width")]
+SWEEP += ["width=8,16", "seed=range(0,8000)", "probe=none", "hydra.sweep.dir=out"]
+
+
+def start(cwd, *more):
+    return subprocess.Popen(
+        [sys.executable, "-m", "mtfl_jax", *SWEEP, *more],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_signal_finishes_the_chunk_and_the_sweep_goes_on_after_it(tmp_path, mtfl):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = start(tmp_path)
+        time.sleep(0.1)
+        before = len(list((tmp_path / "out" / "parts").glob("[!.]*")))
+        deadline = time.time() + 120
+        while len(list((tmp_path / "out" / "parts").glob("[!.]*"))) == before and time.time() < deadline:
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 128 + number, err
+        assert "the same command with hydra.sweep.dir=" in err
+    found = len(mtfl_jax.load(tmp_path / "out"))
+    assert 0 < found < 16000
+    states = [json.loads(path.read_text())["state"] for path in (tmp_path / "out" / "runs").iterdir()]
+    assert states == ["stopped", "stopped"]
+    done = mtfl(*SWEEP)
+    assert done.returncode == 0, done.stderr
+    assert f"{found} there before" in done.stdout
+    assert len(mtfl_jax.load(tmp_path / "out")) == 16000
+    status = subprocess.run(
+        [sys.executable, "-c", STATUS, "out"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "16000/16000" in status.stdout
+
+
+STATUS = "import sys; from mtfl_jax.sweeps.progress import status; sys.argv[0] = 'mtfl-status'; status()"
+
+
+KILLED = """
+import sys, mtfl_jax
+from mtfl_jax.sweeps import engine
+engine.CHUNK_SECONDS = 0.0  # a part a chunk: many moments at which to be killed
+mtfl_jax.sweep(folder="out", d=8, r=2, width=[8, 16], n1=64, n2=64, n_test=32, probe="none", seed=range(2000))
+"""
+
+
+def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
+    """Killed 20 times while it writes, restarted each time: the table of an undisturbed sweep."""
+    axes = {"d": 8, "r": 2, "width": [8, 16], "n1": 64, "n2": 64, "n_test": 32, "probe": "none", "seed": range(2000)}
+    undisturbed = Grid(axes, config.composed)
+    draw = random.Random(0)
+    parts = tmp_path / "out" / "parts"
+    kills = 0
+    for _ in range(20):
+        process = subprocess.Popen([sys.executable, "-c", KILLED], cwd=tmp_path)
+        before = len(list(parts.glob("*")))
+        while process.poll() is None and len(list(parts.glob("*"))) == before:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.15))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills >= 5, "the sweep must be killed while it runs"
+    subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=True)
+    table = store.frame(engine.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
+    assert table["id"].is_unique
+    assert_same_rows(table, table_of(undisturbed))
+
+
+# The folder
+
+
+def part_of(seeds):
+    sink = store.Memory()
+    engine.execute(grid_of(seed=seeds), sink)
+    return sink.table()
+
+
+def test_torn_parts_are_named_and_left_out(tmp_path):
+    folder = store.Folder(tmp_path)
+    folder.append(part_of([0, 1]))
+    folder.append(part_of([2]))
+    torn = sorted((tmp_path / "parts").iterdir())[1]
+    torn.write_bytes(torn.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match=torn.name):
+        assert sorted(mtfl_jax.load(tmp_path)["seed"]) == [0, 1]
+    with pytest.warns(UserWarning, match=torn.name):
+        assert (
+            len(engine.remaining(grid_of(seed=[0, 1, 2]), plan(grid_of(seed=[0, 1, 2])), folder.finished(), (1, 1)))
+            == 1
+        )
+
+
+def test_load_reads_what_is_asked_for_once(tmp_path):
+    one, two = store.Folder(tmp_path), store.Folder(tmp_path)
+    one.append(part_of([0, 1, 2]))
+    two.append(part_of([2, 3]))
+    assert mtfl_jax.load(tmp_path)["seed"].tolist() in ([0, 1, 2, 3], [2, 3, 0, 1])
+    some = mtfl_jax.load(tmp_path, columns=["seed", "d"], where=[("seed", ">", 1)])
+    assert list(some.columns) == ["seed", "d"]
+    assert sorted(some["seed"]) == [2, 3]
+    with pytest.raises(ValueError, match="column 'sede'"):
+        mtfl_jax.load(tmp_path, columns=["sede"])
+    assert pq.read_table(one.merge()).num_rows == 4
+    assert len(mtfl_jax.load(tmp_path / "results.parquet")) == 4
+
+
+def test_parts_of_a_sweep_are_the_whole():
+    grid = grid_of(width=[8, 16], seed=range(7))
+    buckets = plan(grid)
+    cells = [
+        bucket.cells for k in (1, 2, 3) for bucket in engine.remaining(grid, buckets, np.empty(0, np.uint64), (k, 3))
+    ]
+    assert sorted(np.concatenate(cells).tolist()) == list(range(14))
