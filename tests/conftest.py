@@ -10,6 +10,13 @@ import pytest
 # Compiling is most of what the tests cost, and they test results, not speed: half the time at the lowest level. Set
 # before JAX starts, and inherited by the processes that tests start.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Two devices, so that every sweep of a test is shared between devices.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+
+
+def pytest_collection_modifyitems(items):
+    """Start the longest test first, so that it does not run alone at the end."""
+    items.sort(key=lambda item: "kill_nine" not in item.name)
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """The `mtfl` command as a user meets it."""
 
 import json
+import os
+import subprocess
 import sys
 
 import pandas as pd
@@ -8,7 +10,6 @@ import pytest
 
 import mtfl_jax
 from mtfl_jax.__main__ import main
-from mtfl_jax.sweeps import engine
 from mtfl_jax.sweeps.store import MEASUREMENTS
 
 SMALL = ["d=16", "r=2", "width=16", "num_tasks=4", "n1=256", "n2=256", "n_down=32", "n_test=128"]
@@ -168,13 +169,11 @@ def test_load_says_what_is_missing(tmp_path):
 
 
 def test_analysis_imports_no_jax(tmp_path):
-    import subprocess
-
     code = "import sys, mtfl_jax.analysis.report; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
-def test_engine_uses_one_device_a_core():
-    import os
-
-    assert len(engine.devices()) == len(os.sched_getaffinity(0))
+def test_engine_uses_one_device_a_core(tmp_path):
+    code = "import os; from mtfl_jax.sweeps import engine; assert len(engine.devices()) == len(os.sched_getaffinity(0))"
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

@@ -281,15 +281,16 @@ MANY_SAMPLES = {"n1": NEURONS, "n2": NEURONS, "num_tasks": 6}
 
 
 def test_purposes_are_independent():
-    """Inputs of one seed's heads, features, network and test draws are uncorrelated with one another."""
-    n, root = NEURONS, keys.root(SEED)
+    """Inputs of heads, features, network and test draws, of a seed and the next, are uncorrelated with one another."""
+    n = NEURONS
     p, c = program(**MANY_SAMPLES), cell(**MANY_SAMPLES, nuisance_scale=1.0)
     drawn = {
         "heads": batch(p, c, "heads", 0).x,
         "heads, next step": batch(p, c, "heads", 1).x,
+        "heads, next seed": batch(p, c.replace(seed=SEED + 1), "heads", 0).x,
         "features": batch(p, c, "features", 0).x,
-        "test": inputs(keys.named(root, "test"), "gaussian", n, D, r=R, d=D, nuisance_scale=1.0),
-        "network": initialise(keys.named(root, "network"), D, n, 1, d=D)["W"] * np.sqrt(D),
+        "test": inputs(keys.stream(SEED, "test"), "gaussian", n, D, r=R, d=D, nuisance_scale=1.0),
+        "network": initialise(keys.stream(SEED, "network"), D, n, 1, d=D)["W"] * np.sqrt(D),
     }
     for one, other in itertools.combinations(drawn.values(), 2):
         products = np.asarray(one, np.float64).T @ np.asarray(other, np.float64) / n
@@ -469,10 +470,13 @@ def test_rotations_are_haar_to_fourth_moments():
 
 
 def test_keys_by_name_and_index():
-    root = keys.root(SEED)
-    bits = [jax.random.key_data(keys.named(root, name)) for name in ("heads", "features", "tasks", "network")]
+    root, purposes = keys.root(SEED), ("heads", "features", "tasks", "network")
+    bits = [jax.random.key_data(keys.named(root, name)) for name in purposes]
+    bits += [jax.random.key_data(keys.stream(seed, name)) for name in purposes for seed in (SEED, SEED + 1)]
     bits += [jax.random.key_data(key) for key in keys.indexed(root, 3)]
     bits += [jax.random.key_data(keys.root(SEED + 1))]
     assert len({tuple(np.asarray(words).tolist()) for words in bits}) == len(bits)
     same(jax.random.key_data(keys.indexed(root, 3)), jax.random.key_data(keys.indexed(root, 9))[:3])
     same(jax.random.key_data(jax.jit(keys.root)(SEED)), jax.random.key_data(root))
+    traced = jax.jit(lambda seed: keys.stream(seed, "heads"))(SEED)
+    same(jax.random.key_data(traced), jax.random.key_data(keys.stream(SEED, "heads")))
