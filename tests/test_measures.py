@@ -1,13 +1,12 @@
 """Measurements of matrices whose principal angles and singular values are known by construction."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from hypothesis import Phase, given, settings
+from checked import checked
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mtfl_jax.learning import measures
@@ -22,21 +21,6 @@ CLOSE32 = {"rtol": 1e-5, "atol": 3e-6}
 
 seeds = st.integers(0, 2**32 - 1)
 recovery = jax.jit(measures.recovery, static_argnames="max_r")
-
-
-def checked(examples):
-    """Hypothesis, with float64 JAX."""
-
-    def decorate(test):
-        @functools.wraps(test)
-        def run(*args, **kwargs):
-            with jax.enable_x64(True):
-                return test(*args, **kwargs)
-
-        phases = [Phase.explicit, Phase.generate]
-        return settings(deadline=None, derandomize=True, max_examples=examples, database=None, phases=phases)(run)
-
-    return decorate
 
 
 def orthonormal(rng, rows, columns):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from hypothesis import Phase, given, settings
+from checked import checked
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtfl_jax.learning import losses, network, updates
@@ -28,21 +29,6 @@ quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 seeds = st.integers(0, 2**32 - 1)
 rates = st.floats(0.01, 1.0)
 tame = st.floats(0.01, 0.1)  # of loops, which else diverge in the exponential loss
-
-
-def checked(examples):
-    """Hypothesis with float64 JAX; arrays keep a few shapes, so that little is compiled again."""
-
-    def decorate(test):
-        @functools.wraps(test)
-        def run(*args, **kwargs):
-            with jax.enable_x64(True):
-                return test(*args, **kwargs)
-
-        phases = [Phase.explicit, Phase.generate]
-        return settings(deadline=None, derandomize=True, max_examples=examples, database=None, phases=phases)(run)
-
-    return decorate
 
 
 def draw_params(rng, d, width, num_tasks, zero_heads=False):
