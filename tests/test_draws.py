@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.random import threefry_2x32
 
-from mtfl_jax.learning import data, experiment, keys, network, probe, tasks
+from mtfl_jax.learning import data, draws, experiment, keys, network, probe, tasks
 from mtfl_jax.learning.experiment import Cell, Program
 
 KEY = keys.named(keys.root(7), "test_draws")
@@ -480,3 +481,43 @@ def test_keys_by_name_and_index():
     same(jax.random.key_data(jax.jit(keys.root)(SEED)), jax.random.key_data(root))
     traced = jax.jit(lambda seed: keys.stream(seed, "heads"))(SEED)
     same(jax.random.key_data(traced), jax.random.key_data(keys.stream(SEED, "heads")))
+
+
+def test_threefry_is_that_of_jax():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 2**32, (2, 100), dtype=np.uint32)
+    for key in (KEY, keys.stream(SEED, "heads")):
+        expected = threefry_2x32(jax.random.key_data(key), jnp.concatenate([jnp.asarray(x), jnp.asarray(y)]))
+        same(jnp.concatenate(jax.jit(keys.threefry)(key, x, y)), expected)
+
+
+# Normals
+
+
+def test_normals_agree_with_a_float64_reference():
+    """The transform of Box and Muller, word by word: to 8 float32 roundings (eps 1.2e-7) of the radius, at most 5.4."""
+    rows, columns = 7, 1000
+    first, second = (np.asarray(word) for word in draws.words(KEY, 2, columns))
+    expected = []
+    for word in (first[0], second[0], first[1], second[1]):
+        radius = np.sqrt(-2 * np.log(((word >> 12) + 0.5) / 2**20))
+        angle = ((word & 1023) + 0.5) / 1024 * np.pi / 2 - np.pi / 4
+        mirrored, opposite = (word >> 10) & 1 == 1, (word >> 11) & 1 == 1
+        angle = np.where(mirrored, np.pi / 2 - angle, angle) + np.pi * opposite
+        expected += [radius * np.cos(angle), radius * np.sin(angle)]
+    found = draws.normal(KEY, rows, columns)
+    np.testing.assert_allclose(found, np.stack(expected)[:rows], rtol=0, atol=8 * 1.2e-7 * 5.4)
+
+
+def test_angles_of_normals_cover_the_circle():
+    """The 4096 angles are those of a regular polygon, so that every trigonometric moment below 4096 is exact."""
+    word = jnp.arange(4096, dtype=jnp.uint32)
+    angle = np.sort(np.arctan2(*(np.asarray(part, np.float64) for part in draws._pair(word))))
+    np.testing.assert_allclose(np.diff(angle), 2 * np.pi / 4096, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["normal", "sign", "uniform", "bits"])
+def test_columns_may_be_asked_for_in_any_order(kind):
+    draw = jax.jit(getattr(draws, kind), static_argnums=(1, 2))
+    some = jnp.asarray([5, 0, 31, 5])
+    same(jax.jit(getattr(draws, kind), static_argnums=1)(KEY, 70, some), np.asarray(draw(KEY, 70, 40))[:, some])

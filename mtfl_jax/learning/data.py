@@ -10,44 +10,31 @@ Source: which laws the paper uses is not known to us (only its abstracts were at
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mtfl_jax.learning import keys
+from mtfl_jax.learning import draws
 
-
-def _normal(key: Array, n: int) -> Array:
-    return jax.random.normal(key, (n,))
-
-
-def _sign(key: Array, n: int) -> Array:
-    """n uniform signs, unpacked from the bits of ceil(n / 32) random words."""
-    words = jax.random.bits(key, (-(-n // 32),), jnp.uint32)
-    bits = (words[:, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
-    return 2 * bits.reshape(-1)[:n].astype(jnp.result_type(float)) - 1
-
-
-LAWS: dict[str, Callable[[Array, int], Array]] = {"gaussian": _normal, "rademacher": _sign}
-"""One coordinate's n draws, by the name of the law."""
+LAWS: dict[str, Callable[[Array, int, int | Array], Array]] = {"gaussian": draws.normal, "rademacher": draws.sign}
+"""The draws of d coordinates (rows) of some samples (columns), by the name of the law."""
 
 
 def inputs(
     key: Array,
     law: str,
-    n: int,
+    n: int | Array,
     max_d: int,
     *,
     r: int | Array,
     d: int | Array | None = None,
     nuisance_scale: float | Array = 1.0,
 ) -> Array:
-    """n inputs x, shape (n, max_d).
+    """n inputs x, shape (n, max_d); of an array n, those samples.
 
     The first r coordinates carry the labels, the next d - r are multiplied by `nuisance_scale` and those
     from d on (default: none) are zero. The draws of fewer samples or coordinates are the first of those of more.
     """
-    x = jax.vmap(LAWS[law], in_axes=(0, None), out_axes=1)(keys.indexed(key, max_d), n)
+    x = LAWS[law](key, max_d, n).T
     k = jnp.arange(max_d)
     scale = jnp.where(k < r, 1.0, jnp.where(k < (max_d if d is None else d), nuisance_scale, 0.0))
     return x * scale.astype(x.dtype)
@@ -64,7 +51,7 @@ def rotation(key: Array, d: int | Array, max_d: int) -> Array:
 
     Inputs in the run's own basis are x Qᵀ, weights W Qᵀ.
     """
-    g = jax.vmap(_normal, in_axes=(0, None))(keys.indexed(key, max_d), max_d)
+    g = draws.normal(key, max_d, max_d)
     k = jnp.arange(max_d)
     inside = (k[:, None] < d) & (k < d)
     q, upper = jnp.linalg.qr(jnp.where(inside, g, jnp.eye(max_d, dtype=g.dtype)))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from mtfl_jax.learning import data, keys, limits, measures, network, probe, tasks, updates
+from mtfl_jax.learning import data, draws, keys, limits, measures, network, probe, tasks, updates
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.tasks import Tasks
 from mtfl_jax.learning.updates import Batch
@@ -109,15 +109,15 @@ def draw_labels(p: Program, cell: Cell, of: Tasks, key: Array, x: Array, *, nois
     if not noisy:
         return y
     n, num_tasks = y.shape
-    u = jax.vmap(lambda key: jax.random.uniform(key, (n,)), out_axes=1)(keys.indexed(key, num_tasks))
+    u = draws.uniform(key, num_tasks, n).T
     return jnp.where(u < cell.label_noise, -y, y)
 
 
 def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
     """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
     at = 0 if p.fixed_samples else step
-    inputs_key = jax.random.fold_in(keys.stream(cell.seed, f"{purpose}/inputs"), at)
-    noise_key = jax.random.fold_in(keys.stream(cell.seed, f"{purpose}/label_noise"), at)
+    inputs_key = keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), at)
+    noise_key = keys.at(keys.stream(cell.seed, f"{purpose}/label_noise"), at)
     max_n, n = (p.n1, cell.n1) if purpose == "heads" else (p.n2, cell.n2)
     if p.shared_inputs:
         x = draw_inputs(p, cell, inputs_key, max_n)

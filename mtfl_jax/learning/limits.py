@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.stats import norm
 
-from mtfl_jax.learning import keys
+from mtfl_jax.learning import draws
 from mtfl_jax.learning import tasks as families
 from mtfl_jax.learning.network import Params
 
@@ -84,8 +84,7 @@ def half_normal_nodes(key: Array, max_r: int) -> tuple[Array, Array]:
         grid = np.stack(np.meshgrid(*[nodes] * max_r, indexing="ij"), axis=-1).reshape(-1, max_r)
         weight = np.prod(np.stack(np.meshgrid(*[weights] * max_r, indexing="ij"), axis=-1), axis=-1).reshape(-1)
         return jnp.asarray(grid, float), jnp.asarray(weight, float)
-    draws = jax.vmap(lambda key: jax.random.normal(key, (_NODES,)), out_axes=1)(keys.indexed(key, max_r))
-    return jnp.abs(draws), jnp.full((_NODES,), 1 / _NODES)
+    return jnp.abs(draws.normal(key, max_r, _NODES)).T, jnp.full((_NODES,), 1 / _NODES)
 
 
 def population_step(

@@ -6,11 +6,10 @@ Source: arXiv 2307.06887v1 (abstract) for the network; scales and biases are our
 from typing import cast
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mtfl_jax.learning import keys
+from mtfl_jax.learning import draws, keys
 
 Params = dict[str, Array]
 """{"W": (width, d), "b": (width,), "A": (T, width)}"""
@@ -75,12 +74,12 @@ def initialise(
     """
     d = max_d if d is None else d
     width = max_width if width is None else width
-    rows = jax.vmap(lambda key: jax.random.normal(key, (max_d,)))(keys.indexed(key, max_width))
+    rows = draws.normal(key, max_d, max_width).T
     neuron = jnp.arange(max_width) < width
     used = neuron[:, None] & (jnp.arange(max_d) < d)
     b = jnp.zeros(max_width, rows.dtype)
     if bias == "random":
-        b = bias_scale * jax.random.uniform(keys.named(key, "bias"), (max_width,), minval=-1.0)
+        b = bias_scale * (2 * draws.uniform(keys.named(key, "bias"), 1, max_width)[0] - 1)
     return {
         # A factor, not a division: a compiler may turn a division by a constant into another rounding.
         "W": jnp.where(used, rows * (1 / jnp.sqrt(jnp.asarray(d, rows.dtype))), 0),

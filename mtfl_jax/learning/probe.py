@@ -16,6 +16,8 @@ import numpy as np
 import optax
 from jax import Array
 
+from mtfl_jax.learning import draws
+
 BIAS_RANGE = 1.5
 PENALTIES = np.logspace(2, -4, 7)
 """The grid of λ, strongest first, so that ties take the stronger penalty."""
@@ -39,7 +41,7 @@ def mean_square(v: Array, n: int | Array, width: int | Array) -> Array:
 
 def biases(key: Array, width: int) -> Array:
     """c (width,), uniform on [−1.5, 1.5], prefix-stable in width."""
-    return jax.random.uniform(key, (width,), minval=-BIAS_RANGE, maxval=BIAS_RANGE)
+    return BIAS_RANGE * (2 * draws.uniform(key, 1, width)[0] - 1)
 
 
 def features(v: Array, scale2: Array, c: Array, width: int | Array) -> Array:

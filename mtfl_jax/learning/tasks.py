@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from mtfl_jax.learning import keys
+from mtfl_jax.learning import draws, keys
 
 MAX_TABLE_R = 16
 """Largest r for which a family may hold a truth table of 2^r values a task."""
@@ -41,40 +41,42 @@ def needs_table(family: str) -> bool:
     return family in ("balanced", "uniform")
 
 
-def _balanced(key: Array, r: int | Array, max_r: int, size: int | Array) -> Array:
-    u = jax.random.uniform(key, (2**max_r,))
-    u = jnp.where(jnp.arange(2**max_r) < 2**r, u, jnp.inf)
-    rank = jnp.argsort(jnp.argsort(u))
+# Each gives the params of all tasks, (num_tasks, …).
+
+
+def _balanced(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+    u = jnp.where(jnp.arange(2**max_r) < 2**r, draws.uniform(key, 2**max_r, num_tasks).T, jnp.inf)
+    rank = jnp.argsort(jnp.argsort(u, axis=-1), axis=-1)
     return jnp.where(rank < 2**r // 2, 1, -1)
 
 
-def _uniform(key: Array, r: int | Array, max_r: int, size: int | Array) -> Array:
-    return jnp.where(jax.random.uniform(key, (2**max_r,)) < 0.5, 1, -1)
+def _uniform(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+    return jnp.where(draws.uniform(key, 2**max_r, num_tasks).T < 0.5, 1, -1)
 
 
-def _halfspace(key: Array, r: int | Array, max_r: int, size: int | Array) -> Array:
-    v = jnp.round(jax.random.normal(key, (max_r,)) * _HALFSPACE_GRID) / _HALFSPACE_GRID
+def _halfspace(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+    v = jnp.round(draws.normal(key, max_r, num_tasks).T * _HALFSPACE_GRID) / _HALFSPACE_GRID
     return jnp.where(jnp.arange(max_r) < r, v, 0)
 
 
-def _parity(key: Array, r: int | Array, max_r: int, size: int | Array) -> Array:
+def _parity(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
     k = jnp.arange(max_r)
     # Bit i of the words is the i-th try at a uniform subset; the first non-empty one counts (32 empty tries in
     # a row, of probability 2^(-32 r), give {0}).
-    words = jnp.where(k < r, jax.random.bits(keys.named(key, "subset"), (max_r,), jnp.uint32), 0)
-    tries = jnp.bitwise_or.reduce(words)
+    words = jnp.where(k < r, draws.bits(keys.named(key, "subset"), max_r, num_tasks).T, 0)
+    tries = jnp.bitwise_or.reduce(words, axis=1, keepdims=True)
     first = jnp.where(tries == 0, 0, jax.lax.population_count((tries & -tries) - 1))
     any_size = jnp.where(tries == 0, k == 0, (words >> first) & 1 == 1)
-    u = jnp.where(k < r, jax.random.uniform(keys.named(key, "order"), (max_r,)), jnp.inf)
-    of_size = jnp.argsort(jnp.argsort(u)) < size
+    u = jnp.where(k < r, draws.uniform(keys.named(key, "order"), max_r, num_tasks).T, jnp.inf)
+    of_size = jnp.argsort(jnp.argsort(u, axis=-1), axis=-1) < size
     return jnp.where(jnp.asarray(size) > 0, of_size, any_size)
 
 
-def _majority(key: Array, r: int | Array, max_r: int, size: int | Array) -> Array:
+def _majority(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
     k = jnp.arange(max_r)
-    member = jax.random.bernoulli(key, 0.5, (max_r,)) & (k < r)
+    member = (draws.uniform(key, max_r, num_tasks).T < 0.5) & (k < r)
     # Toggling coordinate 0 maps the even subsets onto the odd ones, so odd subsets stay uniform.
-    return member ^ ((k == 0) & (member.sum() % 2 == 0))
+    return member ^ ((k == 0) & (member.sum(axis=1, keepdims=True) % 2 == 0))
 
 
 _SAMPLERS = {
@@ -107,8 +109,7 @@ def sample(
     max_r = int(r) if max_r is None else max_r
     if needs_table(family) and max_r > MAX_TABLE_R:
         raise ValueError(f"r={max_r}: {family} tasks hold a table of 2^r values; allowed: r <= {MAX_TABLE_R}")
-    draw = functools.partial(_SAMPLERS[family], r=r, max_r=max_r, size=size)
-    params = jax.vmap(lambda key: draw(key))(keys.indexed(key, num_tasks))
+    params = _SAMPLERS[family](key, num_tasks, r, max_r, size)
     return Tasks(family, params.astype(jnp.result_type(float)))
 
 

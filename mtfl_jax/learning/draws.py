@@ -1,0 +1,64 @@
+"""Random numbers by counter: entry (row, column) of a draw is a function of the key, the row and the column.
+
+So the draws of fewer rows or columns are the first of those of more, columns may be asked for in any order, and
+batching changes nothing. A call of Threefry gives 64 bits, of which a normal takes 16 and a sign one.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from mtfl_jax.learning import keys
+
+
+def words(key: Array, rows: int, columns: int | Array) -> tuple[Array, Array]:
+    """The two uniform 32-bit words of each (row, column): uint32 arrays (rows, columns).
+
+    columns: how many, or which (integers, an array of one axis).
+    """
+    column = (jnp.arange(columns) if isinstance(columns, int) else columns).astype(jnp.uint32)
+    return keys.threefry(key, jnp.arange(rows, dtype=jnp.uint32)[:, None], column[None, :])
+
+
+def bits(key: Array, rows: int, columns: int | Array) -> Array:
+    """Uniform 32-bit words, (rows, columns) uint32."""
+    return _interleaved(words(key, -(-rows // 2), columns), rows)
+
+
+def uniform(key: Array, rows: int, columns: int | Array) -> Array:
+    """Uniform on [0, 1), multiples of 2^-24: (rows, columns)."""
+    return (bits(key, rows, columns) >> 8).astype(jnp.result_type(float)) * 2.0**-24
+
+
+def sign(key: Array, rows: int, columns: int | Array) -> Array:
+    """Uniform on {±1}, 64 rows a call: (rows, columns)."""
+    pair = jnp.stack(words(key, -(-rows // 64), columns), axis=1)
+    each = (pair[:, :, None, :] >> jnp.arange(32, dtype=jnp.uint32)[:, None]) & 1
+    flat = each.reshape(-1, each.shape[-1])[:rows]
+    return 2 * flat.astype(jnp.result_type(float)) - 1
+
+
+def normal(key: Array, rows: int, columns: int | Array) -> Array:
+    """Standard normal, four rows a call: (rows, columns), at most 5.4 in size.
+
+    Each word gives two by the transform of Box and Muller (1958), 20 bits to the radius and 12 to the angle.
+    """
+    first, second = words(key, -(-rows // 4), columns)
+    return _interleaved((*_pair(first), *_pair(second)), rows)
+
+
+def _pair(word: Array) -> tuple[Array, Array]:
+    real = jnp.result_type(float)
+    radius = jnp.sqrt(-2 * jnp.log(((word >> 12).astype(real) + 0.5) * 2.0**-20))
+    # An angle in (−π/4, π/4) by 10 bits; the other two mirror it into the other quarters.
+    t = ((word & 1023).astype(real) - 511.5) * (np.pi / 2048)
+    t2 = t * t
+    sine = t * (1 - t2 / 6 * (1 - t2 / 20 * (1 - t2 / 42 * (1 - t2 / 72))))
+    cosine = 1 - t2 / 2 * (1 - t2 / 12 * (1 - t2 / 30 * (1 - t2 / 56 * (1 - t2 / 90))))
+    mirrored, signed = (word >> 10) & 1 == 1, jnp.where((word >> 11) & 1 == 1, -radius, radius)
+    return jnp.where(mirrored, sine, cosine) * signed, jnp.where(mirrored, cosine, sine) * signed
+
+
+def _interleaved(parts: tuple[Array, ...], rows: int) -> Array:
+    """parts of k rows each, the i-th row of every part in turn: the first `rows`."""
+    return jnp.stack(parts, axis=1).reshape(-1, parts[0].shape[-1])[:rows]
