@@ -18,7 +18,17 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from mtfl_jax.analysis import report
-from mtfl_jax.config import HYDRA_BASE, ConfigError, cell_values, conf_dir, memory_share, part_of, plain, require_field
+from mtfl_jax.config import (
+    HYDRA_BASE,
+    ConfigError,
+    cell_values,
+    conf_dir,
+    memory_share,
+    moments_of,
+    part_of,
+    plain,
+    require_field,
+)
 from mtfl_jax.sweeps import engine, progress, store
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError
@@ -65,11 +75,12 @@ def task(composed: DictConfig) -> None:
     try:
         grid = grid_of(composed)
         memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
+        moments = moments_of(composed.moments)
         if composed.plan not in ("run", "only"):
             raise ConfigError("plan", composed.plan, "allowed: run, only")
         if composed.plan == "only":
             remove_if_empty(folder)
-            console.print(report.plan(*engine.forecast(grid, plan(grid), memory_fraction)))
+            console.print(report.plan(*engine.forecast(grid, plan(grid, moments), memory_fraction)))
             return
         sink = store.Folder(folder)
     except ConfigError:
@@ -90,7 +101,13 @@ def task(composed: DictConfig) -> None:
             sink.note({**about, **progress.facts(state, "running")})
 
         outcome = engine.execute(
-            grid, sink, memory_fraction=memory_fraction, part=part, stop=lambda: bool(signalled()), notify=notify
+            grid,
+            sink,
+            memory_fraction=memory_fraction,
+            part=part,
+            moments=moments,
+            stop=lambda: bool(signalled()),
+            notify=notify,
         )
         number = signalled()
     state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"

@@ -16,13 +16,13 @@ from typing import Any
 import hydra
 import numpy as np
 
-from mtfl_jax.learning import data, experiment, limits, losses, network, probe, tasks, updates
+from mtfl_jax.learning import data, experiment, limits, losses, moments, network, probe, tasks, updates
 
 GROUPS = ("data", "tasks", "network", "algorithm", "loss", "probe")
 """Config groups of a cell: keys whose choice is a file of conf/."""
 
 
-OTHERS = ("study", "sweep", "plan", "memory_fraction")
+OTHERS = ("study", "sweep", "plan", "moments", "memory_fraction")
 """Keys of conf/config.yaml that are not a cell's."""
 
 
@@ -192,6 +192,7 @@ class Config:
         "losses of a mixture; task t takes the (t mod k)-th",
     )
 
+    measure: str = _field("choice", _choice(experiment.MEASURES), "recovery: of the first layer only, and the probe")
     probe: str = _field("choice", _PROBE, "downstream classifier")
     probe_tasks: str = _field("choice", _FAMILY, "family of the downstream task")
     probe_parity_size: int | str = _field(
@@ -276,6 +277,7 @@ class Config:
         used |= {"parity_size"} if self.tasks == "parity" else set()
         used |= {"bias_scale"} if self.bias == "random" else set()
         used |= {"losses"} if self.loss == "mixture" else set()
+        used |= {"n_test"} if self.measure == "all" or self.probe != "none" else set()
         if self.algorithm == "alternating" and self.split_batch:
             used |= {"n1"}
         if self.algorithm == "joint":
@@ -293,9 +295,16 @@ class Config:
 
     @property
     def probe_key(self) -> tuple[str, str, int]:
-        """What tells downstream probes apart: the classifier, the task family and the parity's size (0 for any)."""
+        """What tells downstream probes apart: the classifier, its task family, its parity's size (0: any, −1: all)."""
         size = self.probe_parity_size
-        return self.probe, self.probe_tasks, size if isinstance(size, int) else {"any": 0, "all": self.r}[size]
+        return self.probe, self.probe_tasks, size if isinstance(size, int) else {"any": 0, "all": -1}[size]
+
+    @property
+    def by_moments(self) -> bool:
+        """Whether the moment path gives this cell's row: `learning.moments` says where it holds."""
+        forgotten = self.weight_decay is None and self.label_noise == 0 and self.bias != "trained"
+        linear = self.shared_inputs and set(self.loss_names) == {"linear"}
+        return self.algorithm == "one_step" and linear and forgotten and self.r <= moments.MAX_R
 
     def program(self) -> experiment.Program:
         """What this cell compiles to, unpadded."""
@@ -324,6 +333,7 @@ class Config:
             schedule=self.schedule,
             steps=self.steps,
             record=self.record,
+            measure=self.measure,
         )
 
 
@@ -333,7 +343,7 @@ LISTS = ("losses", "measure_at")
 """Fields whose value may be a list, so that a flat list of them is one value and not an axis."""
 
 _ALWAYS = frozenset(
-    "d r width num_tasks n_test seed data nuisance_scale label_noise tasks network bias algorithm loss probe".split()
+    "d r width num_tasks measure seed data nuisance_scale label_noise tasks network bias algorithm loss probe".split()
 )
 _IN_STEPS = frozenset("n2 steps measure_at samples shared_inputs weight_decay".split())
 _BY_ALGORITHM: dict[str, frozenset[str]] = {
@@ -352,6 +362,11 @@ def memory_share(value: Any) -> float:
     if share == 0:
         raise ConfigError("memory_fraction", value, "allowed: a number above 0, up to 1")
     return share
+
+
+def moments_of(value: Any) -> str:
+    """`moments` checked. Raises ConfigError."""
+    return str(_choice(("auto", "always", "never"))("moments", value))
 
 
 def part_of(value: Any) -> tuple[int, int]:

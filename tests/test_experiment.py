@@ -314,7 +314,7 @@ def test_cases_cover_the_algorithms():
 def test_in_float32():
     """The precision that sweeps run in, against float64 on the same float32 draws."""
     p, cell = CASES["alternating fresh"]
-    cell = jax.tree.map(lambda leaf: np.float32(leaf) if leaf.dtype == np.float64 else leaf, cell)
+    cell = jax.tree.map(lambda leaf: np.float32(leaf) if np.asarray(leaf).dtype == np.float64 else leaf, cell)
     found, (expected, _) = networks(p, cell), learn(p, cell)
     for name, leaf in found.items():
         assert leaf.dtype == np.float32
@@ -475,4 +475,4 @@ def test_cell_has_a_value_for_every_field():
     """CELL above sets all of them, so that no knob is left at a default that hides it."""
     defaults = {field.name: field.default for field in dataclasses.fields(Cell)}
     hidden = {name for name, value in defaults.items() if np.array_equal(getattr(CELL, name), value)}
-    assert hidden <= {"parity_size", "shrink"}
+    assert hidden <= {"parity_size", "shrink", "family"}

@@ -125,10 +125,20 @@ def test_rows_of_a_cell_have_identities_of_their_own():
 
 
 def test_lanes_share_a_training():
-    assert len(set(grid(n_down=[8, 16], probe=["ridge", "svm", "none"]).lanes.tolist())) == 1
-    assert len(set(grid(algorithm="alternating", steps=[5, 10]).lanes.tolist())) == 1
-    assert len(set(grid(algorithm="joint", schedule=["constant", "cosine"], steps=[5, 10]).lanes.tolist())) == 3
-    assert len(set(grid(seed=[0, 1], n_down=[8, 16]).lanes.tolist())) == 2
+    assert len(set(grid(n_down=[8, 16], probe=["ridge", "svm", "none"]).lanes(False).tolist())) == 1
+    assert len(set(grid(algorithm="alternating", steps=[5, 10]).lanes(False).tolist())) == 1
+    assert len(set(grid(algorithm="joint", schedule=["constant", "cosine"], steps=[5, 10]).lanes(False).tolist())) == 3
+    assert len(set(grid(seed=[0, 1], n_down=[8, 16]).lanes(False).tolist())) == 2
+
+
+def test_lanes_of_the_moment_path_share_the_samples():
+    shared = {"num_tasks": [1, 4], "width": [8, 16], "r": [2, 3], "tasks": ["balanced", "parity"]}
+    assert len(set(grid(**shared).lanes(True).tolist())) == 1
+    # The inputs depend on r where the coordinates beyond it are scaled.
+    assert len(set(grid(**shared, nuisance_scale=[0.5, 1]).lanes(True).tolist())) == 3
+    for elsewhere in ({"loss": "hinge"}, {"label_noise": 0.1}, {"weight_decay": 0.5}, {"shared_inputs": False}):
+        assert len(set(grid(num_tasks=[1, 4], **elsewhere).lanes(True).tolist())) == 2
+    assert len(set(grid(num_tasks=[1, 4], bias=["trained", "random"]).lanes(True).tolist())) == 3
 
 
 def test_bad_cells_name_the_rule():

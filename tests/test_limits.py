@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtfl_jax.learning import data, keys, limits, network, tasks, updates
+from mtfl_jax.learning import data, keys, limits, moments, network, tasks, updates
 
 KEY = keys.named(keys.root(5), "test_limits")
 
@@ -55,10 +55,15 @@ def drawn(law):
 def both_ways(params, heads, features, tables):
     """W⁺ of one_step, at lr_a = 0.7 and lr_w = 1.3, and Σ_z (K h)_z S_z with its moments."""
     max_r = int(math.log2(tables.shape[1]))
-    samples = [(batch.x, data.orthants(batch.x, R, max_r)) for batch in (heads, features)]
-    table = limits.moments(params, *samples, max_r)
+    index = [tasks.orthant_index(data.orthants(batch.x, R, max_r)) for batch in (heads, features)]
+    blocks = moments.by_orthant(index[1], features.n, 2**max_r)
+    table = moments.Moments(
+        moments.head_table(params, heads.x, index[0], heads.n, 2**max_r),
+        moments.feature_table(params, features.x[blocks.sample.reshape(-1)].T, blocks, features.n, 2**max_r),
+    )
     stepped = updates.one_step(params, heads, features, ("linear",), lr_a=0.7, lr_w=1.3)
-    return stepped["W"], limits.kernel_step(table, tasks.contrastive_kernel(tables)), table
+    W, A = moments.one_step(table, tables, TASKS, lr_a=0.7, lr_w=1.3)
+    return stepped["W"], moments.kernel_step(table, tasks.contrastive_kernel(tables)), table, (stepped["A"], W, A)
 
 
 def problem(case, bias, law="gaussian", max_r=R):
@@ -76,13 +81,16 @@ def problem(case, bias, law="gaussian", max_r=R):
 @pytest.mark.parametrize(("law", "max_r"), [("gaussian", R), ("rademacher", R + 1)])
 def test_one_step_depends_on_tasks_through_the_kernel_alone(x64, case, bias, law, max_r):
     """Float64 sums of 200 terms: 1e-10 of the size of W⁺ leaves room for 1e5 roundings. The constant is lr_a lr_w."""
-    stepped, direction = (np.asarray(out) for out in both_ways(*problem(case, bias, law, max_r))[:2])
+    *out, _, (heads, W, A) = both_ways(*problem(case, bias, law, max_r))
+    stepped, direction = (np.asarray(each) for each in out)
     assert stepped.dtype == np.float64
     assert np.linalg.norm(stepped, axis=1).min() > 0
     constant = np.sum(stepped * direction) / np.sum(direction**2)
     assert constant > 0
     np.testing.assert_allclose(stepped, constant * direction, rtol=0, atol=1e-10 * np.linalg.norm(stepped))
     np.testing.assert_allclose(constant, 0.7 * 1.3, rtol=1e-10)
+    np.testing.assert_allclose(W, stepped, rtol=0, atol=1e-10 * np.linalg.norm(stepped))
+    np.testing.assert_allclose(A, heads, rtol=0, atol=1e-10 * np.linalg.norm(heads))
 
 
 def test_moments_by_definition(x64):
@@ -348,3 +356,20 @@ def test_initialised_networks_have_a_population_limit_that_simulation_meets(x64)
     along = np.einsum("ijk,jk->i", W, exact) / np.sum(exact**2)
     assert along.std(ddof=1) / 8 < 0.02
     assert abs(along.mean() - 1) < 5 * along.std(ddof=1) / 8
+
+
+# Blocks
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 300, 700])
+@pytest.mark.parametrize("law", ["all", "one", "some"])
+def test_blocks_hold_every_sample_once_with_those_of_its_orthant(n, law):
+    orthants, max_n = 5, 700
+    rng = np.random.default_rng(n)
+    index = {"all": rng.integers(0, orthants, max_n), "one": np.full(max_n, 3), "some": rng.choice([0, 4], max_n)}[law]
+    blocks = jax.jit(moments.by_orthant, static_argnums=2)(jnp.asarray(index), n, orthants)
+    counted = np.asarray(blocks.counted) & (np.arange(len(blocks.counted)) < blocks.used)[:, None]
+    assert sorted(np.asarray(blocks.sample)[counted].tolist()) == list(range(n))
+    assert np.all((index[np.asarray(blocks.sample)] == np.asarray(blocks.orthant)[:, None])[counted])
+    # No more blocks than the samples need.
+    assert int(blocks.used) == sum(-(-np.sum(index[:n] == z) // moments.BLOCK) for z in range(orthants))

@@ -18,6 +18,7 @@ from jax import monitoring
 
 import mtfl_jax
 from mtfl_jax import config
+from mtfl_jax.config import ConfigError
 from mtfl_jax.learning import data, keys
 from mtfl_jax.sweeps import engine, store
 from mtfl_jax.sweeps.grid import Grid
@@ -46,7 +47,9 @@ def assert_same_rows(one, other, rtol=1e-4):
         if name in ("task_error", "downstream_error"):
             np.testing.assert_allclose(one[name].astype(float), other[name].astype(float), atol=3 / 64)
         elif name == "feature_similarity":
-            for a, b in zip(one[name], other[name], strict=True):
+            measured = one[name].notna()
+            assert (measured == other[name].notna()).all()
+            for a, b in zip(one[name][measured], other[name][measured], strict=True):
                 np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol)
         elif one[name].dtype == float:
             np.testing.assert_allclose(one[name], other[name], rtol=rtol, atol=1e-6, err_msg=name)
@@ -95,12 +98,54 @@ def test_knobs_never_split_a_bucket():
 def test_shared_trainings_run_once():
     grid = grid_of(n_down=[8, 16], probe=["ridge", "svm", "none"], seed=[0, 1])
     (bucket,) = plan(grid)
-    assert len(bucket.first) == 2
+    assert len(bucket) == 2
     assert bucket.program.probes == (("ridge", "parity"), ("svm", "parity"))
     assert bucket.program.n_down == (8, 16)
     grid = grid_of(algorithm="alternating", steps=[3, 5, 8], seed=[0, 1])
     (bucket,) = plan(grid)
-    assert (len(bucket.first), bucket.program.steps, bucket.program.record) == (2, 8, (1, 2, 3, 4, 5, 8))
+    assert (len(bucket), bucket.program.steps, bucket.program.record) == (2, 8, (1, 2, 3, 4, 5, 8))
+
+
+def test_the_moment_path_shares_one_pass_over_the_samples():
+    axes = {"r": [2, 3], "width": [8, 16, 300], "num_tasks": [1, 4], "tasks": ["balanced", "halfspace"]}
+    grid = grid_of(**axes, seed=range(500), d=[12, 16], n2=8192)
+    (bucket,) = plan(grid)
+    assert (len(bucket), bucket.members.shape) == (1000, (1000, 24))
+    assert bucket.program.families == ("balanced", "halfspace")
+    # 8 and 16 share a group: its rows would not repay a width of their own.
+    assert [width for width, _ in bucket.program.groups] == [16, 384]
+    assert sorted(bucket.cells.tolist()) == list(range(24_000))
+    for cell, lane, row in zip(bucket.cells, bucket.lane, bucket.row, strict=True):
+        assert bucket.members[lane, row] == cell
+    assert all(not other.program.groups for other in plan(grid, "never"))
+    with pytest.raises(ConfigError, match=r"moments=always: allowed for one_step with the linear loss.*loss=hinge"):
+        plan(grid_of(loss=["linear", "hinge"]), "always")
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"r": [2, 3, 4], "width": [16, 40], "num_tasks": [1, 3, 16], "tasks": ["balanced", "halfspace", "majority"]},
+        {"data": "rademacher", "num_tasks": [2, 5], "nuisance_scale": [0.5, 1.0], "r": [2, 3], "n_down": [[8, 20]]},
+        {"bias": "random", "tasks": ["parity", "balanced"], "parity_size": [2, "any", "all"], "probe": ["svm", "none"]},
+        {"width": [8, 16, 24], "d": [10, 14, 20], "n2": [100, 300], "r": 2, "where": ["width >= d"], "measure": "all"},
+        {"measure": "recovery", "probe": ["none", "ridge"], "num_tasks": [1, 8], "r": [1, 4], "n_test": [64, 65]},
+        {"d": 160, "width": [100, 200], "n1": 2048, "n2": 2048, "num_tasks": [1, 64], "measure": "recovery"},
+    ],
+)
+def test_rows_by_moments_are_those_of_the_direct_path(axes):
+    grid = grid_of(**{"lr_a": 0.7, "lr_w": 1.3, "seed": [0, 1], **axes})
+    direct = table_of(grid, moments="never")
+    assert_same_rows(table_of(grid), direct)
+    assert len(direct) == len(grid)
+
+
+def test_recovery_alone_is_that_of_the_whole_measurement():
+    whole, alone = (table_of(grid_of(measure=measure, seed=[0, 1])) for measure in ("all", "recovery"))
+    for name in ("subspace_distance", "feature_energy", "spectral_ratio", "directions_recovered", "downstream_error"):
+        np.testing.assert_allclose(alone[name].astype(float), whole[name].astype(float), rtol=1e-5)
+    assert alone[["train_loss", "test_loss", "task_error", "feature_similarity"]].isna().all(axis=None)
+    assert grid_of(measure="recovery", probe="none", n_test=[64, 65]).ids.shape == (1,)
 
 
 # Compiles
@@ -328,7 +373,7 @@ def test_failures_set_the_exit_status(mtfl):
 
 
 SWEEP = ["-m", *(f"{key}={value}" for key, value in SMALL.items() if key != "width")]
-SWEEP += ["width=8,16", "seed=range(0,8000)", "probe=none", "hydra.sweep.dir=out"]
+SWEEP += ["width=8,16", "seed=range(0,8000)", "probe=none", "moments=never", "hydra.sweep.dir=out"]
 
 
 def start(cwd, *more):

@@ -1,5 +1,6 @@
 """Figures of the studies, drawn from tables; colours are Okabe and Ito's, told apart without colour by markers."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-SHOWN = ["directions_recovered", "subspace_distance", "downstream_error"]
-LABELS = {"one_step": "learned", "random_features": "random", "oracle": "oracle"}
+from mtfl_jax.analysis.report import LABELS
+
 STYLES: dict[str, dict[str, Any]] = {
     "one_step": {"color": "#0072B2", "marker": "o"},
     "random_features": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
@@ -53,3 +54,7 @@ def quickstart(table: pd.DataFrame) -> Figure:
     width = table["width"].iloc[0]
     figure.suptitle(f"d = {d}, r = {r}, width {width}; mean of {seeds} seeds, band: one standard error", fontsize=9)
     return figure
+
+
+FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {"quickstart": quickstart}
+"""The figure of each study by name."""

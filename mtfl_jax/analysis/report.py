@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.console import RenderableType
 from rich.table import Table
 
-from mtfl_jax.analysis import figures
+SHOWN = ["directions_recovered", "subspace_distance", "downstream_error"]
+LABELS = {"one_step": "learned", "random_features": "random", "oracle": "oracle"}
 
 
 def number(value: object) -> str:
@@ -54,7 +54,7 @@ def quickstart(table: pd.DataFrame) -> Table:
     against random features and the oracle.
     """
     r, seeds = table["r"].iloc[0], table["seed"].nunique()
-    mean = table.pivot_table(index="num_tasks", columns="algorithm", aggfunc="mean", values=figures.SHOWN)
+    mean = table.pivot_table(index="num_tasks", columns="algorithm", aggfunc="mean", values=SHOWN)
     out = Table(
         title=f"One gradient step, {r} hidden directions in d = {table['d'].iloc[0]} (means of {seeds} seeds)",
         title_justify="left",
@@ -62,11 +62,11 @@ def quickstart(table: pd.DataFrame) -> Table:
     out.add_column("tasks", justify="right")
     out.add_column(f"directions\nfound of {r}", justify="right")
     out.add_column("subspace\ndistance", justify="right")
-    algorithms = [name for name in figures.LABELS if name in set(table["algorithm"])]
+    algorithms = [name for name in LABELS if name in set(table["algorithm"])]
     for name in algorithms:
-        out.add_column(f"{r}-parity error\n{figures.LABELS[name]}", justify="right")
+        out.add_column(f"{r}-parity error\n{LABELS[name]}", justify="right")
     for num_tasks, row in mean.iterrows():
-        found = [f"{row[name, 'one_step']:.2f}" if (name, "one_step") in row else "—" for name in figures.SHOWN[:2]]
+        found = [f"{row[name, 'one_step']:.2f}" if (name, "one_step") in row else "—" for name in SHOWN[:2]]
         errors = [f"{row['downstream_error', name]:.1%}" for name in algorithms]
         out.add_row(str(num_tasks), *found, *errors)
     out.caption = "50% error is guessing. The downstream classifier is linear, on frozen features."
@@ -82,11 +82,12 @@ def plan(grid: Any, forecasts: Sequence[Any], limit: int) -> Table:
         program, bucket = item.bucket.program, item.bucket
         sizes = f"d {program.d} r {program.r} width {program.width} T {program.num_tasks} n {program.n1},{program.n2}"
         flops, seconds = f"{item.flops / 1e12:.3g} TFLOP", f"{item.seconds:.3g} s"
-        named = f"{program.algorithm} {program.data} {program.tasks}"
+        families = program.tasks or " ".join(program.families)
+        named = f"{program.algorithm}{' by moments' if program.groups else ''} {program.data} {families}"
         memory = f"{item.memory / 2**20:.3g} MiB"
-        out.add_row(named, str(len(bucket.cells)), str(len(bucket.first)), sizes, memory, flops, seconds)
+        out.add_row(named, str(len(bucket.cells)), str(len(bucket)), sizes, memory, flops, seconds)
     flops, seconds = sum(item.flops for item in forecasts), sum(item.seconds for item in forecasts)
-    trainings = sum(len(item.bucket.first) for item in forecasts)
+    trainings = sum(len(item.bucket) for item in forecasts)
     out.caption = (
         f"{len(grid)} cells, {trainings} trainings, {len(forecasts)} programs to compile, {flops / 1e12:.3g} TFLOP,"
         f" about {seconds:.3g} s on the planner's model machine; a device may give {limit / 2**30:.3g} GiB"
@@ -94,24 +95,24 @@ def plan(grid: Any, forecasts: Sequence[Any], limit: int) -> Table:
     return out
 
 
-STUDIES: dict[str, tuple[Callable[[pd.DataFrame], RenderableType], Callable[[pd.DataFrame], Figure]]] = {
-    "quickstart": (quickstart, figures.quickstart),
-}
-"""Table and figure of each study by name."""
+TABLES: dict[str, Callable[[pd.DataFrame], RenderableType]] = {"quickstart": quickstart}
+"""The printed table of each study by name."""
 
 
 def show(study: str, table: pd.DataFrame) -> RenderableType:
     """What to print of a table."""
-    if study in STUDIES:
-        return STUDIES[study][0](table)
+    if study in TABLES:
+        return TABLES[study](table)
     return one_row(table.iloc[0]) if len(table) == 1 else many_rows(table)
 
 
 def draw(study: str, table: pd.DataFrame, folder: Path) -> list[Path]:
     """Write the study's figure as PNG and PDF into the folder; the paths, none without a study."""
-    if study not in STUDIES:
+    if study not in TABLES:
         return []
-    figure = STUDIES[study][1](table)
+    from mtfl_jax.analysis import figures  # matplotlib takes half a second to import
+
+    figure = figures.FIGURES[study](table)
     paths = [folder / f"{study}.{kind}" for kind in ("png", "pdf")]
     for path in paths:
         figure.savefig(path, dpi=200)

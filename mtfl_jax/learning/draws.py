@@ -4,6 +4,8 @@ So the draws of fewer rows or columns are the first of those of more, columns ma
 batching changes nothing. A call of Threefry gives 64 bits, of which a normal takes 16 and a sign one.
 """
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -11,8 +13,8 @@ from jax import Array
 from mtfl_jax.learning import keys
 
 
-def words(key: Array, rows: int, columns: int | Array) -> tuple[Array, Array]:
-    """The two uniform 32-bit words of each (row, column): uint32 arrays (rows, columns).
+def words(key: Array, rows: int, columns: int | Array) -> Array:
+    """The two uniform 32-bit words of each (row, column): uint32, (2, rows, columns).
 
     columns: how many, or which (integers, an array of one axis).
     """
@@ -22,7 +24,7 @@ def words(key: Array, rows: int, columns: int | Array) -> tuple[Array, Array]:
 
 def bits(key: Array, rows: int, columns: int | Array) -> Array:
     """Uniform 32-bit words, (rows, columns) uint32."""
-    return _interleaved(words(key, -(-rows // 2), columns), rows)
+    return _interleaved(list(words(key, -(-rows // 2), columns)), rows)
 
 
 def uniform(key: Array, rows: int, columns: int | Array) -> Array:
@@ -32,7 +34,7 @@ def uniform(key: Array, rows: int, columns: int | Array) -> Array:
 
 def sign(key: Array, rows: int, columns: int | Array) -> Array:
     """Uniform on {±1}, 64 rows a call: (rows, columns)."""
-    pair = jnp.stack(words(key, -(-rows // 64), columns), axis=1)
+    pair = jnp.moveaxis(words(key, -(-rows // 64), columns), 0, 1)
     each = (pair[:, :, None, :] >> jnp.arange(32, dtype=jnp.uint32)[:, None]) & 1
     flat = each.reshape(-1, each.shape[-1])[:rows]
     return 2 * flat.astype(jnp.result_type(float)) - 1
@@ -59,6 +61,6 @@ def _pair(word: Array) -> tuple[Array, Array]:
     return jnp.where(mirrored, sine, cosine) * signed, jnp.where(mirrored, cosine, sine) * signed
 
 
-def _interleaved(parts: tuple[Array, ...], rows: int) -> Array:
+def _interleaved(parts: Sequence[Array], rows: int) -> Array:
     """parts of k rows each, the i-th row of every part in turn: the first `rows`."""
     return jnp.stack(parts, axis=1).reshape(-1, parts[0].shape[-1])[:rows]

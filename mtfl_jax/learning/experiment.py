@@ -4,6 +4,8 @@
 (true sizes and knobs). `experiment` maps (Program, Cell) to measurements and composes with `jax.jit` and `jax.vmap`.
 """
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +13,16 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from mtfl_jax.learning import data, draws, keys, limits, measures, network, probe, tasks, updates
+from mtfl_jax.learning import data, draws, keys, limits, measures, moments, network, probe, tasks, updates
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.tasks import Tasks
 from mtfl_jax.learning.updates import Batch
 
 ALGORITHMS = ("one_step", "alternating", "joint", "random_features", "oracle", "population")
 TRAINED_IN_STEPS = ("alternating", "joint")
+
+MEASURES = ("all", "recovery")
+"""What is measured of a network: everything, or how well its first layer recovers the directions (and the probe)."""
 
 SIMILARITY_SAMPLES = 256
 """How many of the test samples feature_similarity compares pairwise."""
@@ -26,7 +31,10 @@ SIMILARITY_SAMPLES = 256
 class Program(NamedTuple):
     """What a compiled program depends on: names, and sizes of arrays (at least the true sizes of its cells).
 
-    `probes` are pairs of a classifier and the family of its task; each is fitted on every n_down.
+    `probes` are pairs of a classifier and the family of its task; each is fitted on every n_down. `measure`: one of
+    MEASURES. `groups`, where not empty, make it a program of the moment path: a training gives a row for each of
+    several (task family, r, width, num_tasks); a group (width, k) says that the next k of them have at most that width,
+    and their families are among `families`.
     """
 
     data: str
@@ -53,14 +61,22 @@ class Program(NamedTuple):
     schedule: str = "constant"
     steps: int = 1
     record: tuple[int, ...] = (1,)
+    measure: str = "all"
+    families: tuple[str, ...] = ()
+    groups: tuple[tuple[int, int], ...] = ()
+
+
+ROWED = ("r", "width", "num_tasks", "parity_size", "family")
+"""What the rows of a training differ in on the moment path."""
 
 
 @struct.dataclass
 class Cell:
     """True sizes and knobs of one training; every leaf may be traced.
 
-    Scalars, but n_down (k,) and probe_parity_size (probes,). `shrink` is η_w λ_w; parity sizes of 0 mean any
-    non-empty subset.
+    Scalars, but n_down (k,) and probe_parity_size (probes,), and on the moment path those of ROWED (rows,),
+    family being a place among the program's families.
+    `shrink` is η_w λ_w; parity sizes of 0 mean any non-empty subset, a probe's of −1 all r coordinates.
     """
 
     seed: Any
@@ -82,6 +98,7 @@ class Cell:
     momentum: Any = 0.9
     weight_decay: Any = 0.0
     probe_parity_size: Any = 0
+    family: Any = 0
 
 
 def draw_tasks(p: Program, cell: Cell) -> Tasks:
@@ -98,8 +115,8 @@ def draw_network(p: Program, cell: Cell) -> Params:
     )
 
 
-def draw_inputs(p: Program, cell: Cell, key: Array, n: int) -> Array:
-    """n inputs of the cell's law, (n, p.d)."""
+def draw_inputs(p: Program, cell: Cell, key: Array, n: int | Array) -> Array:
+    """n inputs of the cell's law (of an array n, those samples), (n, p.d)."""
     return data.inputs(key, p.data, n, p.d, r=cell.r, d=cell.d, nuisance_scale=cell.nuisance_scale)
 
 
@@ -113,14 +130,21 @@ def draw_labels(p: Program, cell: Cell, of: Tasks, key: Array, x: Array, *, nois
     return jnp.where(u < cell.label_noise, -y, y)
 
 
-def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
-    """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
+def _inputs_key(cell: Cell, purpose: str, step: int | Array) -> Array:
+    return keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), step)
+
+
+def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array, x: Array | None = None) -> Batch:
+    """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded.
+
+    x: the shared inputs, where they are drawn already.
+    """
     at = 0 if p.fixed_samples else step
-    inputs_key = keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), at)
+    inputs_key = _inputs_key(cell, purpose, at)
     noise_key = keys.at(keys.stream(cell.seed, f"{purpose}/label_noise"), at)
     max_n, n = (p.n1, cell.n1) if purpose == "heads" else (p.n2, cell.n2)
     if p.shared_inputs:
-        x = draw_inputs(p, cell, inputs_key, max_n)
+        x = draw_inputs(p, cell, inputs_key, max_n) if x is None else x
         y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy)
     else:
         x = jax.vmap(lambda key: draw_inputs(p, cell, key, max_n))(keys.indexed(inputs_key, p.num_tasks))
@@ -216,37 +240,56 @@ def _train(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Array]:
     return updates.train(update_all, (params, rule.init(params)), p.steps, p.record)
 
 
-def measure(p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None) -> dict[str, Array]:
-    """Every measurement of a network: scalars, but downstream_error (probes, k) and feature_similarity (p.r + 1,).
+class Fresh(NamedTuple):
+    """Inputs to measure with: `test` (n_test, d), and for the probes to be fitted on `downstream` (max n_down, d)."""
+
+    test: Array
+    downstream: Array | None
+
+
+def draw_fresh(p: Program, cell: Cell) -> Fresh:
+    """Fresh inputs."""
+    test = draw_inputs(p, cell, keys.stream(cell.seed, "test"), p.n_test)
+    if not p.probes:
+        return Fresh(test, None)
+    return Fresh(test, draw_inputs(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down)))
+
+
+def measure(
+    p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None, fresh: Fresh | None = None
+) -> dict[str, Array]:
+    """The measurements of a network: scalars, but downstream_error (probes, k) and feature_similarity (p.r + 1,).
 
     `batch`: the samples of its last update, for train_loss (NaN without). Labels of fresh samples are clean.
     """
     W = params["W"]
     out = dict(measures.recovery(W, cell.r, p.r)._asdict())
-
-    x = draw_inputs(p, cell, keys.stream(cell.seed, "test"), p.n_test)
-    z = data.orthants(x, cell.r, p.r)
-    test = Batch(x, tasks.labels(of, z), p.n_test, cell.num_tasks)
-    outputs = network.outputs(params, x)
-    out["train_loss"] = jnp.asarray(jnp.nan) if batch is None else updates.objective(params, batch, p.losses)
-    out["test_loss"] = updates.objective(params, test, p.losses)
-    out["task_error"] = measures.task_error(outputs, test.y, cell.num_tasks)
-    few = min(SIMILARITY_SAMPLES, p.n_test)
-    out["feature_similarity"] = measures.feature_similarity(network.features(params, x[:few]), z[:few], cell.r)
+    if p.measure != "all" and not p.probes:
+        return out
+    fresh = draw_fresh(p, cell) if fresh is None else fresh
+    x, z = fresh.test, data.orthants(fresh.test, cell.r, p.r)
+    if p.measure == "all":
+        test = Batch(x, tasks.labels(of, z), p.n_test, cell.num_tasks)
+        outputs = network.outputs(params, x)
+        out["train_loss"] = jnp.asarray(jnp.nan) if batch is None else updates.objective(params, batch, p.losses)
+        out["test_loss"] = updates.objective(params, test, p.losses)
+        out["task_error"] = measures.task_error(outputs, test.y, cell.num_tasks)
+        few = min(SIMILARITY_SAMPLES, p.n_test)
+        out["feature_similarity"] = measures.feature_similarity(network.features(params, x[:few]), z[:few], cell.r)
 
     if p.probes:
+        sizes = jnp.where(cell.probe_parity_size < 0, cell.r, cell.probe_parity_size)
         out["downstream_error"] = jnp.stack(
-            [_probe(p, cell, W, x, z, *of_probe, cell.probe_parity_size[i]) for i, of_probe in enumerate(p.probes)]
+            [_probe(p, cell, W, fresh, z, *of_probe, sizes[i]) for i, of_probe in enumerate(p.probes)]
         )
     return out
 
 
-def _probe(
-    p: Program, cell: Cell, W: Array, x_test: Array, z_test: Array, name: str, family: str, size: Array
-) -> Array:
+def _probe(p: Program, cell: Cell, W: Array, fresh: Fresh, z_test: Array, name: str, family: str, size: Array) -> Array:
     """Downstream test error at every n_down, (k,)."""
+    assert fresh.downstream is not None
     task = tasks.sample(keys.stream(cell.seed, "downstream/task"), family, 1, r=cell.r, max_r=p.r, size=size)
-    x = draw_inputs(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down))
+    x, x_test = fresh.downstream, fresh.test
     y = draw_labels(p, cell, task, keys.stream(cell.seed, "downstream/label_noise"), x, noisy=p.noisy)[:, 0]
     y_test = tasks.labels(task, z_test)[:, 0]
     c = probe.biases(keys.stream(cell.seed, "downstream/biases"), p.width)
@@ -259,10 +302,13 @@ def _probe(
 
 
 def experiment(p: Program, cell: Cell) -> dict[str, Array]:
-    """The measurements of one training; each value has a leading axis over p.record (length 1 without training steps).
+    """The measurements of one training; each value has a leading axis over p.record (length 1 without training steps),
+    or over the rows of the moment path.
 
     `diverged_step` is the first step whose network was not finite, 0 at records before it.
     """
+    if p.groups:
+        return _by_moments(p, cell)
     of = draw_tasks(p, cell)
     if p.algorithm not in TRAINED_IN_STEPS:
         params, batch = _at_once(p, cell, of)
@@ -277,6 +323,53 @@ def experiment(p: Program, cell: Cell) -> dict[str, Array]:
     record = jnp.asarray(p.record)
     out = jax.lax.map(recorded, (params, record))
     return out | {"diverged_step": jnp.where(record >= diverged, diverged, 0)}
+
+
+def _by_moments(p: Program, cell: Cell) -> dict[str, Array]:
+    """`one_step` for every row of a training by one pass over its samples, which do not depend on the row."""
+    first = dataclasses.replace(cell, r=cell.r[0], width=p.width, num_tasks=p.num_tasks)
+    params, orthants = draw_network(p, first), 2**p.r
+
+    def index(key: Array, n: int) -> Array:
+        x = draw_inputs(p._replace(d=p.r), first, key, n)
+        return tasks.orthant_index(data.orthants(x, p.r, p.r))
+
+    key = _inputs_key(cell, "heads", 0)
+    h = moments.head_table(params, draw_inputs(p, first, key, p.n1), index(key, p.n1), cell.n1, orthants)
+    key = _inputs_key(cell, "features", 0)
+    index_x = index(key, p.n2)
+    blocks = moments.by_orthant(index_x, cell.n2, orthants)
+    sorted_x = draw_inputs(p, first, key, blocks.sample.reshape(-1)).T
+    table = moments.Moments(h, moments.feature_table(params, sorted_x, blocks, cell.n2, orthants))
+    fresh = draw_fresh(p, first)
+    x = draw_inputs(p, first, key, p.n2) if p.measure == "all" else None
+
+    def tables(own: Cell, family: str) -> Array:
+        # Of every orthant of p.r coordinates, by the first own.r of them.
+        return tasks.labels(draw_tasks(p._replace(tasks=family), own), tasks.all_orthants(own.r, p.r)).T
+
+    def row(q: Program, own: Cell) -> dict[str, Array]:
+        of = Tasks("uniform", jax.lax.switch(own.family, [functools.partial(tables, own, name) for name in p.families]))
+        counted = jnp.where(jnp.arange(p.num_tasks)[:, None] < own.num_tasks, of.params, 0)
+        narrow = jax.tree.map(lambda leaf: leaf[:, : q.width], table)
+        W, A = moments.one_step(narrow, counted, own.num_tasks, own.lr_a, own.lr_w)
+        used = jnp.arange(q.width) < own.width
+        stepped = jax.tree.map(lambda leaf: jnp.where(used, leaf, 0), {"W": W.T, "b": params["b"][: q.width], "A": A})
+        stepped["W"] = stepped["W"].T
+        out = measure(q, own, of, stepped, None, fresh) | {"diverged_step": jnp.where(updates.finite(stepped), 0, 1)}
+        if x is not None:
+            # The mean of −y F, orthant by orthant: labels and heads are the same all over an orthant.
+            after = moments.head_table(stepped, x, index_x, cell.n2, orthants)
+            out["train_loss"] = -jnp.sum((counted.T @ A) * after) / own.num_tasks
+        return out
+
+    parts, at = [], 0
+    for width, count in p.groups:
+        q = p._replace(width=width)
+        own = {name: getattr(cell, name)[at : at + count] for name in ROWED}
+        parts.append(jax.lax.map(lambda own, q=q: row(q, dataclasses.replace(cell, **own)), own))
+        at += count
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def costs(p: Program, step: int) -> dict[str, float]:

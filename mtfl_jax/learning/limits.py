@@ -1,16 +1,11 @@
-"""Exact identities of `one_step` with the linear loss, and its limit of infinitely many samples.
+"""The limit of infinitely many samples of `one_step` with the linear loss on Gaussian inputs.
 
-With shared inputs, the linear loss, no label noise and the initial weights forgotten, up to a positive constant
-  W⁺_j = Σ_z (K h)_{zj} S_{zj},
-  h_{zj} = (1/n1) Σ_{i: z_i = z} σ(w_j·x_i + b_j),  S_{zj} = (1/n2) Σ_{i: z_i = z} 1[w_j·x_i + b_j > 0] x_i,
-so tasks enter only through their contrastive kernel K. As n1, n2 → ∞ on Gaussian inputs both tables become
-Gaussian integrals.
+Both tables of `moments` then become Gaussian integrals.
 
-Source: the pseudo-contrastive reading is that of arXiv 2307.06887 (final abstract); these formulas are ours.
+Source: ours.
 """
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,32 +22,6 @@ MAX_POPULATION_R = 10
 
 _NODES = 4096
 _POINTS_PER_COORDINATE = {1: 64, 2: 32, 3: 16, 4: 8, 5: 5, 6: 4}
-
-
-class Moments(NamedTuple):
-    """The two tables by orthant: h (2^r, width) and S (2^r, width, d)."""
-
-    h: Array
-    S: Array
-
-
-def moments(params: Params, heads: tuple[Array, Array], features: tuple[Array, Array], max_r: int) -> Moments:
-    """Moment tables of samples; `heads` and `features` are (x (n, d), z (n, max_r)) with z as `data.orthants`."""
-
-    def table(x: Array, z: Array, values: Array) -> Array:
-        return jax.ops.segment_sum(values, families.orthant_index(z), 2**max_r) / x.shape[0]
-
-    def pre(x: Array) -> Array:
-        return x @ params["W"].T + params["b"]
-
-    (x1, z1), (x2, z2) = heads, features
-    active = (pre(x2) > 0).astype(x2.dtype)
-    return Moments(table(x1, z1, jax.nn.relu(pre(x1))), table(x2, z2, active[:, :, None] * x2[:, None, :]))
-
-
-def kernel_step(table: Moments, K: Array) -> Array:
-    """Σ_z (K h)_{zj} S_{zj}: the direction of W⁺ (width, d) for the contrastive kernel K (2^r, 2^r)."""
-    return jnp.einsum("zj,zjd->jd", K @ table.h, table.S)
 
 
 def half_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:

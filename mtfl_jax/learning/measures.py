@@ -8,8 +8,20 @@ Source: SVD-based subspace recovery is standard; the names and the degenerate ca
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
+
+from mtfl_jax.learning import draws, keys
+
+DENSE_BELOW = 96
+"""Least side of a matrix from which iteration is tried before a factorisation."""
+EXTRA = 8
+"""Columns that the iterated block has beyond r."""
+ROUNDS = 24
+LANCZOS = 48
+TOLERANCE = 1e-5
+"""Largest error of an iterated result: in the sine of an angle, and relative in a singular value."""
 
 
 class Recovery(NamedTuple):
@@ -31,35 +43,149 @@ class Recovery(NamedTuple):
 def recovery(W: Array, r: int | Array, max_r: int | None = None) -> Recovery:
     """All of `Recovery` of W (width, d) with M = I[:, :r]; where W is not finite, NaN and no direction recovered."""
     max_r = int(r) if max_r is None else max_r
-    d = W.shape[1]
-    along = jnp.arange(d) < r
-    direction = jnp.arange(max_r) < r
+    along = jnp.arange(W.shape[1]) < r
     # Every measurement is free of scale; unit size keeps squares of tiny or huge weights representable.
     finite = jnp.all(jnp.isfinite(W))
     largest = jnp.max(jnp.abs(W))
     W = W / jnp.where(largest > 0, largest, 1)
     total = jnp.sum(W**2)
     energy = jnp.sum(jnp.where(along, W, 0) ** 2) / jnp.where(total > 0, total, 1)
+    found = (_factorised if min(W.shape) < DENSE_BELOW else _iterated)(W, r, max_r)
+    return Recovery(
+        subspace_distance=jnp.where(finite, jnp.sqrt(jnp.clip(found.sines2[-1], 0, 1)), jnp.nan),
+        directions_recovered=jnp.where(finite, jnp.sum(found.sines2 < 0.25) - (max_r - r), 0),
+        feature_energy=jnp.where(finite, energy, jnp.nan),
+        spectral_ratio=jnp.where(finite, jnp.where(found.sigma_r > 0, found.sigma_r / found.across, 0), jnp.nan),
+    )
+
+
+class _Spectra(NamedTuple):
+    """sines2 (max_r,) of the principal angles, ascending; σ_r(WM); ‖W(I − MMᵀ)‖₂."""
+
+    sines2: Array
+    sigma_r: Array
+    across: Array
+
+
+def _sines2(right: Array, found: Array, r: int | Array) -> Array:
+    """Squared sines of the top right singular vectors (rows of max_r, d), where W has those directions; ascending."""
+    max_r, d = right.shape
+    direction = jnp.arange(max_r) < r
+    off_span = jnp.where(jnp.arange(d) < r, 0, right) * (direction & found)[:, None]
+    # A direction that W lacks has sine 1; a padded one has sine 0.
+    return jnp.linalg.eigvalsh(off_span @ off_span.T + jnp.diag((direction & ~found).astype(right.dtype)))
+
+
+def _factorised(W: Array, r: int | Array, max_r: int) -> _Spectra:
+    """By QR and SVD."""
+    R, top, sigma_r = _inside(W, r, max_r)
+    return _Spectra(top, sigma_r, jnp.linalg.svd(_outside(R, r), compute_uv=False)[0])
+
+
+def _outside(W: Array, r: int | Array) -> Array:
+    return jnp.where(jnp.arange(W.shape[1]) < r, 0, W)
+
+
+def _inside(W: Array, r: int | Array, max_r: int) -> tuple[Array, Array, Array]:
+    """R of W's QR, sines2 and σ_r(WM)."""
     # R has the singular values and right singular vectors of W.
     R = jnp.linalg.qr(W, mode="r")
     _, sigma, Vt = jnp.linalg.svd(R, full_matrices=False)
     rank_floor = sigma[0] * max(W.shape) * jnp.finfo(W.dtype).eps
-    found = _first(sigma, max_r) > rank_floor
-    off_span = jnp.where(along, 0, _first(Vt, max_r)) * (direction & found)[:, None]
-    # A direction that W lacks has sine 1; a padded one has sine 0.
-    gram = off_span @ off_span.T + jnp.diag((direction & ~found).astype(W.dtype))
-    sines2 = jnp.linalg.eigvalsh(gram)
-    parallel = jnp.linalg.svd(_columns(jnp.where(along, R, 0), max_r), compute_uv=False)
-    across = jnp.linalg.svd(jnp.where(along, 0, R), compute_uv=False)[0]
+    parallel = jnp.linalg.svd(_columns(R - _outside(R, r), max_r), compute_uv=False)
     sigma_r = _first(parallel, max_r)[r - 1]
     # Rounding is no direction.
-    sigma_r = jnp.where(sigma_r > rank_floor, sigma_r, 0)
-    return Recovery(
-        subspace_distance=jnp.where(finite, jnp.sqrt(jnp.clip(sines2[-1], 0, 1)), jnp.nan),
-        directions_recovered=jnp.where(finite, jnp.sum(sines2 < 0.25) - (max_r - r), 0),
-        feature_energy=jnp.where(finite, energy, jnp.nan),
-        spectral_ratio=jnp.where(finite, jnp.where(sigma_r > 0, sigma_r / across, 0), jnp.nan),
+    return (
+        R,
+        _sines2(_first(Vt, max_r), _first(sigma, max_r) > rank_floor, r),
+        jnp.where(sigma_r > rank_floor, sigma_r, 0),
     )
+
+
+def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
+    """By iteration on the smaller Gram matrix where its error bounds come below TOLERANCE, else by factorisation."""
+    outside = _outside(W, r)
+    tall = W.shape[0] >= W.shape[1]
+    gram, gram_outside = (A.T @ A if tall else A @ A.T for A in (W, outside))
+    start = draws.normal(keys.root(0), gram.shape[0], max_r + EXTRA)
+    V, error = _top_subspace(gram, start, r)
+    largest, error_outside = _largest(gram_outside, start[:, 0])
+
+    def from_subspace() -> tuple[Array, Array]:
+        # Singular values from W itself: those of its Gram matrix lose half of the digits.
+        if tall:
+            right = jnp.linalg.svd(jnp.linalg.qr(W @ V, mode="r"))[2] @ V.T
+        else:
+            Q, R = jnp.linalg.qr(W.T @ V)
+            right = (Q @ jnp.linalg.svd(R)[0]).T
+        # W has the r directions: the gap of the bound lies between their singular values and smaller ones.
+        inside = jnp.linalg.qr(_columns(W - outside, max_r), mode="r")
+        sigma_r = jnp.linalg.svd(inside, compute_uv=False)[r - 1]
+        return _sines2(right[:max_r], jnp.ones(max_r, bool), r), sigma_r
+
+    sines2, sigma_r = jax.lax.cond(error <= TOLERANCE, from_subspace, lambda: _inside(W, r, max_r)[1:])
+    across = jax.lax.cond(
+        error_outside <= 2 * TOLERANCE * largest,
+        lambda: jnp.sqrt(largest),
+        lambda: jnp.linalg.svd(jnp.linalg.qr(outside, mode="r"), compute_uv=False)[0],
+    )
+    return _Spectra(sines2, sigma_r, across)
+
+
+def _top_subspace(G: Array, start: Array, r: int | Array) -> tuple[Array, Array]:
+    """Block power iteration with Rayleigh–Ritz: Ritz vectors (n, b) of G, and a bound on the sine of the angle between
+    the first r and the true ones.
+
+    The bound is ‖GV − VΘ‖_F over the gap (Davis and Kahan 1970, the sin Θ theorem), the gap being that of the Ritz
+    values less the residual of the next; it presumes that the random start misses none of the leading directions.
+    """
+    first = jnp.arange(start.shape[1]) < r
+
+    def step(carry: tuple) -> tuple:
+        Q, _, before, _, count = carry
+        Z = G @ Q
+        H = Q.T @ Z
+        theta, U = jnp.linalg.eigh(H)
+        theta, U = theta[::-1], U[:, ::-1]
+        V, moved = Q @ U, Z @ U
+        residual = jnp.sum((moved - V * theta) ** 2, axis=0)
+        gap = theta[r - 1] - theta[r] - jnp.sqrt(residual[r])
+        error = jnp.sqrt(jnp.sum(jnp.where(first, residual, 0)))
+        error = jnp.where(gap > 0, error / gap, jnp.inf)
+        # What is left to gain at the present pace; a pace is meaningful after a few rounds.
+        slow = (count >= 5) & ~(error * (error / before) ** (ROUNDS - count) < TOLERANCE)
+        return jnp.linalg.qr(moved)[0], V, error, slow, count + 1
+
+    def unfinished(carry: tuple) -> Array:
+        _, _, error, slow, count = carry
+        return (error > TOLERANCE) & ~slow & (count < ROUNDS)
+
+    carry = (jnp.linalg.qr(G @ start)[0], jnp.zeros_like(start), jnp.asarray(jnp.inf, G.dtype), jnp.asarray(False), 0)
+    _, V, error, *_ = jax.lax.while_loop(unfinished, step, carry)
+    return V, error
+
+
+def _largest(G: Array, start: Array) -> tuple[Array, Array]:
+    """The largest eigenvalue of G by Lanczos with full reorthogonalisation, and its residual, a bound on its error."""
+    steps, tiny = min(LANCZOS, G.shape[0]), jnp.finfo(G.dtype).tiny
+
+    def normalised(v: Array) -> tuple[Array, Array]:
+        length = jnp.linalg.norm(v)
+        return v / jnp.maximum(length, tiny), length
+
+    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        basis, alpha, beta = carry
+        v = G @ basis[i]
+        alpha = alpha.at[i].set(basis[i] @ v)
+        v = v - (basis @ v) @ basis
+        v, length = normalised(v - (basis @ v) @ basis)
+        return basis.at[i + 1].set(v), alpha, beta.at[i].set(length)
+
+    basis = jnp.zeros((steps + 1, G.shape[0]), G.dtype).at[0].set(normalised(start)[0])
+    zeros = jnp.zeros(steps, G.dtype)
+    _, alpha, beta = jax.lax.fori_loop(0, steps, step, (basis, zeros, zeros))
+    values, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
+    return values[-1], beta[-1] * jnp.abs(vectors[-1, -1])
 
 
 def _first(rows: Array, n: int) -> Array:

@@ -81,7 +81,7 @@ def chunk_of(bucket: Bucket) -> Chunk:
     """
     if devices()[0].platform == "cpu":
         return Chunk(min(ladder(max(1, int(CHUNK_SECONDS / bucket.seconds))), MAX_LANES), 1)
-    share = min(ladder(-(-len(bucket.first) // len(devices()))), MAX_LANES)
+    share = min(ladder(-(-len(bucket) // len(devices()))), MAX_LANES)
     return Chunk(share, share)
 
 
@@ -163,7 +163,9 @@ def _traced(program: Program, lanes: int, values: Mapping[str, Any]) -> Cell:
     shrink = np.where(np.isnan(decay), 1.0, np.asarray(values["lr_w"], float) * np.nan_to_num(decay))
     values = {**values, "weight_decay": np.nan_to_num(decay), "shrink": shrink}
     inner = {"n_down": (len(program.n_down),), "probe_parity_size": (len(program.probes),)}
-    whole = {"seed", "d", "r", "width", "num_tasks", "n1", "n2", "n_down", "parity_size", "probe_parity_size"}
+    if program.groups:
+        inner |= dict.fromkeys(experiment.ROWED, (sum(count for _, count in program.groups),))
+    whole = {"seed", "d", "r", "width", "num_tasks", "n1", "n2", "n_down", "parity_size", "probe_parity_size", "family"}
     return Cell(
         **{
             field.name: np.broadcast_to(
@@ -177,12 +179,16 @@ def _traced(program: Program, lanes: int, values: Mapping[str, Any]) -> Cell:
 
 def _cells_of(grid: Grid, bucket: Bucket, lanes: np.ndarray) -> Cell:
     """The traced numbers of some of a bucket's lanes."""
-    first = bucket.first[lanes]
-    derived = ("shrink", "n_down", "parity_size", "probe_parity_size")
+    members, rowed = bucket.members[lanes], experiment.ROWED if bucket.program.groups else ()
+    derived = ("shrink", "family", "n_down", "probe_parity_size")
     names = [field.name for field in dataclasses.fields(Cell) if field.name not in derived]
-    columns = {name: grid.column(name, first) for name in names}
-    size = grid.column("parity_size", first)
+    columns = {name: grid.column(name, members if name in rowed else members[:, 0]) for name in names}
+    size = columns["parity_size"]
     columns["parity_size"] = np.where(size == "any", 0, np.where(size == "all", columns["r"], size))
+    columns["family"] = np.zeros(len(lanes), int)
+    if rowed:
+        families = np.asarray(bucket.program.families)
+        columns["family"] = np.searchsorted(families, grid.column("tasks", members).astype(str))
     columns |= {"n_down": bucket.n_down[lanes], "probe_parity_size": bucket.parity_size[lanes]}
     return _traced(bucket.program, len(lanes), columns)
 
@@ -194,9 +200,9 @@ def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[st
     places = [np.searchsorted(program.record, record) for record in bucket.records]
     length = np.asarray([len(place) for place in places])[bucket.record[low:high]]
     cell = np.repeat(np.arange(low, high), length)
-    s = np.concatenate([places[record] for record in bucket.record[low:high]])
+    s = np.concatenate([places[record] for record in bucket.record[low:high]]) + bucket.row[cell]
     lane = bucket.lane[cell] - lanes[0]
-    index, steps = bucket.cells[cell], np.asarray(program.record)[s]
+    index, steps = bucket.cells[cell], np.asarray(program.record)[s - bucket.row[cell]]
 
     several = ("downstream_error", "feature_similarity", "diverged_step")
     values: dict[str, Any] = {name: of[lane, s] for name, of in measured.items() if name not in several}
@@ -206,16 +212,24 @@ def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[st
         error[probing] = measured["downstream_error"][at][probing]
     diverged = measured["diverged_step"][lane, s]
     r = grid.column("r", index)
-    similarity = measured["feature_similarity"][lane, s]
-    flat = similarity[np.arange(similarity.shape[1]) <= r[:, None]].astype(float)
+    for name in MEASURED_WITH_SAMPLES:
+        values.setdefault(name, pa.nulls(len(cell), pa.float64()))
+    if program.measure == "all":
+        similarity = measured["feature_similarity"][lane, s]
+        flat = similarity[np.arange(similarity.shape[1]) <= r[:, None]].astype(float)
+        offsets = np.concatenate([[0], np.cumsum(r + 1)])
+        values["feature_similarity"] = pa.ListArray.from_arrays(offsets, flat)
+    else:
+        values["feature_similarity"] = pa.nulls(len(cell), pa.list_(pa.float64()))
     values |= {
         "downstream_error": pa.array(error, mask=~probing),
-        "feature_similarity": pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(r + 1)]), flat),
         "status": np.where(diverged > 0, "diverged", "ok"),
         "diverged_step": pa.array(diverged, pa.int64(), mask=diverged == 0),
     }
     return store.rows(grid, index, steps, {**values, **_costs(grid, index, steps)})
 
+
+MEASURED_WITH_SAMPLES = ("train_loss", "test_loss", "task_error")
 
 _COSTED = (
     *("d", "width", "num_tasks", "n1", "n2", "algorithm", "bias"),
@@ -276,13 +290,13 @@ def remaining(grid: Grid, buckets: Sequence[Bucket], finished: np.ndarray, part:
             ids = row_ids(np.repeat(grid.ids[own], len(steps)), np.tile(steps, len(own)))
             unfinished[own] = ~np.isin(ids, finished).reshape(len(own), len(steps)).all(axis=1)
     k, of = part
-    total = sum(bucket.seconds * len(bucket.first) for bucket in buckets)
+    total = sum(bucket.seconds * len(bucket) for bucket in buckets)
     start, left = 0.0, []
     for bucket in buckets:
-        middle = start + bucket.seconds * (np.arange(len(bucket.first)) + 0.5)
-        start += bucket.seconds * len(bucket.first)
+        middle = start + bucket.seconds * (np.arange(len(bucket)) + 0.5)
+        start += bucket.seconds * len(bucket)
         mine = (middle >= total * (k - 1) / of) & (middle < total * k / of)
-        mine &= np.bincount(bucket.lane, weights=unfinished[bucket.cells], minlength=len(bucket.first)) > 0
+        mine &= np.bincount(bucket.lane, weights=unfinished[bucket.cells], minlength=len(bucket)) > 0
         if mine.any():
             left.append(bucket.of_lanes(np.flatnonzero(mine)))
     return left
@@ -294,6 +308,7 @@ def execute(
     *,
     memory_fraction: float = MEMORY_FRACTION,
     part: tuple[int, int] = (1, 1),
+    moments: str = "auto",
     chunk: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     notify: Callable[[Progress], None] = lambda progress: None,
@@ -304,7 +319,7 @@ def execute(
     after every chunk; `notify` hears of every one. A bucket that fails is listed in the result's failures and the
     others run.
     """
-    whole = plan(grid)
+    whole = plan(grid, moments)
     buckets = remaining(grid, whole, sink.finished(), part)
     cells = sum(len(bucket.cells) for bucket in buckets)
     every = len(grid) if part == (1, 1) else cells
@@ -353,8 +368,8 @@ def _run_bucket(
     """Run a bucket's lanes chunk by chunk; on an out-of-memory error the chunk halves and goes on."""
     start, at, held = time.perf_counter(), 0, []
     written = start
-    while at < len(bucket.first):
-        lanes = np.arange(at, min(at + chunk.capacity * len(devices()), len(bucket.first)))
+    while at < len(bucket):
+        lanes = np.arange(at, min(at + chunk.capacity * len(devices()), len(bucket)))
         try:
             measured = _call(executable, chunk, grid, bucket, lanes)
         except jax.errors.JaxRuntimeError as error:
@@ -366,7 +381,7 @@ def _run_bucket(
         held.append(rows)
         at += len(lanes)
         now = time.perf_counter()
-        if now - written > CHUNK_SECONDS or at == len(bucket.first) or stop():
+        if now - written > CHUNK_SECONDS or at == len(bucket) or stop():
             sink.append(pa.concat_tables(held))
             held, written = [], now
         low, high = np.searchsorted(bucket.lane, [lanes[0], at])
@@ -375,7 +390,7 @@ def _run_bucket(
         progress.run_seconds += now - start
         start = now
         notify(progress)
-        if stop() and at < len(bucket.first):
+        if stop() and at < len(bucket):
             progress.stopped = True
             return
 
@@ -421,7 +436,7 @@ def forecast(grid: Grid, buckets: Sequence[Bucket], memory_fraction: float) -> t
     found = []
     for bucket in buckets:
         executable, _ = fitting(bucket.program, chunk_of(bucket), memory_fraction)
-        lanes = len(bucket.first)
+        lanes = len(bucket)
         flops = lanes * lane_flops(bucket.program)
         found.append(Forecast(bucket, flops, lanes * bucket.seconds, memory_of(executable)))
     return grid, found, int(memory_fraction * memory_limit())
@@ -433,6 +448,7 @@ def sweep(
     zip: Sequence[Sequence[str]] = (),
     where: Sequence[str] = (),
     memory_fraction: float = MEMORY_FRACTION,
+    moments: str = "auto",
     **axes: Any,
 ) -> pd.DataFrame:
     """Run the grid of the axes given as keywords and return its rows, in the order of the grid.
@@ -446,7 +462,9 @@ def sweep(
     """
     grid = Grid(axes, config.composed, zipped=zip, where=where)
     sink = store.Memory() if folder is None else store.Folder(folder)
-    progress = execute(grid, sink, memory_fraction=memory_fraction)
+    progress = execute(
+        grid, sink, memory_fraction=config.memory_share(memory_fraction), moments=config.moments_of(moments)
+    )
     if progress.failures:
         raise RuntimeError("\n".join(progress.failures))
     return store.frame(in_order(grid, sink.table()))

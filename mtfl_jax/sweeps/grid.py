@@ -27,6 +27,7 @@ NUMERICS = "float32-highest"
 _RULED = (
     *("d", "r", "tasks", "probe", "probe_tasks", "parity_size", "probe_parity_size", "algorithm", "weight_decay"),
     *("loss", "losses", "measure_at", "steps", "data", "shared_inputs", "bias", "split_batch", "optimizer", "schedule"),
+    *("measure", "label_noise", "nuisance_scale"),
 )
 
 
@@ -210,15 +211,19 @@ class Grid:
             total += hashes[positions] * counts[structure]
         return total
 
-    @functools.cached_property
-    def lanes(self) -> np.ndarray:
+    def lanes(self, moments: bool) -> np.ndarray:
         """An identity of the training of each cell, (n,): cells of one lane differ in n_down, in the probe, and, where
-        a shorter training is a prefix of a longer one, in steps.
+        a shorter training is a prefix of a longer one, in steps. On the moment path they differ in whatever the samples
+        do not depend on.
         """
         probed = {"n_down", "probe", "probe_tasks", "probe_parity_size", "measure_at"}
 
         def bearing(config: Config) -> frozenset[str]:
-            return config.used() - probed - ({"steps"} if config.prefixes else set())
+            own = config.used() - probed - ({"steps"} if config.prefixes else set())
+            if not (moments and config.by_moments):
+                return own
+            # The scale of what is orthogonal to the directions tells their number apart, unless it is 1.
+            return own - {"tasks", "width", "num_tasks"} - ({"r"} if config.nuisance_scale == 1 else set())
 
         return self._identities(bearing)
 

@@ -1,0 +1,91 @@
+"""`one_step` by moments of the inputs: one pass over the samples serves every set of tasks and every smaller width.
+
+With shared inputs, the linear loss, no label noise and the initial weights forgotten,
+  W⁺_j = η_w η_a Σ_z (K h)_{zj} S_{zj},
+  h_{zj} = (1/n1) Σ_{i: z_i = z} σ(w_j·x_i + b_j),  S_{zj} = (1/n2) Σ_{i: z_i = z} 1[w_j·x_i + b_j > 0] x_i,
+so tasks enter only through their contrastive kernel K = (1/T) Σ_t f_t f_tᵀ.
+
+Source: the pseudo-contrastive reading is that of arXiv 2307.06887 (final abstract); the formulas are ours.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mtfl_jax.learning import network
+from mtfl_jax.learning.network import Params
+
+MAX_R = 6
+"""Largest r of the moment path of a sweep: its tables hold 2^r numbers a weight."""
+
+BLOCK = 128
+"""Samples of a block, all of one orthant."""
+
+
+class Moments(NamedTuple):
+    """The two tables by orthant: h (2^r, width) and S (2^r, width, d)."""
+
+    h: Array
+    S: Array
+
+
+class Blocks(NamedTuple):
+    """Samples sorted by orthant into blocks of one orthant: sample (blocks, BLOCK) and whether it is `counted` or
+    fills a block up, orthant (blocks,), and how many of the blocks are `used`.
+    """
+
+    sample: Array
+    counted: Array
+    orthant: Array
+    used: Array
+
+
+def by_orthant(index: Array, n: int | Array, orthants: int) -> Blocks:
+    """Blocks of the first n samples; index (max_n,) is the orthant of each, an integer in [0, orthants)."""
+    max_n = index.shape[0]
+    index = jnp.where(jnp.arange(max_n) < n, index, orthants)
+    order = jnp.argsort(index)
+    count = jnp.sum(index == jnp.arange(orthants)[:, None], axis=1)
+    first, last = jnp.cumsum(count) - count, jnp.cumsum(-(-count // BLOCK))
+    block = jnp.arange(-(-max_n // BLOCK) + orthants)
+    orthant = jnp.minimum(jnp.sum(block[:, None] >= last, axis=1), orthants - 1)
+    before = last[orthant] + count[orthant] // -BLOCK
+    place = (block - before)[:, None] * BLOCK + jnp.arange(BLOCK)
+    sample = order[jnp.minimum(first[orthant][:, None] + place, max_n - 1)]
+    return Blocks(sample, place < count[orthant][:, None], orthant, last[-1])
+
+
+def head_table(params: Params, x: Array, index: Array, n: int | Array, orthants: int) -> Array:
+    """h (orthants, width) of the first n of the samples x (max_n, d), whose orthants are index (max_n,)."""
+    member = (index == jnp.arange(orthants)[:, None]) & (jnp.arange(len(index)) < n)
+    return member.astype(x.dtype) @ network.features(params, x) / n
+
+
+def feature_table(params: Params, x: Array, blocks: Blocks, n: int | Array, orthants: int) -> Array:
+    """S (orthants, width, d) of n samples, x (d, blocks · BLOCK) being the inputs of blocks.sample in its order."""
+    W, b = params["W"], params["b"]
+
+    def add(i: Array, S: Array) -> Array:
+        own = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=1)
+        active = (W @ own + b[:, None] > 0) & blocks.counted[i]
+        return S.at[blocks.orthant[i]].add(active.astype(x.dtype) @ own.T)
+
+    return jax.lax.fori_loop(0, blocks.used, add, jnp.zeros((orthants, *W.shape), W.dtype)) / n
+
+
+def one_step(
+    table: Moments, tables: Array, num_tasks: int | Array, lr_a: float | Array = 1.0, lr_w: float | Array = 1.0
+) -> tuple[Array, Array]:
+    """W⁺ (width, d) and A⁺ (T, width) of tasks with truth tables (T, 2^r), of which the first num_tasks count and the
+    others are zero.
+    """
+    A = lr_a * tables @ table.h
+    back = tables.T @ A / num_tasks
+    return lr_w * jnp.einsum("zj,zjd->jd", back, table.S), A
+
+
+def kernel_step(table: Moments, K: Array) -> Array:
+    """Σ_z (K h)_{zj} S_{zj}: the direction of W⁺ (width, d) for the contrastive kernel K (2^r, 2^r)."""
+    return jnp.einsum("zj,zjd->jd", K @ table.h, table.S)
