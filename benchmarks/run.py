@@ -1,123 +1,61 @@
-"""Benchmarks of sweeping: `python benchmarks/run.py [NAME …]`, results in benchmarks/results/sweeps.json.
+"""Benchmarks: `python benchmarks/run.py [NAME …] [--compare OLD.json]`, results in benchmarks/results/DEVICE.json.
 
 bookkeeping  parse and plan 100,000 and 1,000,000 cells; write and load 1,000,000 rows
 hydra        a 64-cell grid against Hydra's stock sweeper and basic launcher with the same program a cell
-grid         the 8640-cell grid of the README: wall, compile, cells a second, share of this machine's sgemm peak
+grid         the 8640-cell grid of the README, everything measured, cold
+alternating  64 trainings of 200 rounds against PyTorch and plain JAX
+one_step     a 61,440-cell grid end to end and cold, against PyTorch on a random sample of its cells
+measuring    the measurements' share of a row
+scaling      time against the size of the grid, d, width, n and seeds
+normals      10^8 draws: moments, tails, distribution, and the time of one
 
-Every measurement has a process of its own, so that none finds another's memory or caches.
+Ratios are of medians in one run on one machine, each thing in a process of its own. The bench extra installs PyTorch.
+scripts/benchmark_table.py puts the results into the README.
 """
 
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-RESULTS = Path(__file__).parent / "results" / "sweeps.json"
-
-PLAN = """
-import time
-from mtfl_jax import config
-from mtfl_jax.sweeps import plan
-from mtfl_jax.sweeps.grid import Grid
-axes = {"d": "32,64,128,256", "width": "64,128,256,512,1024", "num_tasks": "1,4,16,64,256", "seed": "range(0,SEEDS)"}
-start = time.perf_counter()
-grid = Grid(axes, config.composed)
-buckets = plan.plan(grid)
-out = {"cells": len(grid), "programs": len(buckets), "seconds": time.perf_counter() - start}
-"""
-
-ROWS = """
-import tempfile, time
 import numpy as np
-import mtfl_jax
-from mtfl_jax import config
-from mtfl_jax.sweeps import store
-from mtfl_jax.sweeps.grid import Grid
-grid = Grid({"width": [64, 128], "num_tasks": [1, 4, 16, 64, 256], "seed": range(100_000)}, config.composed)
-out = {"rows": len(grid)}
-with tempfile.TemporaryDirectory() as folder:
-    start = time.perf_counter()
-    sink = store.Folder(folder)
-    for at in range(0, len(grid), 10_000):
-        index = np.arange(at, min(at + 10_000, len(grid)))
-        ones = np.ones(len(index), int)
-        values = dict.fromkeys(store.MEASUREMENTS, np.full(len(index), 0.5))
-        values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)
-        values |= {"feature_similarity": [[0.5] * 5] * len(index), "status": ["ok"] * len(index)}
-        sink.append(store.rows(grid, index, ones, {**values, "diverged_step": [None] * len(index)}))
-    out["write_seconds"] = time.perf_counter() - start
-    start = time.perf_counter()
-    assert len(mtfl_jax.load(folder)) == len(grid)
-    out["load_seconds"] = time.perf_counter() - start
-    start = time.perf_counter()
-    some = mtfl_jax.load(folder, columns=["width", "subspace_distance"], where=[("seed", "<", 100)])
-    assert len(some) == 1000
-    out["load_some_seconds"] = time.perf_counter() - start
-"""
 
-GRID = """
-import time
-import jax, jax.numpy as jnp
-import numpy as np
-from mtfl_jax import config
-from mtfl_jax.sweeps import engine, plan, store
-from mtfl_jax.sweeps.grid import Grid
-
-def sgemm_peak(n=2048, seconds=3.0):
-    # A product on every device at once, as the sweep runs: the median rate.
-    matrices = [jax.device_put(jnp.ones((n, n)), device) for device in engine.devices()]
-    product = jax.jit(lambda a: a @ a)
-    jax.block_until_ready([product(a) for a in matrices])
-    rates, end = [], time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        jax.block_until_ready([product(a) for a in matrices])
-        rates.append(2 * n**3 * len(matrices) / (time.perf_counter() - start))
-    return float(np.median(rates))
-
-axes = {"d": [32, 64, 128], "r": [2, 3, 4], "width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256]}
-start = time.perf_counter()
-grid = Grid({**axes, "seed": range(64)}, config.composed)
-sink = store.Memory()
-progress = engine.execute(grid, sink)
-wall = time.perf_counter() - start
-assert sink.table().num_rows == 8640 and not progress.failures
-padded = sum(plan.lane_flops(bucket.program) * len(bucket.first) for bucket in plan.plan(grid))
-first, code = grid.distinct(axes)
-own = sum(plan.lane_flops(grid.cell(i).program()) * n for i, n in zip(first, np.bincount(code)))
-peak = sgemm_peak()
-out = {"cells": 8640, "programs": progress.compiled, "wall_seconds": wall, "cells_per_second": 8640 / wall}
-out |= {"compile_seconds": progress.compile_seconds, "run_seconds": progress.run_seconds, "sgemm_peak": peak}
-out |= {"flops_of_the_cells": own, "flops_with_padding": padded}
-out |= {"share_of_peak": own / progress.run_seconds / peak, "with_padding": padded / progress.run_seconds / peak}
-"""
-
-REPORT = """
-import json, resource
-out["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps(out))
-"""
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 
 
-def measured(code: str, **environment: str) -> dict:
-    """What code leaves in `out` when run in a new process, with the process's peak memory."""
-    command = [sys.executable, "-c", code + REPORT]
+def printed(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
+    """What a script of this folder prints as its last line, from a new process."""
+    command = [sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
-    return json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def bookkeeping() -> dict:
+def ours(*arguments: str) -> dict[str, Any]:
+    """Our part of a benchmark, with a cold compilation cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        return printed("ours.py", *arguments, XDG_CACHE_HOME=folder)
+
+
+def peer(work: str, variant: str, count: int) -> dict[str, Any]:
+    """A peer's rate, per second: the median, and the least and the greatest of its repeats."""
+    found = printed("peers.py", work, variant, str(count))
+    rates = found["done"] / np.asarray(found["seconds"])
+    return {"rate": float(np.median(rates)), "least": float(rates.min()), "greatest": float(rates.max())}
+
+
+def bookkeeping() -> dict[str, Any]:
     """Cells planned and rows stored."""
-    plans = {name: measured(PLAN.replace("SEEDS", seeds)) for name, seeds in (("100k", "1000"), ("1m", "10000"))}
-    return {"plan": plans, "store": measured(ROWS)}
+    return {"plan": {"100k": ours("planning", "1000"), "1m": ours("planning", "10000")}, "store": ours("rows")}
 
 
-def hydra() -> dict:
+def hydra() -> dict[str, Any]:
     """64 cells by the fused sweeper and by Hydra's stock one, each cold: start-up and compiles included."""
     cells = ["-m", "d=16", "r=2", "width=16,32", "num_tasks=1,2,4,8", "seed=range(0,8)", "n1=1024", "n2=1024"]
     seconds = {}
@@ -131,29 +69,104 @@ def hydra() -> dict:
     return {"cells": 64, "seconds": seconds, "ratio": seconds["basic"] / seconds["fused"]}
 
 
-def grid() -> dict:
-    """The 8640-cell grid with a cold cache. The share of peak counts the cells' own matrix products only."""
-    with tempfile.TemporaryDirectory() as folder:
-        return measured(GRID, XDG_CACHE_HOME=folder)
+def grid() -> dict[str, Any]:
+    """The grid of the README."""
+    return ours("grid")
 
 
-BENCHMARKS = {"bookkeeping": bookkeeping, "hydra": hydra, "grid": grid}
+def alternating() -> dict[str, Any]:
+    """Runs a second, ours and the peers'; the best PyTorch is the peer."""
+    found: dict[str, Any] = {data: ours("alternating", data) for data in ("gaussian", "rademacher")}
+    for of in found.values():
+        rates = of["runs"] / np.asarray(of["seconds"])
+        of |= {"rate": float(np.median(rates)), "least": float(rates.min()), "greatest": float(rates.max())}
+    counts = {"loop": 8, "batched": 16, "processes": 8, "jit": 8, "jit_vmap": 16}
+    peers = {variant: peer("alternating", variant, count) for variant, count in counts.items()}
+    best = max(peers[variant]["rate"] for variant in ("loop", "batched", "processes"))
+    ratios = {data: found[data]["rate"] / best for data in ("gaussian", "rademacher")}
+    return {**found, "peers": peers, "ratio_to_best_torch": ratios}
+
+
+def one_step() -> dict[str, Any]:
+    """Seconds of the grid, ours end to end and cold, the peers' by their rate on a sample of the cells."""
+    found: dict[str, Any] = {data: ours("one_step", data) for data in ("gaussian", "rademacher")}
+    counts = {"loop": 48, "batched": 48, "processes": 48, "moments": 480}
+    peers = {variant: peer("one_step", variant, count) for variant, count in counts.items()}
+    cells = found["gaussian"]["cells"]
+    for of in peers.values():
+        of["grid_seconds"] = cells / of["rate"]
+    best = min(peers[variant]["grid_seconds"] for variant in ("loop", "batched", "processes"))
+    ratios = {data: best / found[data]["wall_seconds"] for data in ("gaussian", "rademacher")}
+    by_moments = peers["moments"]["grid_seconds"] / found["gaussian"]["wall_seconds"]
+    return {**found, "peers": peers, "ratio_to_best_torch": ratios, "ratio_to_torch_by_moments": by_moments}
+
+
+def measuring() -> dict[str, Any]:
+    """The measurements' share of a row."""
+    return ours("measuring")
+
+
+def scaling() -> dict[str, Any]:
+    """Cost against size."""
+    return ours("scaling")
+
+
+def normals() -> dict[str, Any]:
+    """The quality and the cost of normal draws."""
+    return ours("normals")
+
+
+BENCHMARKS = {f.__name__: f for f in (bookkeeping, hydra, grid, alternating, one_step, measuring, scaling, normals)}
+
+THRESHOLD = 0.2
+"""How much a time may grow, or a rate or ratio fall, before --compare objects."""
+
+
+def figures(node: Any, path: str = "") -> dict[str, float]:
+    """The numbers that tell how fast something is, by their place: rates and ratios, and times of work that blocks."""
+    if not isinstance(node, dict):
+        name = path.rsplit(".", 1)[-1]
+        rated = ".ratio" in path or name in ("rate", "wall_seconds", "cells_per_second", "row_seconds")
+        return {path: float(node)} if rated and isinstance(node, int | float) else {}
+    return {key: value for name, child in node.items() for key, value in figures(child, f"{path}.{name}").items()}
+
+
+def slower(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What got slower by more than THRESHOLD, a line each; things measured on one side only are left out."""
+    before, now = figures(old), figures(new)
+    lines = []
+    for name in before.keys() & now.keys():
+        worse = now[name] / before[name] if "seconds" in name.rsplit(".", 1)[-1] else before[name] / now[name]
+        if worse > 1 + THRESHOLD:
+            lines.append(f"{name[1:]}: {before[name]:.4g} before, {now[name]:.4g} now")
+    return sorted(lines)
 
 
 def main() -> None:
-    """Run the named benchmarks (default all) and keep their results."""
+    """Run the named benchmarks (default all), keep their results, and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
-    chosen = parser.parse_args().names or list(BENCHMARKS)
+    parser.add_argument(
+        "--compare", type=Path, metavar="OLD.json", help="exit 1 where something is 20% slower than in it"
+    )
+    given = parser.parse_args()
+    chosen = given.names or list(BENCHMARKS)
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         parser.error(f"{unknown[0]}: allowed: {', '.join(BENCHMARKS)}")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    old = json.loads(given.compare.read_text()) if given.compare else {}
+    machine = ours("machine")
+    kind, cores = machine["devices"][0].split(": ")[-1].replace(" ", "-"), len(machine["devices"])
+    path = RESULTS / f"{kind}-{cores}.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
     for name in chosen:
-        machine = {"cores": len(os.sched_getaffinity(0)), "python": platform.python_version()}
-        results[name] = {**BENCHMARKS[name](), **machine}
-        print(name, json.dumps(results[name], indent=2), flush=True)
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=2) + "\n")
+        print(name, flush=True)
+        results[name] = {**BENCHMARKS[name](), "machine": machine}
+        print(json.dumps(results[name], indent=2), flush=True)
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"wrote {path}")
+    if lines := slower(old, {name: results[name] for name in chosen}):
+        sys.exit("\n".join(["slower than before:", *lines]))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ MAX_TABLE_R = 16
 # their order, and so labels do not depend on padding or on the backend.
 _HALFSPACE_GRID = 2.0**16
 
-# Tables of more values than this are looked up; shorter ones are multiplied by the orthants' indicators, which is exact
-# and several times as fast.
+# Tables of more values than this are sorted to be drawn and looked up to be read. Comparing all values of a shorter one,
+# and multiplying it by the orthants' indicators, is exact too and several times as fast.
 _LOOKED_UP = 64
 
 
@@ -45,13 +45,21 @@ def needs_table(family: str) -> bool:
     return family in ("balanced", "uniform")
 
 
+def _ranks(u: Array) -> Array:
+    """The rank of each entry of u (…, k) within its row; equal entries rank in order."""
+    k = jnp.arange(u.shape[-1])
+    if len(k) > _LOOKED_UP:
+        return jnp.argsort(jnp.argsort(u, axis=-1), axis=-1)
+    before = (u[..., None, :] < u[..., :, None]) | ((u[..., None, :] == u[..., :, None]) & (k < k[:, None]))
+    return jnp.sum(before, axis=-1)
+
+
 # Each gives the params of all tasks, (num_tasks, …).
 
 
 def _balanced(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
     u = jnp.where(jnp.arange(2**max_r) < 2**r, draws.uniform(key, 2**max_r, num_tasks).T, jnp.inf)
-    rank = jnp.argsort(jnp.argsort(u, axis=-1), axis=-1)
-    return jnp.where(rank < 2**r // 2, 1, -1)
+    return jnp.where(_ranks(u) < 2**r // 2, 1, -1)
 
 
 def _uniform(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
@@ -72,7 +80,7 @@ def _parity(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | 
     first = jnp.where(tries == 0, 0, jax.lax.population_count((tries & -tries) - 1))
     any_size = jnp.where(tries == 0, k == 0, (words >> first) & 1 == 1)
     u = jnp.where(k < r, draws.uniform(keys.named(key, "order"), max_r, num_tasks).T, jnp.inf)
-    of_size = jnp.argsort(jnp.argsort(u, axis=-1), axis=-1) < size
+    of_size = _ranks(u) < size
     return jnp.where(jnp.asarray(size) > 0, of_size, any_size)
 
 

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
+import threadpoolctl
 from jax.sharding import Mesh, PartitionSpec
 
 from mtfl_jax import config
@@ -333,7 +334,8 @@ def execute(
         return executable, fits, time.perf_counter() - start
 
     notify(progress)
-    with concurrent.futures.ThreadPoolExecutor(1) as ahead:
+    # Every device calls LAPACK from its own core: BLAS threads of their own would only wait for one another.
+    with threadpoolctl.threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(1) as ahead:
         jobs = [ahead.submit(prepare, bucket) for bucket in buckets[:1]]
         for i, bucket in enumerate(buckets):
             if stop():

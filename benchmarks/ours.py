@@ -1,0 +1,284 @@
+"""What mtfl_jax takes for the work of the benchmarks: `python benchmarks/ours.py NAME` prints one line of JSON.
+
+Every name is run in a process of its own, so that none finds another's memory or compiled programs.
+"""
+
+import inspect
+import json
+import resource
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+
+
+def seconds_of(do: Any, repeats: int = 3) -> list[float]:
+    """Seconds of each repeat; `do` blocks."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        do()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def sgemm_peak(n: int = 2048, seconds: float = 3.0) -> float:
+    """Operations a second of a matrix product on every device at once, as a sweep runs: the median."""
+    import jax
+    import jax.numpy as jnp
+
+    from mtfl_jax.sweeps import engine
+
+    matrices = [jax.device_put(jnp.ones((n, n)), device) for device in engine.devices()]
+    with jax.default_matmul_precision(engine.MATMUL_PRECISION):
+        product = jax.jit(lambda a: a @ a)
+        jax.block_until_ready([product(a) for a in matrices])
+        rates, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            start = time.perf_counter()
+            jax.block_until_ready([product(a) for a in matrices])
+            rates.append(2 * n**3 * len(matrices) / (time.perf_counter() - start))
+    return float(np.median(rates))
+
+
+def copy_bandwidth(n: int = 2**26) -> float:
+    """Bytes a second read and written by a copy on every device at once: the median."""
+    import jax
+    import jax.numpy as jnp
+
+    from mtfl_jax.sweeps import engine
+
+    arrays = [jax.device_put(jnp.ones(n), device) for device in engine.devices()]
+    copy = jax.jit(lambda a: a + 1)
+    jax.block_until_ready([copy(a) for a in arrays])
+    each = seconds_of(lambda: jax.block_until_ready([copy(a) for a in arrays]), 7)
+    return 8 * n * len(arrays) / float(np.median(each))
+
+
+def executed(axes: dict[str, Any], **options: Any) -> tuple[Any, Any, Any]:
+    """The grid of the axes, its finished progress and its rows."""
+    from mtfl_jax import config
+    from mtfl_jax.sweeps import engine, store
+    from mtfl_jax.sweeps.grid import Grid
+
+    grid = Grid(axes, config.composed)
+    sink = store.Memory()
+    progress = engine.execute(grid, sink, **options)
+    assert not progress.failures
+    assert sink.table().num_rows == len(grid)
+    return grid, progress, sink.table()
+
+
+def flops_run(grid: Any, moments: str = "auto") -> float:
+    """Matrix-product operations of the programs of a grid, padding included."""
+    from mtfl_jax.sweeps.plan import lane_flops, plan
+
+    return sum(lane_flops(bucket.program) * len(bucket) for bucket in plan(grid, moments))
+
+
+def planning(seeds: str) -> dict[str, Any]:
+    """Parse and plan a grid of 100 cells a seed."""
+    from mtfl_jax import config
+    from mtfl_jax.sweeps.grid import Grid
+    from mtfl_jax.sweeps.plan import plan
+
+    axes = {"d": "32,64,128,256", "width": "64,128,256,512,1024", "num_tasks": "1,4,16,64,256"}
+    start = time.perf_counter()
+    grid = Grid({**axes, "seed": f"range(0,{seeds})"}, config.composed)
+    buckets = plan(grid)
+    return {"cells": len(grid), "programs": len(buckets), "seconds": time.perf_counter() - start}
+
+
+def rows() -> dict[str, Any]:
+    """Write 1,000,000 rows in 100 parts, load them all, and load 1000 of them."""
+    import mtfl_jax
+    from mtfl_jax import config
+    from mtfl_jax.sweeps import store
+    from mtfl_jax.sweeps.grid import Grid
+
+    axes = {"width": [64, 128], "num_tasks": [1, 4, 16, 64, 256], "seed": range(100_000)}
+    grid = Grid(axes, config.composed)
+    out: dict[str, Any] = {"rows": len(grid)}
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        sink = store.Folder(folder)
+        for at in range(0, len(grid), 10_000):
+            index = np.arange(at, min(at + 10_000, len(grid)))
+            ones = np.ones(len(index), int)
+            values: dict[str, Any] = dict.fromkeys(store.MEASUREMENTS, np.full(len(index), 0.5))
+            values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)
+            values |= {"feature_similarity": [[0.5] * 5] * len(index), "status": ["ok"] * len(index)}
+            sink.append(store.rows(grid, index, ones, {**values, "diverged_step": [None] * len(index)}))
+        out["write_seconds"] = time.perf_counter() - start
+        start = time.perf_counter()
+        assert len(mtfl_jax.load(folder)) == len(grid)
+        out["load_seconds"] = time.perf_counter() - start
+        start = time.perf_counter()
+        some = mtfl_jax.load(folder, columns=["width", "subspace_distance"], where=[("seed", "<", 100)])
+        assert len(some) == 1000
+        out["load_some_seconds"] = time.perf_counter() - start
+    return out
+
+
+def grid() -> dict[str, Any]:
+    """The 8640-cell grid of the README, with everything measured, from a cold cache."""
+    axes = {"d": [32, 64, 128], "r": [2, 3, 4], "width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256]}
+    start = time.perf_counter()
+    cells, progress, _ = executed({**axes, "seed": range(64)})
+    wall = time.perf_counter() - start
+    flops, peak = flops_run(cells), sgemm_peak()
+    return {
+        "cells": len(cells),
+        "programs": progress.compiled,
+        "wall_seconds": wall,
+        "cells_per_second": len(cells) / wall,
+        "compile_seconds": progress.compile_seconds,
+        "run_seconds": progress.run_seconds,
+        "flops": flops,
+        "flops_of_direct_programs": flops_run(cells, "never"),
+        "sgemm_peak": peak,
+        "share_of_peak": flops / progress.run_seconds / peak,
+    }
+
+
+def alternating(data: str) -> dict[str, Any]:
+    """64 trainings of 200 rounds, warm: the engine's second sweep in the process, rows and all."""
+    axes = {"algorithm": "alternating", "steps": 200, "n2": 512, "d": 64, "r": 4, "width": 256, "num_tasks": 32}
+    axes |= {"loss": "logistic", "data": data, "measure": "recovery", "probe": "none", "measure_at": "last"}
+    runs, start = 64, time.perf_counter()
+    _, progress, _ = executed({**axes, "seed": range(runs)})
+    cold = time.perf_counter() - start
+    seconds = seconds_of(lambda: executed({**axes, "seed": range(runs)}))
+    flops, peak = runs * 200 * (4 * 512 * 64 * 256 + 8 * 512 * 256 * 32), sgemm_peak()
+    out = {"runs": runs, "cold_seconds": cold, "compile_seconds": progress.compile_seconds, "seconds": seconds}
+    return out | {"sgemm_peak": peak, "share_of_peak": flops / float(np.median(seconds)) / peak}
+
+
+def one_step(data: str) -> dict[str, Any]:
+    """The 61,440-cell grid of one_step with the recovery measured, from a cold cache."""
+    axes = {"d": [32, 64, 128, 256], "r": [2, 3, 4], "width": [64, 128, 256, 512], "num_tasks": [1, 4, 16, 64, 256]}
+    start = time.perf_counter()
+    options = {"seed": range(256), "data": data, "measure": "recovery", "probe": "none"}
+    cells, progress, _ = executed({**axes, **options})
+    wall = time.perf_counter() - start
+    flops, peak = flops_run(cells), sgemm_peak()
+    return {
+        "cells": len(cells),
+        "programs": progress.compiled,
+        "wall_seconds": wall,
+        "compile_seconds": progress.compile_seconds,
+        "run_seconds": progress.run_seconds,
+        "flops": flops,
+        "flops_of_direct_programs": flops_run(cells, "never"),
+        "sgemm_peak": peak,
+        "share_of_peak": flops / progress.run_seconds / peak,
+    }
+
+
+def measuring() -> dict[str, Any]:
+    """Direct one_step rows with all measurements and a probe at five n_down, against their training alone, warm."""
+    import jax
+
+    from mtfl_jax import config
+    from mtfl_jax.learning import experiment
+    from mtfl_jax.sweeps import engine, plan
+    from mtfl_jax.sweeps.grid import Grid
+
+    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(16)}, config.composed)
+    (bucket,) = plan.plan(cells, "never")
+    p = bucket.program
+    each = engine._cells_of(cells, bucket, np.arange(16))
+
+    def timed(run: Any) -> float:
+        with jax.default_matmul_precision(engine.MATMUL_PRECISION):
+            compiled = jax.jit(lambda each: jax.lax.map(run, each)).lower(each).compile()
+        jax.block_until_ready(compiled(each))
+        return float(np.median(seconds_of(lambda: jax.block_until_ready(compiled(each)), 5))) / 16
+
+    row = timed(lambda cell: experiment.experiment(p, cell))
+    training = timed(lambda cell: experiment.representations(p, cell, experiment.draw_tasks(p, cell)))
+    return {"row_seconds": row, "training_seconds": training, "measuring_share": 1 - training / row}
+
+
+def scaling() -> dict[str, Any]:
+    """Time a cell against the grid's size, and exponents of a warm training's time in d, width, n and seeds."""
+    small = {"d": 16, "r": 2, "width": 16, "n1": 256, "n2": 256, "measure": "recovery", "probe": "none"}
+    out: dict[str, Any] = {"microseconds_per_cell": {}, "exponents": {}}
+    executed({**small, "num_tasks": [1, 2, 4, 8], "seed": range(2)})
+    for cells in (1000, 10_000, 100_000):
+        axes = {**small, "num_tasks": [1, 2, 4, 8], "seed": range(cells // 4)}
+        executed(axes)
+        median = float(np.median(seconds_of(lambda axes=axes: executed(axes))))
+        out["microseconds_per_cell"][cells] = median / cells * 1e6
+    base = {"d": 64, "width": 256, "n1": 8192, "n2": 8192, "measure": "recovery", "probe": "none", "seed": range(16)}
+    for name, values in (("d", [64, 128, 256]), ("width", [128, 256, 512]), ("n", [4096, 8192, 16384])):
+        times = []
+        for value in values:
+            axes = {**base, **({"n1": value, "n2": value} if name == "n" else {name: value})}
+            executed(axes)
+            times.append(float(np.median(seconds_of(lambda axes=axes: executed(axes)))))
+        out["exponents"][name] = float(np.polyfit(np.log(values), np.log(times), 1)[0])
+    counts = [16, 64, 256]
+    times = [float(np.median(seconds_of(lambda c=c: executed({**base, "seed": range(c)})))) for c in counts]
+    out["exponents"]["seeds"] = float(np.polyfit(np.log(counts), np.log(times), 1)[0])
+    return out
+
+
+def normals() -> dict[str, Any]:
+    """10^8 normals: moments, tails and the Kolmogorov–Smirnov distance, in standard errors; nanoseconds a number."""
+    import jax
+    from scipy.stats import kstwobign, norm
+
+    from mtfl_jax.learning import draws, keys
+
+    rows, columns, chunks = 64, 2**14, 96
+    draw = jax.jit(lambda i: draws.normal(keys.at(keys.root(0), i), rows, columns))
+    stock = jax.jit(lambda i: jax.random.normal(jax.random.fold_in(keys.root(0), i), (rows, columns)))
+    edges = norm.ppf(np.linspace(0, 1, 4097))
+    sums, counts, beyond, total = np.zeros(6), np.zeros(4096), np.zeros(3), rows * columns * chunks
+    for i in range(chunks):
+        x = np.asarray(draw(i), np.float64).ravel()
+        sums += [np.sum(x**k) for k in range(1, 7)]
+        counts += np.histogram(x, edges)[0]
+        beyond += [np.sum(np.abs(x) > t) for t in (3, 4, 5)]
+    expected, second = np.asarray([0, 1, 0, 3, 0, 15]), np.asarray([1, 3, 15, 105, 945, 10395])
+    p = 2 * norm.sf([3, 4, 5])
+    largest = np.abs(np.cumsum(counts) / total - np.linspace(0, 1, 4097)[1:]).max() * np.sqrt(total)
+    nanoseconds = {
+        name: float(np.median(seconds_of(lambda f=f: f(0).block_until_ready(), 9))) / rows / columns * 1e9
+        for name, f in (("ours", draw), ("jax.random.normal", stock))
+        if f(0) is not None
+    }
+    return {
+        "draws": total,
+        "moments_in_standard_errors": ((sums / total - expected) / np.sqrt((second - expected**2) / total)).tolist(),
+        "beyond_3_4_5_in_standard_errors": ((beyond - total * p) / np.sqrt(total * p)).tolist(),
+        "kolmogorov_smirnov_p": float(kstwobign.sf(largest)),
+        "nanoseconds": nanoseconds,
+    }
+
+
+def machine() -> dict[str, Any]:
+    """The device, its peak rates, and the versions."""
+    from mtfl_jax.sweeps import store
+
+    return {**store.environment(), "sgemm_peak": sgemm_peak(), "copy_bandwidth": copy_bandwidth()}
+
+
+WORK = (planning, rows, grid, alternating, one_step, measuring, scaling, normals, machine)
+
+
+def main() -> None:
+    """Do the work named on the command line, with its arguments."""
+    name, *arguments = sys.argv[1:]
+    work = {function.__name__: function for function in WORK}[name]
+    assert len(arguments) == len(inspect.signature(work).parameters)
+    out = work(*arguments)
+    out["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main()
