@@ -2,7 +2,8 @@
 
 `python benchmarks/peers.py WORK VARIANT COUNT` does COUNT runs or cells of WORK and prints one line of JSON with the
 seconds of three repeats after a warm-up. PyTorch's gradients are written out by hand, in place and without autograd,
-which is the fastest it does this. All draw fresh Gaussian inputs with their own generator and end with the subspace distance.
+which is the fastest it does this. All draw fresh Gaussian inputs with their own generator and end with the subspace
+distance.
 """
 
 import argparse

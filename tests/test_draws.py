@@ -3,6 +3,7 @@
 Every seed is fixed, so a test that passes once passes always; 5 standard errors are what a wrong law would exceed.
 """
 
+import dataclasses
 import functools
 import itertools
 
@@ -332,6 +333,21 @@ def test_label_noise_spares_the_test_labels():
     for name in ("test_loss", "task_error", "feature_energy", "feature_similarity"):
         same(clean[name], noisy[name])
     assert clean["train_loss"] != noisy["train_loss"]
+
+
+def test_label_noise_spares_the_test_labels_of_the_probe():
+    """With as many neurons as the inputs show, a task that is learned without error from clean labels is tested on
+    clean labels: noise at its greatest rate leaves a coin's error, not the 1/2 of flipped test labels on top of it.
+    """
+    p = program(probes=(("ridge", "halfspace"),), n_test=2048, n_down=(4096,), width=64, d=4, r=1)
+    c = cell(d=4, r=1, width=64, n_down=jnp.asarray([4096]), probe_parity_size=jnp.asarray([0]), nuisance_scale=0.1)
+    params = experiment.draw_network(p, c)
+    measured = jax.jit(lambda noise: experiment.measure(p, dataclasses.replace(c, label_noise=noise), of, params, None))
+    of = experiment.draw_tasks(p, c)
+    clean, noisy = (float(measured(noise)["downstream_error"][0, 0]) for noise in (0.0, 0.2))
+    # A fifth of flipped test labels would show as an error of 0.2.
+    assert clean < 0.02
+    assert noisy < 0.1
 
 
 def test_label_noise_reaches_the_training_labels_of_the_probe():

@@ -53,8 +53,10 @@ def test_split_and_jobs_make_separate_jobs(loader):
         jobs_of(loader, "d=32", split=["d"])
 
 
-def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path):
-    done = mtfl("-m", *SMALL, "seed=range(0,5)", "num_tasks=1,2", "hydra.sweeper.jobs=2", "hydra.sweep.dir=out")
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
+    sweep = ["-m", *SMALL, "seed=range(0,5)", "num_tasks=1,2", "hydra.sweeper.jobs=2", "hydra.sweep.dir=out"]
+    done = mtfl(*sweep, f"hydra/launcher={launcher}")
     assert done.returncode == 0, done.stderr
     table = mtfl_jax.load(tmp_path / "out")
     assert sorted(zip(table["num_tasks"], table["seed"], strict=True)) == [(t, s) for t in (1, 2) for s in range(5)]

@@ -484,6 +484,41 @@ def test_load_reads_what_is_asked_for_once(tmp_path):
     assert len(mtfl_jax.load(tmp_path / "results.parquet")) == 4
 
 
+HUGE = """
+import resource, sys
+import numpy as np
+import mtfl_jax
+from mtfl_jax import config
+from mtfl_jax.sweeps import store
+from mtfl_jax.sweeps.grid import Grid
+
+sink = store.Folder("huge")
+for at in range(int(sys.argv[1])):
+    grid = Grid({"seed": range(at * 2000, at * 2000 + 2000)}, config.composed)
+    index, ones = np.arange(2000), np.ones(2000, int)
+    values = dict.fromkeys(store.MEASUREMENTS, np.full(2000, 0.5))
+    values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)
+    values |= {"feature_similarity": [[0.5] * 5] * 2000, "status": ["ok"] * 2000, "diverged_step": [None] * 2000}
+    sink.append(store.rows(grid, index, ones, values))
+assert len(sink.finished()) == 2000 * int(sys.argv[1])
+sink.merge()
+some = mtfl_jax.load("huge", columns=["seed"], where=[("seed", "<", 100)])
+assert len(some) == 100
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+def test_memory_stays_flat_however_many_rows(tmp_path):
+    """Ten times the rows: 180,000 more of 600 bytes each (100 MiB) may cost some of their 8-byte identities only."""
+    peaks = []
+    for parts in (10, 100):
+        (tmp_path / str(parts)).mkdir()
+        command = [sys.executable, "-c", HUGE, str(parts)]
+        done = subprocess.run(command, cwd=tmp_path / str(parts), capture_output=True, text=True, check=True)
+        peaks.append(float(done.stdout))
+    assert peaks[1] - peaks[0] < 40
+
+
 def test_parts_of_a_sweep_are_the_whole():
     grid = grid_of(width=[8, 16], seed=range(7))
     buckets = plan(grid)

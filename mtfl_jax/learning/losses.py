@@ -13,10 +13,19 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+
+@jax.custom_jvp
+def _logistic(m: Array) -> Array:
+    """log(1 + e^−m), whose derivative −1/(1 + e^m) is cheaper than that of its stable form."""
+    return jax.nn.softplus(-m)
+
+
+_logistic.defjvps(lambda tangent, value, m: -jax.nn.sigmoid(-m) * tangent)
+
 LOSSES: dict[str, Callable[[Array], Array]] = {
     "linear": lambda m: -m,
     "hinge": lambda m: optax.hinge_loss(m, jnp.ones_like(m)),
-    "logistic": lambda m: jax.nn.softplus(-m),
+    "logistic": _logistic,
     "squared": lambda m: optax.l2_loss(m, jnp.ones_like(m)),
     "exponential": lambda m: jnp.exp(-m),
 }

@@ -27,8 +27,8 @@ MAX_TABLE_R = 16
 # their order, and so labels do not depend on padding or on the backend.
 _HALFSPACE_GRID = 2.0**16
 
-# Tables of more values than this are sorted to be drawn and looked up to be read. Comparing all values of a shorter one,
-# and multiplying it by the orthants' indicators, is exact too and several times as fast.
+# Tables of more values than this are sorted to be drawn and looked up to be read. Comparing all values of a shorter
+# one, and multiplying it by the orthants' indicators, is exact too and several times as fast.
 _LOOKED_UP = 64
 
 

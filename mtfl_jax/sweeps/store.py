@@ -125,19 +125,19 @@ class Folder:
 
     def finished(self) -> np.ndarray:
         """Identities of the rows here, sorted."""
-        ids = [part.column("id").to_numpy() for part in _read(_files(self.path), ["id"], None)]
+        ids = [part.column("id").to_numpy() for _, part in _read(_files(self.path), ["id"], None)]
         return np.unique(np.concatenate(ids)) if ids else np.empty(0, np.uint64)
 
     def table(self) -> pa.Table:
         """All rows, each once."""
-        return pa.concat_tables([schema().empty_table(), *_distinct(_read(_files(self.path), None, None))])
+        return pa.concat_tables([schema().empty_table(), *_distinct(_files(self.path), None, None)])
 
     def merge(self) -> Path:
         """Write every row once into results.parquet, part by part; its path."""
 
         def write(partial: Path) -> None:
             with pq.ParquetWriter(partial, schema()) as writer:
-                for part in _distinct(_read(_files(self.path), None, None)):
+                for part in _distinct(_files(self.path), None, None):
                     writer.write_table(part)
 
         whole(self.path / RESULTS, write)
@@ -185,8 +185,8 @@ def load(
     for name in [*wanted, *(condition[0] for condition in where or ())]:
         if name not in known:
             raise ValueError(f"column {name!r}: allowed: {', '.join(known)}")
-    parts = _distinct(_read(files, list(dict.fromkeys([*wanted, "id"])), where))
-    return frame(pa.concat_tables([schema().empty_table().select(wanted), *(part.select(wanted) for part in parts)]))
+    parts = _distinct(files, wanted, where)
+    return frame(pa.concat_tables([schema().empty_table().select(wanted), *parts]))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -195,7 +195,7 @@ def _files(folder: Path) -> list[Path]:
     return parts or [path for path in [folder / RESULTS] if path.is_file()]
 
 
-def _read(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[pa.Table]:
+def _read(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[tuple[Path, pa.Table]]:
     for path in files:
         try:
             part = pq.read_table(path, columns=columns, filters=where, partitioning=None)
@@ -203,17 +203,20 @@ def _read(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> I
             reason = str(error).splitlines()[0]
             warnings.warn(f"{path}: left out, it cannot be read ({reason})", stacklevel=4)
         else:
-            yield part
+            yield path, part
 
 
-def _distinct(parts: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The parts less the rows seen before."""
-    seen: set[int] = set()
-    for part in parts:
-        ids = part.column("id").to_pylist()
-        first = {i: k for k, i in reversed(list(enumerate(ids))) if i not in seen}
-        seen.update(first)
-        yield part if len(first) == len(ids) else part.take(pa.array(sorted(first.values()), pa.int64()))
+def _distinct(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[pa.Table]:
+    """The parts one by one, less the rows that an earlier one has."""
+    ids = [(path, part.column("id").to_numpy()) for path, part in _read(files, ["id"], where)]
+    if not ids:
+        return
+    every = np.concatenate([own for _, own in ids])
+    first = np.zeros(len(every), bool)
+    first[np.unique(every, return_index=True)[1]] = True
+    keep = np.split(first, np.cumsum([len(own) for _, own in ids])[:-1])
+    for (_, part), kept in zip(_read([path for path, _ in ids], columns, where), keep, strict=True):
+        yield part if kept.all() else part.filter(pa.array(kept))
 
 
 def environment() -> dict[str, Any]:
