@@ -10,7 +10,6 @@ scaling      time against the size of the grid, d, width, n and seeds
 normals      10^8 draws: moments, tails, distribution, and the time of one
 
 Ratios are of medians in one run on one machine, each thing in a process of its own. The bench extra installs PyTorch.
-scripts/benchmark_table.py puts the results into the README.
 """
 
 import argparse
