@@ -424,3 +424,27 @@ def test_a_learned_feature_beats_noise():
     y, y_test = rng.choice([-1, 1], 200), rng.choice([-1, 1], 400)
     chance = error_of(W, c, x, y, x_test, y_test, n=200, dtype=np.float32)
     assert abs(chance - 0.5) < 5 * 0.5 / np.sqrt(400)
+
+
+def test_ridge_in_float32_chooses_as_in_float64():
+    """Few samples, more features, and a weakest penalty beside which the rounding of an eigenvalue is large: the λ
+    chosen has a leave-one-out error within a tenth of the least, which rounding of what is near a tie allows.
+    """
+    n, m = 8, 16
+    y = np.repeat([1.0, -1.0], n // 2)
+    chosen_well = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        C = np.linalg.qr(rng.standard_normal((n, n)) - np.eye(n))[0][:, :7]
+        C = (C - C.mean(axis=0)) * np.geomspace(60, 1, 7) @ np.linalg.qr(rng.standard_normal((m, 7)))[0].T
+        phi = np.float32(C + rng.uniform(0, 1, m))
+        C = phi - phi.mean(axis=0, dtype=np.float64)
+        errors, betas = [], []
+        for penalty in probe.PENALTIES * n:
+            inverse = np.linalg.inv(C @ C.T + penalty * np.eye(n))
+            errors.append(np.sum((penalty * inverse @ y / (penalty * np.diag(inverse) - 1 / n)) ** 2))
+            betas.append(C.T @ inverse @ y)
+        beta = np.asarray(jax.jit(probe.ridge)(phi, np.float32(y), n)[0], np.float64)
+        chosen = np.argmin([np.linalg.norm(beta - other) / np.linalg.norm(other) for other in betas])
+        chosen_well.append(errors[chosen] <= 1.1 * min(errors))
+    assert all(chosen_well)

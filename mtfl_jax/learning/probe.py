@@ -60,7 +60,9 @@ def ridge(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
     max_n, m = C.shape
     dual = max_n <= m
     s, U = jnp.linalg.eigh(C @ C.T if dual else C.T @ C)
-    s = jnp.maximum(s, 0)
+    # Centred features have at least one eigenvalue 0. Its rounding, beside the weakest penalties, would carry leverages
+    # past 1 and with them the choice of λ.
+    s = jnp.where(s > s[-1] * len(s) * jnp.finfo(s.dtype).eps, s, 0)
     Z = U * jnp.sqrt(s) if dual else C @ U
     coefficients = Z.T @ target
 
