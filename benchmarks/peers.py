@@ -130,14 +130,11 @@ def each_cell(batch: int, chosen: list[tuple[int, int, int, int]]) -> None:
 
 def jax_alternating(batched: bool, runs: int) -> None:
     """One jit a run, or one jit of vmap over the runs."""
-    import jax
-
-    run = _jax_run()
     if batched:
-        jax.block_until_ready(jax.vmap(run)(np.arange(runs)) if runs == 1 else _jax_batch()(np.arange(runs)))
+        _jax_batch()(np.arange(runs)).block_until_ready()
     else:
         for seed in range(runs):
-            run(seed).block_until_ready()
+            _jax_run()(seed).block_until_ready()
 
 
 @functools.cache

@@ -134,17 +134,14 @@ def _inputs_key(cell: Cell, purpose: str, step: int | Array) -> Array:
     return keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), step)
 
 
-def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array, x: Array | None = None) -> Batch:
-    """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded.
-
-    x: the shared inputs, where they are drawn already.
-    """
+def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
+    """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
     at = 0 if p.fixed_samples else step
     inputs_key = _inputs_key(cell, purpose, at)
     noise_key = keys.at(keys.stream(cell.seed, f"{purpose}/label_noise"), at)
     max_n, n = (p.n1, cell.n1) if purpose == "heads" else (p.n2, cell.n2)
     if p.shared_inputs:
-        x = draw_inputs(p, cell, inputs_key, max_n) if x is None else x
+        x = draw_inputs(p, cell, inputs_key, max_n)
         y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy)
     else:
         x = jax.vmap(lambda key: draw_inputs(p, cell, key, max_n))(keys.indexed(inputs_key, p.num_tasks))

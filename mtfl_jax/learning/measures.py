@@ -91,15 +91,20 @@ def _inside(W: Array, r: int | Array, max_r: int) -> tuple[Array, Array, Array]:
     # R has the singular values and right singular vectors of W.
     R = jnp.linalg.qr(W, mode="r")
     _, sigma, Vt = jnp.linalg.svd(R, full_matrices=False)
-    rank_floor = sigma[0] * max(W.shape) * jnp.finfo(W.dtype).eps
-    parallel = jnp.linalg.svd(_columns(R - _outside(R, r), max_r), compute_uv=False)
-    sigma_r = _first(parallel, max_r)[r - 1]
-    # Rounding is no direction.
-    return (
-        R,
-        _sines2(_first(Vt, max_r), _first(sigma, max_r) > rank_floor, r),
-        jnp.where(sigma_r > rank_floor, sigma_r, 0),
-    )
+    found = _first(sigma, max_r) > _rounding(W, sigma[0])
+    return R, _sines2(_first(Vt, max_r), found, r), _sigma_r(W, sigma[0], r, max_r)
+
+
+def _rounding(W: Array, largest: Array) -> Array:
+    """What a singular value of W must pass to be more than rounding beside the largest."""
+    return largest * max(W.shape) * jnp.finfo(W.dtype).eps
+
+
+def _sigma_r(W: Array, largest: Array, r: int | Array, max_r: int) -> Array:
+    """σ_r(WM), 0 where it is rounding."""
+    R = jnp.linalg.qr(_columns(W - _outside(W, r), max_r), mode="r")
+    sigma = _first(jnp.linalg.svd(R, compute_uv=False), max_r)[r - 1]
+    return jnp.where(sigma > _rounding(W, largest), sigma, 0)
 
 
 def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
@@ -114,14 +119,14 @@ def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
     def from_subspace() -> tuple[Array, Array]:
         # Singular values from W itself: those of its Gram matrix lose half of the digits.
         if tall:
-            right = jnp.linalg.svd(jnp.linalg.qr(W @ V, mode="r"))[2] @ V.T
+            _, sigma, Vt = jnp.linalg.svd(jnp.linalg.qr(W @ V, mode="r"))
+            right = Vt @ V.T
         else:
             Q, R = jnp.linalg.qr(W.T @ V)
-            right = (Q @ jnp.linalg.svd(R)[0]).T
+            U, sigma, _ = jnp.linalg.svd(R)
+            right = (Q @ U).T
         # W has the r directions: the gap of the bound lies between their singular values and smaller ones.
-        inside = jnp.linalg.qr(_columns(W - outside, max_r), mode="r")
-        sigma_r = jnp.linalg.svd(inside, compute_uv=False)[r - 1]
-        return _sines2(right[:max_r], jnp.ones(max_r, bool), r), sigma_r
+        return _sines2(right[:max_r], jnp.ones(max_r, bool), r), _sigma_r(W, sigma[0], r, max_r)
 
     sines2, sigma_r = jax.lax.cond(error <= TOLERANCE, from_subspace, lambda: _inside(W, r, max_r)[1:])
     across = jax.lax.cond(

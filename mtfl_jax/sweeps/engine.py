@@ -194,6 +194,10 @@ def _cells_of(grid: Grid, bucket: Bucket, lanes: np.ndarray) -> Cell:
     return _traced(bucket.program, len(lanes), columns)
 
 
+_WITH_SAMPLES = ("train_loss", "test_loss", "task_error")
+"""Measurements that measure=recovery leaves out, besides feature_similarity."""
+
+
 def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[str, np.ndarray]) -> pa.Table:
     """The result rows of some of a bucket's lanes (consecutive): one a cell and recorded step."""
     program = bucket.program
@@ -213,7 +217,7 @@ def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[st
         error[probing] = measured["downstream_error"][at][probing]
     diverged = measured["diverged_step"][lane, s]
     r = grid.column("r", index)
-    for name in MEASURED_WITH_SAMPLES:
+    for name in _WITH_SAMPLES:
         values.setdefault(name, pa.nulls(len(cell), pa.float64()))
     if program.measure == "all":
         similarity = measured["feature_similarity"][lane, s]
@@ -229,8 +233,6 @@ def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[st
     }
     return store.rows(grid, index, steps, {**values, **_costs(grid, index, steps)})
 
-
-MEASURED_WITH_SAMPLES = ("train_loss", "test_loss", "task_error")
 
 _COSTED = (
     *("d", "width", "num_tasks", "n1", "n2", "algorithm", "bias"),
@@ -457,16 +459,15 @@ def sweep(
 
     Any key of `mtfl --help` may be an axis: a value, a list, a range, or text in Hydra's grammar. `zip` names axes
     that advance together, `where` conditions that cells must meet, such as "width >= 2*d". With a `folder` the rows
-    are kept there, and what is there already is not run again. Raises ConfigError (a ValueError) for a bad key, value
-    or cell, and RuntimeError that lists the cells that failed.
+    are kept there, and what is there already is not run again. `moments` is that of `plan`. Raises ConfigError (a
+    ValueError) for a bad key, value or cell, and RuntimeError that lists the cells that failed.
 
         mtfl_jax.sweep(d=[32, 64], r=[2, 4], num_tasks=[1, 16, 64], seed=range(64))
     """
+    memory_fraction, moments = config.memory_share(memory_fraction), config.moments_of(moments)
     grid = Grid(axes, config.composed, zipped=zip, where=where)
     sink = store.Memory() if folder is None else store.Folder(folder)
-    progress = execute(
-        grid, sink, memory_fraction=config.memory_share(memory_fraction), moments=config.moments_of(moments)
-    )
+    progress = execute(grid, sink, memory_fraction=memory_fraction, moments=moments)
     if progress.failures:
         raise RuntimeError("\n".join(progress.failures))
     return store.frame(in_order(grid, sink.table()))

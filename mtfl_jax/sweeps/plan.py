@@ -4,6 +4,7 @@ Pads are chosen to minimise, under a stated cost model, the time to compile plus
 is a set of constants, not a measurement, so the same grid gives the same plan on every machine.
 """
 
+import bisect
 import collections
 import dataclasses
 import itertools
@@ -114,10 +115,11 @@ class _Kind:
         """Where a config's results stand in a program of these groups: its row, its probe, and its n_down."""
         config, row = self.configs[code], 0
         if self.rows:
-            # Narrow rows first; a group that other kinds need more of has rows to spare at its end.
-            narrower = [(width, count) for width, count in groups if width < ladder(config.width)]
-            row = self.rows.index(_row(config)) + sum(count for _, count in narrower)
-            row -= sum(own[0] <= width for own in self.rows for width, _ in narrower[-1:])
+            # Rows lie narrow first; a group that another kind needs more of has rows to spare at its end.
+            widths = [width for width, _ in groups]
+            group = bisect.bisect_left(widths, ladder(config.width))
+            before = bisect.bisect_right(self.rows, widths[group - 1], key=lambda own: own[0]) if group else 0
+            row = sum(count for _, count in groups[:group]) + self.rows.index(_row(config)) - before
         if config.probe == "none":
             return row, -1, -1
         return row, self.probes.index(config.probe_key), self.n_down.index(config.n_down[0])
