@@ -1,0 +1,41 @@
+"""What a study says of its table: a claim, what the data say to it, figures and tables."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+class Statement(NamedTuple):
+    """One thing the data say, computed from them: whether they support it (None: they cannot tell), and in words."""
+
+    supported: bool | None
+    text: str
+
+
+class Drawing(NamedTuple):
+    """A figure under its file name, with a caption that says what bands and bars mean and how many seeds there are."""
+
+    name: str
+    figure: Figure
+    caption: str
+
+
+class Listing(NamedTuple):
+    """A table as a reader sees it: column names and cells are shown as they are."""
+
+    title: str
+    table: pd.DataFrame
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a study says of its table. `claim` is the theory's; statements, drawings and listings are the data's."""
+
+    title: str
+    claim: str
+    statements: Sequence[Statement] = ()
+    drawings: Sequence[Drawing] = ()
+    listings: Sequence[Listing] = ()
