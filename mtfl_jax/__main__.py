@@ -49,14 +49,18 @@ class StoppedError(Exception):
 
 
 def grid_of(composed: DictConfig) -> Grid:
-    """The grid of a composed config: `sweep.axes`, less the axes whose key the command line fixes."""
+    """The grid of a composed config: `sweep.axes` and `sweep.grids`, less the axes whose key the command line fixes."""
     overrides = list(HydraConfig.get().overrides.task)
     given = {text.split("=")[0].lstrip("+~") for text in overrides}
     sweep = plain(composed.sweep)
     for key in sweep:
-        if key not in ("axes", "zip", "where", "part"):
-            raise ConfigError(f"sweep.{key}", sweep[key], "unknown key; allowed: axes, zip, where, part")
-    axes = {key: spec for key, spec in (sweep["axes"] or {}).items() if key not in given}
+        if key not in ("axes", "grids", "zip", "where", "part"):
+            raise ConfigError(f"sweep.{key}", sweep[key], "unknown key; allowed: axes, grids, zip, where, part")
+
+    def free(axes: dict[str, Any] | None) -> dict[str, Any]:
+        return {key: spec for key, spec in (axes or {}).items() if key not in given}
+
+    axes, grids = free(sweep["axes"]), [free(own) for own in sweep["grids"] or ()]
     values = cell_values(composed)
 
     def compose(choices: Mapping[str, str]) -> Mapping[str, Any]:
@@ -65,7 +69,7 @@ def grid_of(composed: DictConfig) -> Grid:
         chosen = [f"{key}={name}" for key, name in choices.items()]
         return cell_values(hydra.compose("config", [*overrides, *chosen]))
 
-    return Grid(axes, compose, zipped=sweep["zip"] or (), where=sweep["where"] or ())
+    return Grid(axes, compose, grids=grids, zipped=sweep["zip"] or (), where=sweep["where"] or ())
 
 
 def task(composed: DictConfig) -> None:

@@ -8,8 +8,8 @@ from mtfl_jax.config import ConfigError
 from mtfl_jax.sweeps.grid import Grid, axis_values, default_values, row_ids
 
 
-def grid(zipped=(), where=(), **axes):
-    return Grid(axes, config.composed, zipped=zipped, where=where)
+def grid(grids=(), zipped=(), where=(), **axes):
+    return Grid(axes, config.composed, grids=grids, zipped=zipped, where=where)
 
 
 def points(of, *names):
@@ -61,6 +61,40 @@ def test_zipped_axes_advance_together():
     assert points(of, "d", "n1", "seed") == [(8, 100, 0), (8, 100, 1), (16, 200, 0), (16, 200, 1)]
     groups = grid(data=["gaussian", "rademacher"], d=[8, 16], r=2, zipped=[["data", "d"]])
     assert points(groups, "data", "d") == [("gaussian", 8), ("rademacher", 16)]
+
+
+def test_grids_are_joined_and_an_axis_one_lacks_has_its_blocks_values_there():
+    of = grid(
+        grids=[
+            {"d": [8, 16], "n1": [100, 200]},
+            {"algorithm": ["one_step", "joint"], "width": "32,64"},
+            {"bias": "random", "d": 16},
+        ],
+        zipped=[["d", "n1"]],
+        where=["width != 64 or algorithm == 'joint'"],
+        seed=range(2),
+        r=2,
+        n_down=16,
+    )
+    alone = [
+        grid(d=[8, 16], n1=[100, 200], seed=range(2), r=2, n_down=16, zipped=[["d", "n1"]]),
+        grid(algorithm="one_step", width=32, seed=range(2), r=2, n_down=16),
+        grid(algorithm="joint", width=[32, 64], seed=range(2), r=2, n_down=16),
+        grid(bias="random", d=16, seed=range(2), r=2, n_down=16),
+    ]
+    assert [of.cell(i) for i in range(len(of))] == [part.cell(i) for part in alone for i in range(len(part))]
+    assert of.ids.tolist() == [identity for part in alone for identity in part.ids.tolist()]
+
+
+def test_axes_given_for_all_grids_go_before_their_own_and_a_cell_of_two_grids_is_one():
+    of = grid(grids=[{"d": [8, 16]}, {"d": [32], "width": 64}], d=16, r=2, n_down=16, seed=[0, 1])
+    assert points(of, "d", "width", "seed") == [(16, 256, 0), (16, 256, 1), (16, 64, 0), (16, 64, 1)]
+    assert len(grid(grids=[{"d": [8, 16]}, {"d": [16, 32]}], r=2, n_down=16)) == 3
+
+
+def test_a_zip_of_axes_that_no_grid_has_is_refused():
+    with pytest.raises(ConfigError, match="equal length"):
+        grid(grids=[{"d": [8, 16]}], r=2, zipped=[["n1", "n2"]])
 
 
 @pytest.mark.parametrize(

@@ -449,6 +449,7 @@ def forecast(grid: Grid, buckets: Sequence[Bucket], memory_fraction: float) -> t
 def sweep(
     *,
     folder: str | os.PathLike[str] | None = None,
+    grids: Sequence[Mapping[str, Any]] = (),
     zip: Sequence[Sequence[str]] = (),
     where: Sequence[str] = (),
     memory_fraction: float = MEMORY_FRACTION,
@@ -457,15 +458,16 @@ def sweep(
 ) -> pd.DataFrame:
     """Run the grid of the axes given as keywords and return its rows, in the order of the grid.
 
-    Any key of `mtfl --help` may be an axis: a value, a list, a range, or text in Hydra's grammar. `zip` names axes
-    that advance together, `where` conditions that cells must meet, such as "width >= 2*d". With a `folder` the rows
-    are kept there, and what is there already is not run again. `moments` is that of `plan`. Raises ConfigError (a
-    ValueError) for a bad key, value or cell, and RuntimeError that lists the cells that failed.
+    Any key of `mtfl --help` may be an axis: a value, a list, a range, or text in Hydra's grammar. `grids` are
+    more axes, of which each in turn makes a grid with those; `zip` names axes that advance together, `where` conditions
+    that cells must meet, such as "width >= 2*d". With a `folder` the rows are kept there, and what is there already is
+    not run again. `moments` is that of `plan`. Raises ConfigError (a ValueError) for a bad key, value or cell, and
+    RuntimeError that lists the cells that failed.
 
         mtfl_jax.sweep(d=[32, 64], r=[2, 4], num_tasks=[1, 16, 64], seed=range(64))
     """
     memory_fraction, moments = config.memory_share(memory_fraction), config.moments_of(moments)
-    grid = Grid(axes, config.composed, zipped=zip, where=where)
+    grid = Grid(axes, config.composed, grids=grids, zipped=zip, where=where)
     sink = store.Memory() if folder is None else store.Folder(folder)
     progress = execute(grid, sink, memory_fraction=memory_fraction, moments=moments)
     if progress.failures:

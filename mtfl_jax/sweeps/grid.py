@@ -13,7 +13,7 @@ import itertools
 import json
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,9 +75,10 @@ def _log_spaced(key: str, text: str, sweep: Any) -> list[Any]:
 class Grid:
     """Cells in order, the last axis fastest.
 
-    blocks: the configs of the combinations of group choices; axes: the values of each other axis; block (n,) and
-    at[key] (n,): each cell's block and its position on every axis; ids (n,): each cell's identity. Cells that differ
-    only in what does not bear on them are one cell. Raises ConfigError for a bad axis, value or cell.
+    The cells are those of the product of `axes`, or, where there are `grids`, of each in turn: of its own axes and of
+    `axes`, which go before. blocks: the configs of the combinations of group choices; axes: the values of each other
+    axis; block (n,) and at[key] (n,): each cell's block and its position on every axis; ids (n,): each cell's identity.
+    Cells that differ only in what does not bear on them are one cell. Raises ConfigError for a bad axis, value or cell.
     """
 
     def __init__(
@@ -85,31 +86,18 @@ class Grid:
         axes: Mapping[str, Any],
         compose: Callable[[Mapping[str, str]], Mapping[str, Any]],
         *,
+        grids: Sequence[Mapping[str, Any]] = (),
         zipped: Sequence[Sequence[str]] = (),
         where: Sequence[str] = (),
     ) -> None:
-        for key in axes:
-            require_field(key, axes[key])
-        values = {key: axis_values(key, spec) for key, spec in axes.items()}
-        for key in values:
-            if not values[key]:
-                raise ConfigError(key, "[]", "allowed: at least one value")
-        at = _product(values, zipped)
-        groups = [key for key in values if key in GROUPS]
-        for key in groups:
-            values[key] = [FIELDS[key].metadata["parse"](key, name) for name in values[key]]
-        choices = [at.pop(key) for key in groups]
-        sizes = tuple(len(values[key]) for key in groups)
-        count = len(next(iter([*choices, *at.values()]), [0]))
         self._distinct: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
-        self.block = np.ravel_multi_index(choices, sizes).astype(np.int32) if groups else np.zeros(count, np.int32)
-        self.at = at
-        self.axes = {key: [FIELDS[key].metadata["parse"](key, value) for value in values[key]] for key in at}
-        first = {key: values[key][0] for key in at}
-        self.blocks = [
-            Config.parsed({**compose(dict(zip(groups, choice, strict=True))), **first})
-            for choice in itertools.product(*(values[key] for key in groups))
-        ]
+        each = [{**own, **axes} for own in grids or [{}]]
+        for group in zipped:
+            if not any(own.keys() >= set(group) for own in each):
+                raise _bad_zip(group, {key: 0 for key in group if not any(key in own for own in each)})
+        # A zip is of the grids that have all of its axes.
+        products = [_product(own, compose, [z for z in zipped if own.keys() >= set(z)]) for own in each]
+        self.blocks, self.block, self.axes, self.at = _joined(products)
         self._expand_n_down()
         for text in where:
             self._keep(_where(text, self.column, len(self)))
@@ -228,14 +216,81 @@ class Grid:
         return self._identities(bearing)
 
 
-def _product(values: Mapping[str, Sequence[Any]], zipped: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-    """Positions on each axis of the cells of the product, the axes of a zip advancing together."""
+class _Product(NamedTuple):
+    """Cells of a product of axes; fields as those of `Grid`."""
+
+    blocks: list[Config]
+    block: np.ndarray
+    axes: dict[str, list[Any]]
+    at: dict[str, np.ndarray]
+
+
+def _product(
+    axes: Mapping[str, Any],
+    compose: Callable[[Mapping[str, str]], Mapping[str, Any]],
+    zipped: Sequence[Sequence[str]],
+) -> _Product:
+    """The product of axes, those of a zip advancing together. Raises ConfigError."""
+    for key in axes:
+        require_field(key, axes[key])
+    values = {key: axis_values(key, spec) for key, spec in axes.items()}
+    for key in values:
+        if not values[key]:
+            raise ConfigError(key, "[]", "allowed: at least one value")
+    at = _positions(values, zipped)
+    groups = [key for key in values if key in GROUPS]
+    for key in groups:
+        values[key] = [FIELDS[key].metadata["parse"](key, name) for name in values[key]]
+    choices = [at.pop(key) for key in groups]
+    sizes = tuple(len(values[key]) for key in groups)
+    count = len(next(iter([*choices, *at.values()]), [0]))
+    first = {key: values[key][0] for key in at}
+    return _Product(
+        blocks=[
+            Config.parsed({**compose(dict(zip(groups, choice, strict=True))), **first})
+            for choice in itertools.product(*(values[key] for key in groups))
+        ],
+        block=np.ravel_multi_index(choices, sizes).astype(np.int32) if groups else np.zeros(count, np.int32),
+        axes={key: [FIELDS[key].metadata["parse"](key, value) for value in values[key]] for key in at},
+        at=at,
+    )
+
+
+def _joined(products: Sequence[_Product]) -> _Product:
+    """The cells of each product in turn; an axis that one lacks has the values of its blocks there."""
+    if len(products) == 1:
+        return products[0]
+    axes: dict[str, list[Any]] = {}
+    at: dict[str, np.ndarray] = {}
+    for key in dict.fromkeys(key for product in products for key in product.axes):
+        place: dict[Any, int] = {}
+        parts = []
+        for product in products:
+            own = product.axes.get(key) or [getattr(block, key) for block in product.blocks]
+            places = np.asarray([place.setdefault(value, len(place)) for value in own], np.int32)
+            parts.append(places[product.at.get(key, product.block)])
+        axes[key], at[key] = list(place), np.concatenate(parts)
+    before = np.cumsum([0, *(len(product.blocks) for product in products)])
+    return _Product(
+        blocks=[block for product in products for block in product.blocks],
+        block=np.concatenate([i + product.block for i, product in zip(before, products, strict=False)]).astype(np.int32),
+        axes=axes,
+        at=at,
+    )
+
+
+def _bad_zip(group: Sequence[str], lengths: Mapping[str, int]) -> ConfigError:
+    named = f"[{','.join(map(str, group))}]"
+    return ConfigError("sweep.zip", named, f"allowed: axes of equal length, each in one zip; lengths: {lengths}")
+
+
+def _positions(values: Mapping[str, Sequence[Any]], zipped: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Positions on each axis of the cells of the product. Raises ConfigError for a bad zip."""
     together: dict[str, str] = {}
     for group in zipped:
-        lengths = {key: len(values[key]) for key in group if key in values}
-        if len(lengths) < len(group) or len(set(lengths.values())) > 1 or any(key in together for key in group):
-            named = f"[{','.join(map(str, group))}]"
-            raise ConfigError("sweep.zip", named, f"allowed: axes of equal length, each in one zip; lengths: {lengths}")
+        lengths = {key: len(values[key]) for key in group}
+        if len(set(lengths.values())) > 1 or any(key in together for key in group):
+            raise _bad_zip(group, lengths)
         together |= dict.fromkeys(group, group[0])
     units = {together.get(key, key): len(items) for key, items in values.items()}
     total = int(np.prod(list(units.values()), dtype=np.int64))
