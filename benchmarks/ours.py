@@ -109,7 +109,8 @@ def rows() -> dict[str, Any]:
             ones = np.ones(len(index), int)
             values: dict[str, Any] = dict.fromkeys(store.MEASUREMENTS, np.full(len(index), 0.5))
             values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)
-            values |= {"feature_similarity": [[0.5] * 5] * len(index), "status": ["ok"] * len(index)}
+            values |= {"feature_similarity": [[0.5] * 5] * len(index), "contrastive_kernel": [None] * len(index)}
+            values |= {"status": ["ok"] * len(index)}
             sink.append(store.rows(grid, index, ones, {**values, "diverged_step": [None] * len(index)}))
         out["write_seconds"] = time.perf_counter() - start
         start = time.perf_counter()

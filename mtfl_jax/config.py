@@ -192,7 +192,7 @@ class Config:
         "losses of a mixture; task t takes the (t mod k)-th",
     )
 
-    measure: str = _field("choice", _choice(experiment.MEASURES), "recovery: of the first layer only, and the probe")
+    measure: str = _field("choice", _choice(experiment.MEASURES), "recovery: of the first layer only; and the probe")
     probe: str = _field("choice", _PROBE, "downstream classifier")
     probe_tasks: str = _field("choice", _FAMILY, "family of the downstream task")
     probe_parity_size: int | str = _field(
@@ -231,6 +231,8 @@ class Config:
                     self.r,
                     f"{key}={family} holds tables of 2^r values; allowed: r <= {tasks.MAX_TABLE_R}, or {free}",
                 )
+        if self.measure == "contrastive" and self.r > experiment.MAX_KERNEL_R:
+            raise ConfigError("r", self.r, f"allowed with measure=contrastive: r <= {experiment.MAX_KERNEL_R}")
         for key in ("parity_size", "probe_parity_size"):
             size = getattr(self, key)
             if key in used and isinstance(size, int) and size > self.r:
@@ -277,7 +279,7 @@ class Config:
         used |= {"parity_size"} if self.tasks == "parity" else set()
         used |= {"bias_scale"} if self.bias == "random" else set()
         used |= {"losses"} if self.loss == "mixture" else set()
-        used |= {"n_test"} if self.measure == "all" or self.probe != "none" else set()
+        used |= {"n_test"} if self.measure != "recovery" or self.probe != "none" else set()
         if self.algorithm == "alternating" and self.split_batch:
             used |= {"n1"}
         if self.algorithm == "joint":

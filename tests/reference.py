@@ -279,6 +279,15 @@ def feature_similarity(h, z):
     return np.array([np.mean(values) if values else math.nan for values in found])
 
 
+def contrastive_loss(h, y):
+    """−mean over pairs of distinct samples of (1/T) Σ_t y_t y'_t times the cosine of their features."""
+    found = []
+    for i, j in itertools.combinations(range(len(h)), 2):
+        size = math.sqrt(h[i] @ h[i]) * math.sqrt(h[j] @ h[j])
+        found.append(-np.mean(y[i] * y[j]) * (h[i] @ h[j] / size if size > 0 else 0.0))
+    return np.mean(found)
+
+
 def task_error(F, y):
     """Share of wrong signs, sign(0) = +1."""
     return float(np.mean(np.where(F >= 0, 1, -1) != y))

@@ -223,11 +223,13 @@ def measured(p, cell, params, trained_on):
         )
     )
     few = x[: experiment.SIMILARITY_SAMPLES]
-    similarity = reference.feature_similarity(reference.hidden(params, few)[1], np.where(few @ M >= 0, 1, -1))
+    h = reference.hidden(params, few)[1]
+    similarity = reference.feature_similarity(h, np.where(few @ M >= 0, 1, -1))
     return values | {
         "train_loss": reference.objective(params, trained_on, p.losses),
         "test_loss": reference.objective(params, (x, y), p.losses),
         "task_error": reference.task_error(F, y),
+        "contrastive_loss": reference.contrastive_loss(h, y[: len(h)]),
         "feature_similarity": np.concatenate([similarity, np.full(p.r - int(cell.r), np.nan)]),
     }
 

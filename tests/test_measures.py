@@ -287,6 +287,15 @@ def test_feature_similarity(seed, r):
     assert np.all(np.isnan(found[r + 1 :]))
 
 
+def test_contrastive_loss_of_aligned_features():
+    """−1 where features align exactly as labels do, 0 where they are orthogonal; padded tasks do not count."""
+    y = np.array([[1, 1, 7], [1, 1, 7], [-1, -1, 7.0]])
+    h = np.array([[2, 0], [5, 0], [0, 1.0]])
+    # One of the three pairs aligns, with K = 1; the others have cosine 0.
+    np.testing.assert_allclose(measures.contrastive_loss(jnp.asarray(h), jnp.asarray(y), 2), -1 / 3, rtol=1e-6)
+    np.testing.assert_allclose(measures.contrastive_loss(jnp.ones((3, 2)), jnp.asarray(y), 2), 1 / 3, rtol=1e-6)
+
+
 def test_feature_similarity_of_aligned_features():
     """Features that depend on the orthant alone: cosine 1 at distance 0; orthogonal ones across."""
     z = np.array([[1, 1], [1, 1], [1, -1], [-1, -1.0]])

@@ -46,7 +46,7 @@ def assert_same_rows(one, other, rtol=1e-4):
     for name in one.columns:
         if name in ("task_error", "downstream_error"):
             np.testing.assert_allclose(one[name].astype(float), other[name].astype(float), atol=3 / 64)
-        elif name == "feature_similarity":
+        elif name in store.LISTS:
             measured = one[name].notna()
             assert (measured == other[name].notna()).all()
             for a, b in zip(one[name][measured], other[name][measured], strict=True):
@@ -128,7 +128,8 @@ def test_the_moment_path_shares_one_pass_over_the_samples():
         {"r": [2, 3, 4], "width": [16, 40], "num_tasks": [1, 3, 16], "tasks": ["balanced", "halfspace", "majority"]},
         {"data": "rademacher", "num_tasks": [2, 5], "nuisance_scale": [0.5, 1.0], "r": [2, 3], "n_down": [[8, 20]]},
         {"bias": "random", "tasks": ["parity", "balanced"], "parity_size": [2, "any", "all"], "probe": ["svm", "none"]},
-        {"width": [8, 16, 24], "d": [10, 14, 20], "n2": [100, 300], "r": 2, "where": ["width >= d"], "measure": "all"},
+        {"width": [8, 16, 24], "d": [10, 14, 20], "n2": [100, 300], "r": 2, "where": ["width >= d"]},
+        {"measure": "contrastive", "r": [1, 2], "num_tasks": [1, 3], "tasks": ["uniform", "parity"]},
         {"measure": "recovery", "probe": ["none", "ridge"], "num_tasks": [1, 8], "r": [1, 4], "n_test": [64, 65]},
         {"d": 160, "width": [100, 200], "n1": 2048, "n2": 2048, "num_tasks": [1, 64], "measure": "recovery"},
     ],
@@ -144,8 +145,25 @@ def test_recovery_alone_is_that_of_the_whole_measurement():
     whole, alone = (table_of(grid_of(measure=measure, seed=[0, 1])) for measure in ("all", "recovery"))
     for name in ("subspace_distance", "feature_energy", "spectral_ratio", "directions_recovered", "downstream_error"):
         np.testing.assert_allclose(alone[name].astype(float), whole[name].astype(float), rtol=1e-5)
-    assert alone[["train_loss", "test_loss", "task_error", "feature_similarity"]].isna().all(axis=None)
+    missing = ["train_loss", "test_loss", "task_error", "feature_similarity", "contrastive_loss"]
+    assert alone[missing].isna().all(axis=None)
     assert grid_of(measure="recovery", probe="none", n_test=[64, 65]).ids.shape == (1,)
+
+
+def test_the_contrastive_kernel_is_that_of_the_tasks():
+    """Of the table's own tasks, whose labels are the same in every path; its mean nears the limit."""
+    table = table_of(grid_of(measure="contrastive", r=[1, 2, 3], num_tasks=[1, 400], tasks="uniform"))
+    for _, row in table.iterrows():
+        K = row["contrastive_kernel"].reshape(2 ** row["r"], 2 ** row["r"])
+        assert np.array_equal(K, K.T)
+        np.testing.assert_allclose(np.diag(K), 1, rtol=1e-6)
+        if row["num_tasks"] == 1:
+            assert np.linalg.matrix_rank(K) == 1
+        else:
+            # Off the diagonal a mean of 400 signs: five standard errors.
+            np.testing.assert_allclose(K, np.eye(len(K)), atol=5 / 20)
+    with pytest.raises(ConfigError, match=r"r=7: allowed with measure=contrastive: r <= 6"):
+        grid_of(measure="contrastive", r=7, d=16)
 
 
 # Compiles
@@ -498,7 +516,8 @@ for at in range(int(sys.argv[1])):
     index, ones = np.arange(2000), np.ones(2000, int)
     values = dict.fromkeys(store.MEASUREMENTS, np.full(2000, 0.5))
     values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)
-    values |= {"feature_similarity": [[0.5] * 5] * 2000, "status": ["ok"] * 2000, "diverged_step": [None] * 2000}
+    values |= {"feature_similarity": [[0.5] * 5] * 2000, "contrastive_kernel": [None] * 2000}
+    values |= {"status": ["ok"] * 2000, "diverged_step": [None] * 2000}
     sink.append(store.rows(grid, index, ones, values))
 assert len(sink.finished()) == 2000 * int(sys.argv[1])
 sink.merge()

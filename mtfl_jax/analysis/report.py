@@ -37,7 +37,7 @@ def one_row(row: pd.Series) -> Table:
 
 def many_rows(table: pd.DataFrame) -> Table:
     """Several rows as a table of what varies among them and the main measurements, at most 40 rows."""
-    plain = table.drop(columns="feature_similarity")
+    plain = table.drop(columns=["feature_similarity", "contrastive_kernel"])
     measured = ["subspace_distance", "directions_recovered", "task_error", "downstream_error"]
     settings = list(plain.columns[: list(plain.columns).index("step") + 1])
     varying = [name for name in settings if plain[name].nunique() > 1]

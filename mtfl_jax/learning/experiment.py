@@ -21,11 +21,16 @@ from mtfl_jax.learning.updates import Batch
 ALGORITHMS = ("one_step", "alternating", "joint", "random_features", "oracle", "population")
 TRAINED_IN_STEPS = ("alternating", "joint")
 
-MEASURES = ("all", "recovery")
-"""What is measured of a network: everything, or how well its first layer recovers the directions (and the probe)."""
+MEASURES = ("all", "recovery", "contrastive")
+"""What is measured of a network: everything; or how well its first layer recovers the directions, and the probe; or
+everything and the tasks' contrastive kernel.
+"""
+
+MAX_KERNEL_R = 6
+"""Largest r whose contrastive kernel of 4^r numbers is measured."""
 
 SIMILARITY_SAMPLES = 256
-"""How many of the test samples feature_similarity compares pairwise."""
+"""How many of the test samples feature_similarity and contrastive_loss compare pairwise."""
 
 
 class Program(NamedTuple):
@@ -255,24 +260,31 @@ def draw_fresh(p: Program, cell: Cell) -> Fresh:
 def measure(
     p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None, fresh: Fresh | None = None
 ) -> dict[str, Array]:
-    """The measurements of a network: scalars, but downstream_error (probes, k) and feature_similarity (p.r + 1,).
+    """The measurements of a network: scalars, but downstream_error (probes, k), feature_similarity (p.r + 1,)
+    and contrastive_kernel (2^p.r, 2^p.r), zero beyond the 2^r orthants there are.
 
     `batch`: the samples of its last update, for train_loss (NaN without). Labels of fresh samples are clean.
     """
     W = params["W"]
     out = dict(measures.recovery(W, cell.r, p.r)._asdict())
-    if p.measure != "all" and not p.probes:
+    if p.measure == "recovery" and not p.probes:
         return out
     fresh = draw_fresh(p, cell) if fresh is None else fresh
     x, z = fresh.test, data.orthants(fresh.test, cell.r, p.r)
-    if p.measure == "all":
+    if p.measure != "recovery":
         test = Batch(x, tasks.labels(of, z), p.n_test, cell.num_tasks)
         outputs = network.outputs(params, x)
         out["train_loss"] = jnp.asarray(jnp.nan) if batch is None else updates.objective(params, batch, p.losses)
         out["test_loss"] = updates.objective(params, test, p.losses)
         out["task_error"] = measures.task_error(outputs, test.y, cell.num_tasks)
         few = min(SIMILARITY_SAMPLES, p.n_test)
-        out["feature_similarity"] = measures.feature_similarity(network.features(params, x[:few]), z[:few], cell.r)
+        h = network.features(params, x[:few])
+        out["feature_similarity"] = measures.feature_similarity(h, z[:few], cell.r)
+        out["contrastive_loss"] = measures.contrastive_loss(h, test.y[:few], cell.num_tasks)
+    if p.measure == "contrastive":
+        tables = tasks.truth_tables(of, cell.r, p.r)
+        tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)
+        out["contrastive_kernel"] = tasks.contrastive_kernel(tables, cell.num_tasks)
 
     if p.probes:
         sizes = jnp.where(cell.probe_parity_size < 0, cell.r, cell.probe_parity_size)
@@ -339,7 +351,7 @@ def _by_moments(p: Program, cell: Cell) -> dict[str, Array]:
     sorted_x = draw_inputs(p, first, key, blocks.sample.reshape(-1)).T
     table = moments.Moments(h, moments.feature_table(params, sorted_x, blocks, cell.n2, orthants))
     fresh = draw_fresh(p, first)
-    x = draw_inputs(p, first, key, p.n2) if p.measure == "all" else None
+    x = draw_inputs(p, first, key, p.n2) if p.measure != "recovery" else None
 
     def tables(own: Cell, family: str) -> Array:
         # Of every orthant of p.r coordinates, by the first own.r of them.

@@ -203,6 +203,28 @@ def _columns(matrix: Array, n: int) -> Array:
     return _first(matrix.T, n).T
 
 
+def _cosines(h: Array) -> Array:
+    """Cosine similarities of features h (n, width), (n, n); 0 with a zero feature vector."""
+    norm = jnp.linalg.norm(h, axis=1, keepdims=True)
+    unit = h / jnp.where(norm > 0, norm, 1)
+    return unit @ unit.T
+
+
+def contrastive_loss(h: Array, y: Array, num_tasks: int | Array) -> Array:
+    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples, a scalar in [−1, 1]; h (n, width), y (n, T).
+
+    K_{zz'} = (1/T) Σ_t y_t y'_t over the first `num_tasks` tasks: low where features of samples align that share their
+    labels. After a head step from A = 0 the linear loss is, up to a constant, −Σ K_{zz'} h·h'; the cosine frees it of
+    scale.
+
+    Source: that the heads' step makes the loss pseudo-contrastive is the claim of arXiv 2307.06887 (final abstract);
+    the normalisation is ours.
+    """
+    n, max_tasks = y.shape
+    y = jnp.where(jnp.arange(max_tasks) < num_tasks, y, 0)
+    return -jnp.sum(jnp.triu((y @ y.T) * _cosines(h), 1)) / (num_tasks * n * (n - 1) / 2)
+
+
 def feature_similarity(h: Array, z: Array, r: int | Array) -> Array:
     """Mean cosine similarity of features h (n, width) over pairs of samples, by the Hamming distance of their orthants.
 
@@ -210,9 +232,7 @@ def feature_similarity(h: Array, z: Array, r: int | Array) -> Array:
     pair of distinct samples has that distance. A zero feature vector has cosine 0 with all.
     """
     n, max_r = z.shape
-    norm = jnp.linalg.norm(h, axis=1, keepdims=True)
-    unit = h / jnp.where(norm > 0, norm, 1)
-    cosine = unit @ unit.T
+    cosine = _cosines(h)
     distance = jnp.round((r - z @ z.T) / 2).astype(int)
     pair = jnp.arange(n)[:, None] < jnp.arange(n)
     at = (distance == jnp.arange(max_r + 1)[:, None, None]) & pair

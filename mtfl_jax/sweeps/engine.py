@@ -194,8 +194,14 @@ def _cells_of(grid: Grid, bucket: Bucket, lanes: np.ndarray) -> Cell:
     return _traced(bucket.program, len(lanes), columns)
 
 
-_WITH_SAMPLES = ("train_loss", "test_loss", "task_error")
+_WITH_SAMPLES = ("train_loss", "test_loss", "task_error", "contrastive_loss")
 """Measurements that measure=recovery leaves out, besides feature_similarity."""
+
+
+def _lists(values: np.ndarray, kept: np.ndarray) -> pa.Array:
+    """A list a row of the values (R, …) that are kept."""
+    offsets = np.concatenate([[0], np.cumsum(kept.reshape(len(kept), -1).sum(axis=1))])
+    return pa.ListArray.from_arrays(offsets, values[kept].astype(float))
 
 
 def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[str, np.ndarray]) -> pa.Table:
@@ -209,7 +215,7 @@ def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[st
     lane = bucket.lane[cell] - lanes[0]
     index, steps = bucket.cells[cell], np.asarray(program.record)[s - bucket.row[cell]]
 
-    several = ("downstream_error", "feature_similarity", "diverged_step")
+    several = ("downstream_error", *store.LISTS, "diverged_step")
     values: dict[str, Any] = {name: of[lane, s] for name, of in measured.items() if name not in several}
     error, probing = np.full(len(cell), np.nan), bucket.probe[cell] >= 0
     if program.probes:
@@ -219,13 +225,14 @@ def _rows_of(grid: Grid, bucket: Bucket, lanes: np.ndarray, measured: Mapping[st
     r = grid.column("r", index)
     for name in _WITH_SAMPLES:
         values.setdefault(name, pa.nulls(len(cell), pa.float64()))
-    if program.measure == "all":
+    values |= dict.fromkeys(store.LISTS, pa.nulls(len(cell), pa.list_(pa.float64())))
+    if program.measure != "recovery":
         similarity = measured["feature_similarity"][lane, s]
-        flat = similarity[np.arange(similarity.shape[1]) <= r[:, None]].astype(float)
-        offsets = np.concatenate([[0], np.cumsum(r + 1)])
-        values["feature_similarity"] = pa.ListArray.from_arrays(offsets, flat)
-    else:
-        values["feature_similarity"] = pa.nulls(len(cell), pa.list_(pa.float64()))
+        values["feature_similarity"] = _lists(similarity, np.arange(similarity.shape[1]) <= r[:, None])
+    if program.measure == "contrastive":
+        kernel = measured["contrastive_kernel"][lane, s]
+        there = np.arange(kernel.shape[1]) < 2 ** r[:, None]
+        values["contrastive_kernel"] = _lists(kernel, there[:, :, None] & there[:, None, :])
     values |= {
         "downstream_error": pa.array(error, mask=~probing),
         "status": np.where(diverged > 0, "diverged", "ok"),

@@ -273,7 +273,9 @@ def _joined(products: Sequence[_Product]) -> _Product:
     before = np.cumsum([0, *(len(product.blocks) for product in products)])
     return _Product(
         blocks=[block for product in products for block in product.blocks],
-        block=np.concatenate([i + product.block for i, product in zip(before, products, strict=False)]).astype(np.int32),
+        block=np.concatenate([i + product.block for i, product in zip(before, products, strict=False)]).astype(
+            np.int32
+        ),
         axes=axes,
         at=at,
     )

@@ -272,7 +272,7 @@ def lane_seconds(program: Program, shapes: np.ndarray) -> np.ndarray:
     d, r, _, num_tasks, *_, n_test = shapes[:, : len(SIZES)].T.astype(float)
     n_down = _n_down(program, shapes)
     probes, copies = len(program.probes), 1 if program.shared_inputs else num_tasks
-    fresh = n_test * (program.measure == "all" or probes > 0) + probes * n_down.max(axis=1, initial=0)
+    fresh = n_test * (program.measure != "recovery" or probes > 0) + probes * n_down.max(axis=1, initial=0)
     drawn = _samples(program, shapes) * copies * d + (1 if program.groups else len(program.record)) * fresh * d
     eigen = 0.0
     for rows, w in _rows(program, shapes):
@@ -329,7 +329,7 @@ def _flops(program: Program, shapes: np.ndarray) -> np.ndarray:
         a_row = probes * 2 * d * w * (n_test * n_down.shape[1] + n_down.sum(axis=1))
         if program.groups:
             a_row += 2 * 2**r * w * (d + 2 * num_tasks)
-        if program.measure == "all":
+        if program.measure != "recovery":
             seen = n2 if program.groups else samples / program.steps
             a_row += (n_test + seen) * 2 * w * (inputs + num_tasks)
         total = total + rows * a_row

@@ -38,8 +38,12 @@ MEASUREMENTS = (
     "num_params",
     "train_samples",
     "train_flops",
+    "contrastive_loss",
     "feature_similarity",
+    "contrastive_kernel",
 )
+LISTS = ("feature_similarity", "contrastive_kernel")
+"""Measurements that are several numbers: of the r + 1 Hamming distances, and of the 2^r × 2^r pairs of orthants."""
 _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 _STRINGS = ("parity_size", "probe_parity_size", "losses")
 
@@ -55,7 +59,7 @@ def schema() -> pa.Schema:
     columns += [pa.field("step", pa.int64()), pa.field("status", pa.string()), pa.field("diverged_step", pa.int64())]
     for name in MEASUREMENTS:
         whole = name in ("directions_recovered", "num_params", "train_samples")
-        kind = pa.list_(pa.float64()) if name == "feature_similarity" else pa.int64() if whole else pa.float64()
+        kind = pa.list_(pa.float64()) if name in LISTS else pa.int64() if whole else pa.float64()
         columns.append(pa.field(name, kind))
     return pa.schema([*columns, pa.field("id", pa.uint64())])
 
