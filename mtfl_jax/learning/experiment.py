@@ -357,26 +357,40 @@ def _by_moments(p: Program, cell: Cell) -> dict[str, Array]:
         # Of every orthant of p.r coordinates, by the first own.r of them.
         return tasks.labels(draw_tasks(p._replace(tasks=family), own), tasks.all_orthants(own.r, p.r)).T
 
-    def row(q: Program, own: Cell) -> dict[str, Array]:
-        of = Tasks("uniform", jax.lax.switch(own.family, [functools.partial(tables, own, name) for name in p.families]))
-        counted = jnp.where(jnp.arange(p.num_tasks)[:, None] < own.num_tasks, of.params, 0)
-        narrow = jax.tree.map(lambda leaf: leaf[:, : q.width], table)
-        W, A = moments.one_step(narrow, counted, own.num_tasks, own.lr_a, own.lr_w)
+    def tables_of(own: Cell) -> Array:
+        return jax.lax.switch(own.family, [functools.partial(tables, own, name) for name in p.families])
+
+    def row(q: Program, own: Cell, truth: Array, W: Array, A: Array) -> dict[str, Array]:
         used = jnp.arange(q.width) < own.width
         stepped = jax.tree.map(lambda leaf: jnp.where(used, leaf, 0), {"W": W.T, "b": params["b"][: q.width], "A": A})
         stepped["W"] = stepped["W"].T
+        of = Tasks("uniform", truth)
         out = measure(q, own, of, stepped, None, fresh) | {"diverged_step": jnp.where(updates.finite(stepped), 0, 1)}
         if x is not None:
             # The mean of −y F, orthant by orthant: labels and heads are the same all over an orthant.
             after = moments.head_table(stepped, x, index_x, cell.n2, orthants)
+            counted = jnp.where(jnp.arange(p.num_tasks)[:, None] < own.num_tasks, truth, 0)
             out["train_loss"] = -jnp.sum((counted.T @ A) * after) / own.num_tasks
         return out
+
+    def rows(q: Program, own: dict[str, Array]) -> dict[str, Array]:
+        def cell_of(own: dict[str, Array]) -> Cell:
+            return dataclasses.replace(cell, **own)
+
+        truth = jax.lax.map(lambda own: tables_of(cell_of(own)), own)
+        counted = jnp.where(jnp.arange(p.num_tasks)[:, None] < own["num_tasks"][:, None, None], truth, 0)
+        narrow = jax.tree.map(lambda leaf: leaf[:, : q.width], table)
+        W, A = moments.one_step(narrow, counted, own["num_tasks"], cell.lr_a, cell.lr_w)
+        return jax.lax.map(lambda each: row(q, cell_of(each[0]), *each[1:]), (own, truth, W, A))
 
     parts, at = [], 0
     for width, count in p.groups:
         q = p._replace(width=width)
-        own = {name: getattr(cell, name)[at : at + count] for name in ROWED}
-        parts.append(jax.lax.map(lambda own, q=q: row(q, dataclasses.replace(cell, **own)), own))
+        # In passes of equal length, the last filled up with copies of the last row.
+        passes = -(-count // moments.ROWS)
+        place = at + jnp.minimum(jnp.arange(passes * -(-count // passes)), count - 1).reshape(passes, -1)
+        found = jax.lax.map(functools.partial(rows, q), {name: getattr(cell, name)[place] for name in ROWED})
+        parts.append(jax.tree.map(lambda leaf, count=count: leaf.reshape(-1, *leaf.shape[2:])[:count], found))
         at += count
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 

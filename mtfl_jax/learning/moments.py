@@ -23,6 +23,9 @@ MAX_R = 6
 BLOCK = 128
 """Samples of a block, all of one orthant."""
 
+ROWS = 16
+"""Rows of a sweep that one pass over the tables serves."""
+
 
 class Moments(NamedTuple):
     """The two tables by orthant: h (2^r, width) and S (2^r, width, d)."""
@@ -78,12 +81,12 @@ def feature_table(params: Params, x: Array, blocks: Blocks, n: int | Array, orth
 def one_step(
     table: Moments, tables: Array, num_tasks: int | Array, lr_a: float | Array = 1.0, lr_w: float | Array = 1.0
 ) -> tuple[Array, Array]:
-    """W⁺ (width, d) and A⁺ (T, width) of tasks with truth tables (T, 2^r), of which the first num_tasks count and the
-    others are zero.
+    """W⁺ (…, width, d) and A⁺ (…, T, width) of tasks with truth tables (…, T, 2^r), of which the first num_tasks (…,)
+    count and the others are zero.
     """
     A = lr_a * tables @ table.h
-    back = tables.T @ A / num_tasks
-    return lr_w * jnp.einsum("zj,zjd->jd", back, table.S), A
+    back = jnp.swapaxes(tables, -1, -2) @ A / jnp.asarray(num_tasks)[..., None, None]
+    return lr_w * jnp.einsum("...zj,zjd->...jd", back, table.S), A
 
 
 def kernel_step(table: Moments, K: Array) -> Array:

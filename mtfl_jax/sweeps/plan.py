@@ -26,8 +26,10 @@ FLOPS = 1.5e11
 """The model's matrix-product rate, per second."""
 DRAW_SECONDS = {"gaussian": 3e-9, "rademacher": 1e-9}
 """The model's price of one input coordinate."""
-FACTOR_SECONDS = 2e-10
+FACTOR_SECONDS = 1.5e-10
 """The model's price per n³ of a symmetric eigenproblem."""
+ROW_SECONDS = 5e-4
+"""The model's price of a row beside its matrix products and eigenproblems."""
 
 SIZES = ("d", "r", "width", "num_tasks", "n1", "n2", "n_test")
 
@@ -274,11 +276,11 @@ def lane_seconds(program: Program, shapes: np.ndarray) -> np.ndarray:
     probes, copies = len(program.probes), 1 if program.shared_inputs else num_tasks
     fresh = n_test * (program.measure != "recovery" or probes > 0) + probes * n_down.max(axis=1, initial=0)
     drawn = _samples(program, shapes) * copies * d + (1 if program.groups else len(program.record)) * fresh * d
-    eigen = 0.0
+    rest = 2.0**r * num_tasks * 1e-8
     for rows, w in _rows(program, shapes):
-        eigen += rows * (2 * np.minimum(d, w) ** 3 + probes * (np.minimum(n_down, w[:, None]) ** 3).sum(axis=1))
-    tables = 2.0**r * num_tasks * 1e-8
-    return _flops(program, shapes) / FLOPS + drawn * DRAW_SECONDS[program.data] + eigen * FACTOR_SECONDS + tables
+        cubes = np.minimum(d, w) ** 3 + probes * (np.minimum(n_down, w[:, None]) ** 3).sum(axis=1)
+        rest += rows * (ROW_SECONDS + cubes * FACTOR_SECONDS)
+    return _flops(program, shapes) / FLOPS + drawn * DRAW_SECONDS[program.data] + rest
 
 
 def lane_flops(program: Program) -> float:
@@ -326,7 +328,7 @@ def _flops(program: Program, shapes: np.ndarray) -> np.ndarray:
     by_moments = bool(program.groups)
     total = 2 * width * d * (n1 + 2 * n2) if by_moments else samples * 4 * width * (inputs + num_tasks)
     for rows, w in _rows(program, shapes):
-        a_row = probes * 2 * d * w * (n_test * n_down.shape[1] + n_down.sum(axis=1))
+        a_row = 2 * d * w * (np.minimum(d, w) + probes * (n_test * n_down.shape[1] + n_down.sum(axis=1)))
         if program.groups:
             a_row += 2 * 2**r * w * (d + 2 * num_tasks)
         if program.measure != "recovery":
