@@ -1,0 +1,133 @@
+"""The command `mtfl-fit`: a law fitted to a table of anyone's."""
+
+import argparse
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pandas as pd
+
+from mtfl_jax.analysis import fits
+
+HELP = (
+    "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. The exit "
+    "status is 0 where the data support the law, 1 where they do not (it says why), 2 for a bad argument or table."
+)
+_OPTIONS = {"TABLE": "TABLE", "at_most": "--at-most", "curve": "--y", "error": "--crossing", "by": "--x"}
+"""Where arguments of the functions have other names than the command's."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"{self.prog}: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="mtfl-fit", description=HELP)
+    add = parser.add_argument
+    add("table", metavar="TABLE", help="a CSV or Parquet file, or a results folder of mtfl")
+    add("--x", required=True, metavar="COLUMN[,COLUMN]", help="what the law is of; two columns for the model sum")
+    add("--y", required=True, metavar="COLUMN", help="what it predicts; positive")
+    add("--model", default="power", help=f"{', '.join(fits.MODELS)}, or auto, the one that extrapolates best")
+    add("--seed", default="seed", metavar="COLUMN", help="resampled; rows are where there is no column seed")
+    add("--censored", metavar="COLUMN", help="true where the true y is at least y; a column censored is used unasked")
+    add("--at-most", metavar="COLUMN", help="true where the true y is at most y; a column at_start is used unasked")
+    add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these rows; may be given again")
+    add("--crossing", metavar="COLUMN=EPSILON", help="fit the y at which the mean of COLUMN falls to EPSILON")
+    add("--bootstraps", type=int, default=400, metavar="N", help="resamples (default 400)")
+    add("--level", type=float, default=0.95, metavar="P", help="of the intervals (default 0.95)")
+    return parser
+
+
+def read(path: str) -> pd.DataFrame:
+    """The table of a CSV or Parquet file, or of a results folder. Raises ValueError where there is none."""
+    where = Path(path)
+    try:
+        if where.is_dir():
+            import mtfl_jax  # Reading a results folder needs its schema, which takes a second of imports.
+
+            return mtfl_jax.load(where)
+        if where.suffix in (".parquet", ".pq"):
+            return pd.read_parquet(where)
+        if ".csv" in where.suffixes[-2:]:
+            return pd.read_csv(where)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"TABLE={path}: {reason}; allowed: a CSV or Parquet file, or a results folder") from None
+    raise ValueError(f"TABLE={path}: allowed: a name that ends in .csv or .parquet, or a results folder")
+
+
+def chosen(table: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
+    """The rows that meet every COLUMN=VALUE. Raises ValueError for an unknown column or a value that no row has."""
+    for condition in conditions:
+        name, _, text = condition.partition("=")
+        if name not in table:
+            raise ValueError(f"where={condition}: allowed: COLUMN=VALUE, columns {', '.join(map(str, table.columns))}")
+        column = table[name]
+        if pd.api.types.is_bool_dtype(column):
+            same = column.astype(str).str.lower() == text.lower()
+        elif pd.api.types.is_numeric_dtype(column):
+            same = column == pd.to_numeric(text, errors="coerce")
+        else:
+            same = column.astype(str) == text
+        if not same.any():
+            values = [str(value) for value in column.dropna().unique()]
+            shown = ", ".join(values[:10]) + ", …" * (len(values) > 10)
+            raise ValueError(f"where={condition}: no such row; allowed for {name}: {shown}")
+        table = table[same.fillna(False).astype(bool)]
+    return table
+
+
+def lines(fit: fits.Fit) -> list[str]:
+    """What the command prints of a fit."""
+    names = fit.x if isinstance(fit.x, str) else " or ".join(fit.x)
+    width = max(map(len, fit.parameters))
+    errors = ", ".join(f"{name} {fits.factor(error)}" for name, error in fit.held_out.items())
+    return [
+        fit.formula(),
+        *(f"  {name:{width}}  {fit.value(name)}" for name, value in fit.parameters.items() if value == value),
+        f"in brackets: {fit.level:.0%} intervals, by resampling {fit.resampled()}",
+        f"points: {fit.points}; at least: {fit.censored}, at most: {fit.at_most}",
+        f"held-out error, of the largest {names}: {errors}",
+        "supported" if fit.supported else f"not supported: {fit.why}",
+    ]
+
+
+def _fit(options: argparse.Namespace) -> fits.Fit:
+    table = chosen(read(options.table), options.where)
+    names = tuple(options.x.split(","))
+    shared: dict[str, Any] = {"model": options.model, "bootstraps": options.bootstraps, "level": options.level}
+    if options.crossing is not None:
+        if options.censored or options.at_most:
+            raise ValueError(f"crossing={options.crossing}: allowed: without --censored and --at-most")
+        error, _, text = options.crossing.partition("=")
+        try:
+            epsilon = float(text)
+        except ValueError:
+            raise ValueError(f"crossing={options.crossing}: allowed: COLUMN=NUMBER") from None
+        return fits.fit_crossings(
+            table, options.x, curve=options.y, error=error, epsilon=epsilon, seed=options.seed, **shared
+        )
+    censored = options.censored or ("censored" if "censored" in table else None)
+    at_most = options.at_most or ("at_start" if "at_start" in table else None)
+    x = names if len(names) == 2 else options.x
+    return fits.fit(table, x, options.y, seed=options.seed, censored=censored, at_most=at_most, **shared)
+
+
+def main() -> None:
+    """Entry point `mtfl-fit`."""
+    parser = _parser()
+    options = parser.parse_args()
+    try:
+        fit = _fit(options)
+    except ValueError as error:
+        key, _, rest = str(error).partition("=")
+        parser.error(f"{_OPTIONS.get(key, f'--{key}')}={rest}")
+    width = min(100, max(20, shutil.get_terminal_size().columns))
+    for line in lines(fit):
+        indent = len(line) - len(line.lstrip())
+        print(textwrap.fill(line, width, subsequent_indent=" " * (indent + 2)))
+    sys.exit(0 if fit.supported else 1)

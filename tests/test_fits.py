@@ -1,0 +1,513 @@
+"""Fitted laws: recovery, coverage, censoring, verdicts, and the command `mtfl-fit`."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from scipy import optimize, stats
+
+from mtfl_jax.analysis import fit_command, fits
+
+D = np.array([8.0, 16, 32, 64, 128, 256])
+EXPONENTS = st.floats(0.3, 3) | st.floats(-3, -0.3)
+LAWS = {
+    "power": {"a": st.floats(0.01, 100), "exponent": EXPONENTS},
+    "exponential": {"a": st.floats(0.01, 100), "rate": st.floats(-0.1, 0.1)},
+    "power_floor": {
+        "c": st.floats(0.5, 5),
+        "a": st.floats(0.5, 5),
+        "exponent": st.sampled_from([-1.2, -0.7, 0.6, 1.4]),
+    },
+    "broken_power": {
+        "a": st.floats(0.1, 10),
+        "exponent_before": st.floats(0.2, 1),
+        "exponent_after": st.floats(1.5, 3),
+        "break": st.floats(24, 80),
+    },
+    "sum": {
+        "E": st.floats(0.5, 2),
+        "A": st.floats(5, 50),
+        "B": st.floats(5, 50),
+        "alpha": st.floats(0.3, 0.8),
+        "beta": st.floats(0.3, 0.8),
+    },
+}
+EXAMPLE = {
+    "power": {"a": 3.0, "exponent": 1.7},
+    "exponential": {"a": 2.0, "rate": 0.02},
+    "power_floor": {"c": 5.0, "a": 0.3, "exponent": 1.5},
+    "broken_power": {"a": 80.0, "exponent_before": 1.0, "exponent_after": 2.0, "break": 40.0},
+    "sum": {"E": 1.7, "A": 30.0, "B": 8.0, "alpha": 0.5, "beta": 0.35},
+}
+
+
+def law(model, p, x):
+    """The laws written out a second time."""
+    if model == "sum":
+        return p["E"] + p["A"] * x[0] ** -p["alpha"] + p["B"] * x[1] ** -p["beta"]
+    if model == "broken_power":
+        u, turn = x / p["break"], p["exponent_after"] - p["exponent_before"]
+        return p["a"] * u ** p["exponent_before"] * (1 + u**4) ** (turn / 4)
+    if model == "exponential":
+        return p["a"] * np.exp(p["rate"] * x)
+    return p.get("c", 0) + p["a"] * x ** p["exponent"]
+
+
+def campaign(model="power", seeds=16, noise=0.0, rng=0, parameters=None, heavy=False):
+    """A table whose rows of one seed share a level and a slope of their noise, as paired draws do; and its x."""
+    draw = np.random.default_rng(rng)
+    if model == "sum":
+        table = pd.DataFrame(
+            [(n, m) for n in 10.0 ** np.arange(2, 7) for m in 10.0 ** np.arange(1, 6)], columns=["n", "m"]
+        )
+    else:
+        table = pd.DataFrame({"d": D})
+    rows = len(table)
+    table = pd.concat([table.assign(seed=seed) for seed in range(seeds)], ignore_index=True)
+    x = tuple(table.columns.drop("seed")) if model == "sum" else "d"
+    u = np.log(table.iloc[:, 0]) - np.log(table.iloc[:, 0]).mean()
+    level, slope = draw.normal(size=(2, seeds)).repeat(rows, axis=1)
+    own = draw.standard_t(3, len(table)) if heavy else draw.normal(size=len(table))
+    sizes = table[list(x)].to_numpy().T if model == "sum" else table["d"].to_numpy()
+    table["y"] = law(model, parameters or EXAMPLE[model], sizes) * np.exp(noise * (level + slope * u + own))
+    return table, x
+
+
+@pytest.mark.parametrize("model", LAWS)
+def test_noise_free_laws_are_found_exactly(model):
+    @settings(deadline=None, derandomize=True, max_examples=25, database=None, phases=[Phase.explicit, Phase.generate])
+    @given(st.fixed_dictionaries(LAWS[model]))
+    def holds(parameters):
+        table, x = campaign(model, 2, parameters=parameters)
+        fit = fits.fit(table, x, "y", model, bootstraps=20)
+        expected = [parameters[name] for name in fit.parameters]
+        np.testing.assert_allclose(list(fit.parameters.values()), expected, rtol=1e-5, atol=1e-8)
+        # A break near the largest x is not in what is left without them.
+        assert model == "broken_power" or fit.held_out_error < 1e-3
+        sizes = table[list(x)].to_numpy().T if model == "sum" else table["d"]
+        np.testing.assert_allclose(fit.predict(sizes), table["y"], rtol=1e-6)
+
+    holds()
+
+
+@pytest.mark.parametrize("model", LAWS)
+def test_noisy_laws_are_found_within_a_few_standard_errors(model):
+    table, x = campaign(model, 16, noise=0.02 if model == "sum" else 0.1)
+    fit = fits.fit(table, x, "y", model)
+    assert fit.supported, fit.why
+    for name, interval in fit.intervals.items():
+        found = np.log([*interval, fit.parameters[name], EXAMPLE[model][name]])  # All are positive.
+        error = (found[1] - found[0]) / 2 / stats.t.isf(0.025, 15)
+        assert error > 0
+        assert abs(found[2] - found[3]) < 4 * error
+    assert fit.held_out_error < fit.held_out["constant"]
+    assert (fit.seeds, fit.points, fit.censored) == (16, len(table), 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "seeds", "heavy"), [("power", 4, False), ("power", 16, True), ("exponential", 16, False)]
+)
+def test_intervals_cover_nominally_and_only_because_seeds_are_resampled(model, seeds, heavy):
+    tables = 200
+    name = "exponent" if model == "power" else "rate"
+
+    def covered(seed):
+        hits = 0
+        for rng in range(tables):
+            table, x = campaign(model, seeds, 0.1, rng=1000 + rng, heavy=heavy)
+            low, high = fits.fit(table, x, "y", model, seed=seed, bootstraps=200, rng=rng).intervals[name]
+            hits += low <= EXAMPLE[model][name] <= high
+        return hits / tables
+
+    # The 99.9% range of the share of hits if each has chance 0.95.
+    least, most = stats.binom.ppf([0.0005, 0.9995], tables, 0.95) / tables
+    assert least <= covered("seed") <= most
+    assert covered(None) < least
+
+
+def test_a_wide_huber_loss_is_least_squares():
+    table, _ = campaign("power", 4, 0.1)
+    slope, level = np.polyfit(np.log(table["d"]), np.log(table["y"]), 1)
+    fit = fits.fit(table, "d", "y", delta=1e3, bootstraps=20)
+    np.testing.assert_allclose(list(fit.parameters.values()), [np.exp(level), slope], rtol=1e-8)
+
+
+def test_power_floor_agrees_with_curve_fit():
+    table, _ = campaign("power_floor", 4, 0.1)
+
+    def log_law(x, c, a, b):
+        return np.log(c + a * x**b)
+
+    theirs, _ = optimize.curve_fit(log_law, table["d"], np.log(table["y"]), [5, 0.3, 1.5], xtol=1e-12, ftol=1e-12)
+    fit = fits.fit(table, "d", "y", "power_floor", delta=1e3, bootstraps=20)
+    np.testing.assert_allclose(list(fit.parameters.values()), theirs, rtol=1e-5)
+
+
+def test_huber_loss_agrees_with_a_minimum_found_otherwise():
+    table, _ = campaign("broken_power", 4, 0.2, heavy=True)
+    u, log_y = np.log(table["d"]), np.log(table["y"])
+
+    def loss(theta):
+        values = dict(
+            zip(EXAMPLE["broken_power"], [np.exp(theta[0]), theta[1], theta[2], np.exp(theta[3])], strict=True)
+        )
+        size = np.abs(log_y - np.log(law("broken_power", values, np.exp(u))))
+        return np.sum(np.where(size < 0.1, size**2 / 2, 0.1 * (size - 0.05)))
+
+    fit = fits.fit(table, "d", "y", "broken_power", delta=0.1, bootstraps=20)
+    found = np.log(list(fit.parameters.values()))
+    found[1:3] = [fit.parameters["exponent_before"], fit.parameters["exponent_after"]]
+    options = {"xatol": 1e-10, "fatol": 1e-14, "maxiter": 20000, "maxfev": 20000}
+    best = optimize.minimize(loss, found + 0.05, method="Nelder-Mead", options=options)
+    assert loss(found) <= best.fun + 1e-9
+
+
+def test_outliers_hardly_move_a_law():
+    table, _ = campaign("power", 16, 0.02)
+    spoilt = table.assign(y=np.where(table.index % 19 == 3, table["y"] * 1000, table["y"]))
+    before, after = (fits.fit(own, "d", "y", bootstraps=20).parameters["exponent"] for own in (table, spoilt))
+    assert abs(before - after) < 0.02
+
+
+def censored_campaign(rng):
+    """A power law seen only up to a ceiling, and which rows hit it: three in ten."""
+    table, _ = campaign("power", 16, 0.3, rng=rng)
+    ceiling = table["y"].quantile(0.7)
+    return table.assign(hit=table["y"] > ceiling, y=table["y"].clip(upper=ceiling))
+
+
+def test_censored_points_count():
+    true, tables = EXAMPLE["power"]["exponent"], 100
+    found = {"counted": [], "dropped": [], "taken as exact": []}
+    covered = 0
+    for rng in range(tables):
+        table = censored_campaign(rng)
+        fit = fits.fit(table, "d", "y", censored="hit", bootstraps=100, rng=rng)
+        low, high = fit.intervals["exponent"]
+        covered += low <= true <= high
+        assert fit.censored == table["hit"].sum() > 0.25 * len(table)
+        found["counted"].append(fit.parameters["exponent"])
+        for name, other in (("dropped", table[~table["hit"]]), ("taken as exact", table)):
+            found[name].append(fits.fit(other, "d", "y", bootstraps=20).parameters["exponent"])
+    bias = {name: np.mean(values) - true for name, values in found.items()}
+    error = np.std(found["counted"]) / np.sqrt(tables)
+    assert abs(bias["counted"]) < 4 * error
+    assert bias["dropped"] < -8 * error
+    assert bias["taken as exact"] < -8 * error
+    assert covered >= stats.binom.ppf(0.0005, tables, 0.95)
+
+
+def test_points_known_to_be_at_most_mirror_those_at_least():
+    table = censored_campaign(0)
+    up = fits.fit(table, "d", "y", censored="hit", bootstraps=50)
+    down = fits.fit(table.assign(y=1 / table["y"]), "d", "y", at_most="hit", bootstraps=50)
+    assert (down.at_most, down.censored) == (up.censored, 0)
+    np.testing.assert_allclose(down.parameters["exponent"], -up.parameters["exponent"], rtol=1e-6)
+    np.testing.assert_allclose(down.intervals["exponent"], -np.array(up.intervals["exponent"])[::-1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("model", ["power", "exponential", "power_floor", "broken_power"])
+def test_auto_finds_the_law(model):
+    table, _ = campaign(model, 16, 0.01)
+    fit = fits.fit(table, "d", "y", "auto", bootstraps=20)
+    assert fit.model == model
+    assert set(fit.held_out) == {"power", "exponential", "power_floor", "broken_power", "constant"}
+
+
+def test_a_flat_curve_is_a_law_with_exponent_zero():
+    table, _ = campaign("power", 16, 0.02, parameters={"a": 16.0, "exponent": 0.0})
+    fit = fits.fit(table, "d", "y", "auto")
+    assert fit.model == "power"
+    assert fit.supported
+    low, high = fit.intervals["exponent"]
+    assert low < 0 < high < 0.1
+
+
+def test_order_of_rows_does_not_matter():
+    table, _ = campaign("power", 8, 0.1)
+    fit, other = (fits.fit(own, "d", "y") for own in (table, table.sample(frac=1, random_state=0)))
+    np.testing.assert_allclose(fit.intervals["exponent"], other.intervals["exponent"], rtol=1e-5)
+
+
+def test_rows_are_resampled_where_there_are_no_seeds():
+    table, _ = campaign("power", 8, 0.1)
+    fit = fits.fit(table.drop(columns="seed"), "d", "y")
+    assert fit.seeds == 0
+    assert "for want of seeds" in fit.sentence()
+    assert fits.fit(table.assign(seed=1), "d", "y").intervals == fit.intervals
+
+
+def noisy(**columns):
+    table, _ = campaign("power", 8, 0.05)
+    return table.assign(**columns)
+
+
+UNSUPPORTED = {
+    "few x": (lambda t: t[t["d"] <= 16], "power", "2 distinct d, 1 without the largest; power has 2 parameters"),
+    "one x": (lambda t: t[t["d"] == 16], "power", "1 distinct d, 0 without"),
+    "few x for broken": (lambda t: t[t["d"] <= 64], "broken_power", "broken_power has 4 parameters"),
+    "narrow": (lambda t: t.assign(d=1 + t["d"] / 512), "power", "d spans a factor of 1.48 only"),
+    "mostly censored": (lambda t: t.assign(c=t["d"] > 24), "power", "32 of 48 points are censored"),
+    "all censored": (lambda t: t.assign(c=True), "power", "48 of 48 points are censored"),
+    "noise": (
+        lambda t: t.assign(y=np.exp(8 * np.random.default_rng(0).normal(size=len(t)))),
+        "power",
+        "the interval of exponent",
+    ),
+    "no floor": (lambda t: t.assign(y=t["d"] ** 2), "power_floor", "no sign of a floor c"),
+    "no break": (lambda t: t, "broken_power", "the break could be anywhere"),
+}
+
+
+@pytest.mark.parametrize("case", UNSUPPORTED)
+def test_what_the_data_cannot_support_is_said(case):
+    change, model, why = UNSUPPORTED[case]
+    table = change(noisy())
+    fit = fits.fit(table, "d", "y", model, censored="c" if "c" in table else None, bootstraps=100)
+    assert not fit.supported
+    assert why in fit.why
+    assert fit.why in fit.sentence()
+    assert fits.table_of({"it": fit})["supported"].item() == f"no: {fit.why}"
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "said"),
+    [
+        ({"y": -1.0}, {}, "y=y: 48 of 48 values are missing, infinite or not positive; allowed: "),
+        ({"y": [np.nan, 0, np.inf] + [1.0] * 45}, {}, "y=y: 3 of 48"),
+        ({"d": 0.0}, {}, "x=d: 48 of 48"),
+        ({"y": "high"}, {}, "y=y: not a column of numbers"),
+        ({}, {"y": "loss"}, "y=loss: allowed: the columns d, seed, y"),
+        ({}, {"model": "cubic"}, "model=cubic: allowed: auto, power,"),
+        ({}, {"model": "sum"}, "x=d: allowed: 2 columns for model=sum"),
+        ({}, {"x": ("d", "y")}, "x=d,y: allowed: 1 column for model=power"),
+        ({}, {"seed": "run"}, "seed=run: allowed: the columns"),
+        ({"seed": [None] + [1] * 47}, {}, "seed=seed: 1 values are missing"),
+        ({"c": "no"}, {"censored": "c"}, "censored=c: not a column of true and false"),
+        ({"c": True}, {"censored": "c", "at_most": "c"}, "at_most=c: 48 rows are also marked by c"),
+        ({}, {"bootstraps": 3}, "bootstraps=3: allowed: an integer from 20"),
+        ({}, {"level": 1.0}, "level=1.0: allowed: "),
+        ({}, {"delta": 0.0}, "delta=0.0: allowed: "),
+    ],
+)
+def test_bad_input_is_one_line(change, options, said):
+    with pytest.raises(ValueError, match="allowed") as caught:
+        fits.fit(noisy(**change), **({"x": "d", "y": "y"} | options))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_empty_table():
+    with pytest.raises(ValueError, match="x=d: the table has no rows"):
+        fits.fit(noisy().head(0), "d", "y")
+
+
+def test_sizes_that_go_together_cannot_be_told_apart():
+    m = np.tile(10.0 ** np.arange(1, 9), 4)
+    table = pd.DataFrame(
+        {"n": 10 * m, "m": m, "y": law("sum", EXAMPLE["sum"], (10 * m, m)), "seed": np.arange(32) // 8}
+    )
+    fit = fits.fit(table, ("n", "m"), "y", "sum", bootstraps=20)
+    assert not fit.supported
+    assert "n and m go together" in fit.why
+
+
+def test_one_seed_gives_crossings_no_intervals():
+    fit = fits.fit_crossings(curves(0, seeds=1), "d", curve="n", error="error", epsilon=0.15)
+    assert fit.why == "one seed gives no intervals"
+    assert np.isnan(fit.intervals["exponent"]).all()
+    assert 1 < fit.parameters["exponent"] < 3
+
+
+def test_formulas_and_table():
+    table, x = campaign("sum", 4)
+    found = {
+        "learned": fits.fit(campaign("power", 4)[0], "d", "y", bootstraps=20),
+        "loss": fits.fit(table, x, "y", "sum", bootstraps=20),
+    }
+    assert found["learned"].formula() == "y = 3 · d^1.7"
+    assert found["loss"].formula() == "y = 1.7 + 30/n^0.5 + 8/m^0.35"
+    cells = fits.table_of(found)
+    assert list(cells["what"]) == ["learned", "loss"]
+    assert cells["exponent"][0] == "exponent 1.7 (1.7 to 1.7)"
+    assert cells["held-out error"][0] == "×1"
+    assert all(isinstance(cell, str) for cell in cells.to_numpy().ravel())
+    broken = fits.fit(campaign("broken_power", 4)[0], "d", "y", "broken_power", bootstraps=20)
+    assert broken.formula() == "y = 80 · (d/40)^1 · (1 + (d/40)^4)^0.25"
+
+
+def test_crossing():
+    n = [1, 10, 100, 1000]
+    assert fits.crossing(n, [0.5, 0.4, 0.2, 0.1], 0.3) == (pytest.approx(10**1.5), "crossed")
+    assert fits.crossing(n, [0.5, 0.2, 0.4, 0.1], 0.3) == (pytest.approx(10 ** (2 + 1 / 3)), "crossed")
+    assert fits.crossing(n, [0.5, 0.2, 0.2, 0.4], 0.3) == (1000, "never")
+    assert fits.crossing(n, [0.1, 0.1, 0.1, 0.1], 0.3) == (1, "at_start")
+    assert fits.crossing([8], [0.1], 0.3) == (8, "at_start")
+    for bad in (([1, 1], [1, 0]), ([0, 1], [1, 0]), ([1, 2], [1, np.nan]), ([1, 2], [1]), ([], [])):
+        with pytest.raises(ValueError, match="allowed"):
+            fits.crossing(*bad, 0.5)
+
+
+N = 2.0 ** np.arange(3, 13)
+
+
+def curves(rng, seeds=16, noise=0.3, largest=4096):
+    """Error curves that cross 0.15 at about d²; the curves of a seed are shifted together."""
+    draw = np.random.default_rng(rng)
+    table = pd.DataFrame([(d, n, s) for d in (8, 12, 16, 24, 32) for n in N[largest >= N] for s in range(seeds)])
+    table.columns = ["d", "n", "seed"]
+    level, slope = noise * draw.normal(size=(2, seeds))[:, table["seed"]]
+    half = 0.315 * table["d"] ** 2 * np.exp(level + slope / 2 * np.log(table["d"] / 16))
+    table["error"] = 0.5 / (1 + (table["n"] / half) ** 1.5) + 0.02 * noise * draw.normal(size=len(table))
+    return table
+
+
+def test_crossings_of_means_over_seeds():
+    table = pd.concat([curves(0, noise=0).assign(algorithm="a"), curves(1, noise=0).assign(algorithm="b")])
+    found = fits.crossings(table, curve="n", error="error", epsilon=0.15, by=["algorithm", "d"])
+    assert list(found.columns) == ["algorithm", "d", "n_star", "censored", "at_start"]
+    assert len(found) == 10
+    assert not found[["censored", "at_start"]].any(axis=None)
+    # Interpolation between points a factor 2 apart is off by a few percent.
+    exact = 0.315 * found["d"] ** 2 * (0.35 / 0.15) ** (1 / 1.5)
+    np.testing.assert_allclose(found["n_star"], exact, rtol=0.1)
+    with pytest.raises(ValueError, match="rows repeat another's"):
+        fits.crossings(table, curve="n", error="error", epsilon=0.15, by=["d"])
+
+
+def test_fitted_crossings_cover():
+    tables, hits = 200, 0
+    for rng in range(tables):
+        fit = fits.fit_crossings(curves(rng), "d", curve="n", error="error", epsilon=0.15, bootstraps=100, rng=rng)
+        low, high = fit.intervals["exponent"]
+        hits += low <= 2 <= high
+    least, most = stats.binom.ppf([0.0005, 0.9995], tables, 0.95) / tables
+    assert least <= hits / tables <= most
+
+
+def test_fitted_crossings_agree_with_a_fit_of_the_crossings():
+    table = curves(3, largest=512)
+    points = fits.crossings(table, curve="n", error="error", epsilon=0.15, by=["d"])
+    assert points["censored"].any()
+    assert not points["censored"].all()
+    whole = fits.fit_crossings(table, "d", curve="n", error="error", epsilon=0.15, bootstraps=50)
+    apart = fits.fit(points, "d", "n_star", censored="censored", at_most="at_start", bootstraps=50)
+    np.testing.assert_allclose(list(whole.parameters.values()), list(apart.parameters.values()), rtol=1e-8)
+    assert (whole.y, whole.seeds, whole.points) == ("n_star", 16, 5)
+    assert whole.censored == points["censored"].sum()
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `mtfl-fit` with arguments: (exit status, stdout, stderr)."""
+
+    def run(*args, columns="80"):
+        monkeypatch.setattr(sys, "argv", ["mtfl-fit", *map(str, args)])
+        monkeypatch.setenv("COLUMNS", columns)
+        with pytest.raises(SystemExit) as stop:
+            fit_command.main()
+        return (stop.value.code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_command_fits_a_table_from_anywhere(command, tmp_path, kind):
+    table = censored_campaign(0).rename(columns={"hit": "censored"}).assign(algorithm="a")
+    table = pd.concat([table, table.assign(algorithm="b", y=1.0, censored=False)])
+    path = tmp_path / f"table.{kind}"
+    table.to_csv(path, index=False) if kind == "csv" else table.to_parquet(path)
+    status, out, err = command(path, "--x", "d", "--y", "y", "--where", "algorithm=a", "--model", "auto")
+    fit = fits.fit(table[table["algorithm"] == "a"], "d", "y", "auto", censored="censored")
+    assert (status, err) == (0, "")
+    assert fit.formula() in out
+    assert f"exponent  {fit.value('exponent')}" in out
+    assert "resampling 16 seeds" in out
+    assert f"at least: {fit.censored}" in out
+    assert all(f"{name} ×" in out.replace("\n  ", " ") for name in ("exponential", "broken_power", "constant"))
+    assert out.endswith("supported\n")
+
+
+def test_command_fits_two_variables_and_crossings(command, tmp_path):
+    table, _ = campaign("sum", 4, 0.01)
+    table.to_csv(tmp_path / "loss.csv", index=False)
+    status, out, _ = command(tmp_path / "loss.csv", "--x", "n,m", "--y", "y", "--model", "sum", columns="30")
+    assert status == 0
+    assert "beta" in out
+    assert max(map(len, out.splitlines())) <= 30
+    curves(0).to_csv(tmp_path / "curves.csv", index=False)
+    status, out, _ = command(tmp_path / "curves.csv", "--x", "d", "--y", "n", "--crossing", "error=0.15")
+    assert status == 0
+    assert out.startswith("n_star = ")
+
+
+def test_command_reads_a_results_folder(command, tmp_path):
+    pytest.importorskip("jax")
+    import pyarrow as pa
+
+    from mtfl_jax.sweeps import store
+
+    rows = campaign("power", 4, 0.05)[0].astype({"d": int, "seed": int}).rename(columns={"y": "test_loss"})
+    columns = {name: rows[name] for name in rows} | {"id": np.arange(len(rows))}
+    arrays = [pa.array(columns.get(field.name, [None] * len(rows)), field.type) for field in store.schema()]
+    folder = store.Folder(tmp_path / "out")
+    folder.append(pa.table(arrays, schema=store.schema()))
+    status, out, err = command(tmp_path / "out", "--x", "d", "--y", "test_loss")
+    assert (status, err) == (0, "")
+    assert out.startswith("test_loss = ")
+    assert "4 seeds" in out
+
+
+def test_command_says_what_the_data_cannot_support(command, tmp_path):
+    noisy().query("d <= 16").to_csv(tmp_path / "few.csv")
+    status, out, err = command(tmp_path / "few.csv", "--x", "d", "--y", "y")
+    assert (status, err) == (1, "")
+    assert "not supported: 2 distinct d" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--x", "d", "--y", "loss"], "mtfl-fit: --y=loss: allowed: the columns d, seed, y"),
+        (["--x", "d,seed", "--y", "y"], "--x=d,seed: allowed: 1 column"),
+        (["--x", "d", "--y", "y", "--model", "line"], "--model=line: allowed: auto, power"),
+        (["--x", "d", "--y", "y", "--where", "d=9"], "--where=d=9: no such row; allowed for d: 8.0, 16.0"),
+        (["--x", "d", "--y", "y", "--where", "e=9"], "--where=e=9: allowed: COLUMN=VALUE, columns d, seed, y"),
+        (["--x", "d", "--y", "y", "--at-most", "z"], "--at-most=z: allowed: the columns"),
+        (["--x", "d", "--y", "y", "--crossing", "z=1"], "--crossing=z: allowed: the columns"),
+        (["--x", "d", "--y", "y", "--crossing", "y"], "--crossing=y: allowed: COLUMN=NUMBER"),
+        (["--x", "d", "--y", "y", "--crossing", "y=1", "--censored", "z"], "--crossing=y=1: allowed: without"),
+        (["--x", "d"], "--y"),
+        (["--x", "d", "--y", "y", "--level", "high"], "--level"),
+    ],
+)
+def test_bad_arguments_are_one_line(command, tmp_path, args, said):
+    noisy().to_csv(tmp_path / "table.csv", index=False)
+    status, out, err = command(tmp_path / "table.csv", *args)
+    assert (status, out) == (2, "")
+    assert err.startswith("mtfl-fit: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("no.csv", None), ("no", None), ("x.txt", "a"), ("x.parquet", "a"), ("x.csv", ""), ("", None)]
+)
+def test_bad_tables_are_one_line(command, tmp_path, name, text):
+    path = tmp_path / name
+    if text is not None:
+        path.write_text(text)
+    status, out, err = command(path, "--x", "d", "--y", "y")
+    assert (status, out) == (2, "")
+    assert err.startswith(f"mtfl-fit: TABLE={path}: ")
+    assert "allowed: " in err
+    assert err.count("\n") == 1
+
+
+def test_fits_need_no_jax():
+    code = "import sys, mtfl_jax.analysis.fit_command; assert not {'jax', 'matplotlib', 'hydra'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
