@@ -29,7 +29,7 @@ from mtfl_jax.config import (
     plain,
     require_field,
 )
-from mtfl_jax.sweeps import engine, progress, store
+from mtfl_jax.sweeps import engine, progress, store, tables
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError
 from mtfl_jax.sweeps.plan import plan
@@ -125,7 +125,7 @@ def finish(study: str, grid: Grid, sink: store.Folder, console: Console) -> None
     """Merge the parts into results.parquet, print the table and draw the figures."""
     files = [sink.merge()]
     if len(grid) <= SHOWN_CELLS:
-        table = store.frame(engine.in_order(grid, sink.table())).drop(columns="id")
+        table = tables.frame(engine.in_order(grid, sink.table())).drop(columns="id")
         if len(table):
             console.print(report.show(study, table))
             files += report.draw(study, table, sink.path)

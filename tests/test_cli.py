@@ -10,7 +10,7 @@ import pytest
 
 import mtfl_jax
 from mtfl_jax.__main__ import main
-from mtfl_jax.sweeps.store import MEASUREMENTS
+from mtfl_jax.sweeps.tables import MEASUREMENTS
 
 SMALL = ["d=16", "r=2", "width=16", "num_tasks=4", "n1=256", "n2=256", "n_down=32", "n_test=128"]
 
