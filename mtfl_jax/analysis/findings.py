@@ -2,10 +2,15 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and a table without figures needs none
+    from matplotlib.figure import Figure
+
+VERDICTS = {True: "supported", False: "not supported", None: "cannot tell"}
+"""What the data say to a statement."""
 
 
 class Statement(NamedTuple):
@@ -19,7 +24,7 @@ class Drawing(NamedTuple):
     """A figure under its file name, with a caption that says what bands and bars mean and how many seeds there are."""
 
     name: str
-    figure: Figure
+    figure: "Figure"
     caption: str
 
 

@@ -78,6 +78,15 @@ def files_of(folder: Path) -> list[Path]:
     return parts or [path for path in [folder / RESULTS] if path.is_file()]
 
 
+def count(files: Sequence[Path]) -> int:
+    """Rows in the files that can be read, read from their ends; some may be in two files."""
+    rows = 0
+    for path in files:
+        with contextlib.suppress(pa.ArrowException, OSError):
+            rows += pq.read_metadata(path).num_rows
+    return rows
+
+
 def read(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[tuple[Path, pa.Table]]:
     """Each file with its rows; one that cannot be read is named in a warning."""
     for path in files:
