@@ -53,6 +53,9 @@ _LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2)), (0, (6, 1, 1, 1, 1
 MOST_LINES = len(_COLOURS)
 """How many lines can be told apart."""
 
+MOST_POINTS = 1000
+"""A line of more points is kept as an image, where a file of shapes would grow with it."""
+
 
 def label(name: str) -> str:
     """What an axis or a legend calls a column."""
@@ -117,8 +120,12 @@ def curves(
             shift = 0.1 * (index - (len(lines) - 1) / 2)
             ax.errorbar(at + shift, mean, error, label=called, markersize=5, **{**look, "linestyle": "none"})
             continue
-        ax.plot(at, mean, label=called, markersize=4, **look)
-        ax.fill_between(at, mean - error, mean + error, color=look["color"], alpha=0.2, linewidth=0)
+        band = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
+        for artist in (
+            *ax.plot(at, mean, label=called, markersize=4, **look),
+            ax.fill_between(at, mean - error, mean + error, **band),
+        ):
+            artist.set_rasterized(len(at) > MOST_POINTS)
     if words:
         ax.set_xticks(list(places.values()), [number(name) for name in places])
         ax.set_xlim(-0.5, len(places) - 0.5)

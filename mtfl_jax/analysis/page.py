@@ -24,7 +24,7 @@ from mtfl_jax.analysis.report import holds_numbers
 from mtfl_jax.sweeps import tables
 from mtfl_jax.sweeps.progress import duration
 
-MOST_ROWS = 1_000_000
+MOST_ROWS = 300_000
 """A table of more rows is not read: its page says only what runs/ says."""
 SHOWN = 20
 """Processes, failures and diverged rows listed at most; the others are counted."""
@@ -145,7 +145,7 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str
     }
 
 
-def _figures(found: Findings) -> list[dict[str, str]]:
+def _figures(found: Findings) -> list[dict[str, Any]]:
     if not found.drawings:
         return []
     from mtfl_jax.analysis import figures
@@ -153,6 +153,7 @@ def _figures(found: Findings) -> list[dict[str, str]]:
     return [
         {
             "source": f"data:image/svg+xml;base64,{base64.b64encode(figures.svg(drawing.figure)).decode()}",
+            "inches": drawing.figure.get_figwidth(),
             "alt": figures.alt(drawing.figure),
             "caption": drawing.caption,
         }
@@ -239,7 +240,7 @@ def _diverged(table: pd.DataFrame) -> dict[str, Any]:
 
 def _differences(first: Sweep, second: Sweep) -> list[dict[str, Any]]:
     """What two sweeps differ in: their settings, and what they ran on."""
-    columns = ["", first.name if first.name != second.name else "first", second.name]
+    columns = ["key", first.name if first.name != second.name else "first", second.name]
     out: list[tuple[str, list[tuple[str, ...]]]] = []
     if first.table is not None and second.table is not None:
         names = _distinct([*describe.settings(first.table), *describe.settings(second.table)])

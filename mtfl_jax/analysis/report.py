@@ -15,6 +15,8 @@ from mtfl_jax.analysis.describe import number, varying
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.studies.plain import MEASURED
 
+_PLAIN = r"[-−+]?[\d.]+(?:e[-+]?\d+)?%?"
+_NUMBER = re.compile(rf"{_PLAIN}(?: ± {_PLAIN}| \[{_PLAIN}, {_PLAIN}\])?(?: ?[a-zA-Z]{{1,3}})?|[-−]?inf|nan|—")
 COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
@@ -89,4 +91,4 @@ def listing(listed: Listing) -> Table:
 
 def holds_numbers(column: pd.Series) -> bool:
     """Whether every cell shows a number, perhaps with its error or unit, or nothing."""
-    return all(re.match(r"[-−+]?[\d.]+|—$|inf|nan", number(cell)) for cell in column)
+    return all(_NUMBER.fullmatch(number(cell)) for cell in column)

@@ -17,8 +17,10 @@ def findings(table: pd.DataFrame) -> Findings:
     """Figures and means of the main measurements over whatever varies; no claim."""
     axes = describe.axes(table)
     measured = [name for name in MEASURED if describe.estimate(table[name]).n]
-    title = f"Sweep over {', '.join(axes)}" if axes else "One cell" if len(table) == 1 else "One setting"
-    if len(table) < 2 or not measured:
+    if len(table) < 2:
+        return Findings("One row" if len(table) else "No rows", "")
+    title = f"Sweep over {', '.join(axes)}" if axes else "One setting"
+    if not measured:
         return Findings(title, "")
     drawings = [_drawing(table, axes, measured)] if axes else []
     return Findings(title, "", drawings=drawings, listings=[_means(table, axes, measured)])
@@ -41,10 +43,10 @@ def _drawing(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) 
     from mtfl_jax.analysis import figures
 
     sizes = {name: table[name].nunique() for name in axes}
-    order = {name: (describe.numeric(table[name]), sizes[name]) for name in axes}
-    x = max(axes, key=order.__getitem__)
-    # Names before numbers, few values before many: the first is a line a value, the others are held at one value.
-    rest = sorted((name for name in axes if name != x), key=order.__getitem__)
+    numbers = {name: describe.numeric(table[name]) for name in axes}
+    x = max(axes, key=lambda name: (numbers[name], sizes[name]))
+    # Names before numbers, few numbers before many: the first is a line a value, the others are held at one value.
+    rest = sorted((name for name in axes if name != x), key=lambda name: numbers[name] and sizes[name])
     by, held = next(iter(rest), None), rest[1:]
     notes = []
     if held:

@@ -79,7 +79,7 @@ def _drawing(table: pd.DataFrame, r: int, d: int) -> Drawing:
         figures.curves(ax, table, "num_tasks", name, by="algorithm", log="x", names=NAMES)
     distance.set(ylim=(-0.03, 1.03))
     found.set(ylabel=f"directions recovered of {r}", ylim=(-0.1, r + 0.1))
-    n_down = table["n_down"].iloc[0]
+    n_down = describe.number(table["n_down"].iloc[0])
     error.set(ylabel=f"test error of {r}-parity (share)", ylim=(-0.015, 0.55))
     error.axhline(0.5, color="black", linewidth=0.6)
     distance.legend(title="features", fontsize=8, title_fontsize=8)
