@@ -108,7 +108,14 @@ def text_of(path):
 def test_the_page_says_what_was_run_and_found(folder):
     table = quick()
     table.loc[3, ["status", "diverged_step", "subspace_distance", "directions_recovered"]] = ["diverged", 2, None, None]
-    other = {**RUN, "started": 1_000_100.0, "updated": 1_000_200.0, "failures": ["bucket 2: out of memory"], "pid": 8}
+    other = {
+        **RUN,
+        "config": {**RUN["config"], "part": "1/2"},
+        "started": 1_000_100.0,
+        "updated": 1_000_200.0,
+        "failures": ["bucket 2: out of memory"],
+        "pid": 8,
+    }
     made = page.write(folder(table, runs=(other, RUN)))
     assert [path.name for path in made.files] == ["index.html", "quickstart.png", "quickstart.pdf"]
     assert all(path.parent.name == "report" and path.stat().st_size > 1000 for path in made.files)
@@ -127,7 +134,7 @@ def test_the_page_says_what_was_run_and_found(folder):
         "float32-highest",
         "draws schema 2",
         "1970-01-12 13:46:40",
-        "1 programs failed. 1 rows diverged.",
+        "1 program failed. 1 row diverged.",
         "bucket 2: out of memory",
         "num_tasks 1, 16",
         "seed 0…3",
@@ -136,6 +143,13 @@ def test_the_page_says_what_was_run_and_found(folder):
     ):
         assert words in said, words
     assert said.count("mtfl study=quickstart") == 1
+
+
+def test_what_failed_and_then_ran_is_no_failure(folder):
+    failed = {**RUN, "state": "failed", "failures": ["bucket 2: out of memory"]}
+    said = text_of(page.write(folder(quick(), runs=(failed, {**RUN, "started": 1_000_050.0}))).files[0])
+    assert "went wrong" not in said
+    assert "failed 24" in said
 
 
 def test_the_page_needs_nothing_else(folder):

@@ -14,7 +14,9 @@ VERDICTS = {True: "supported", False: "not supported", None: "cannot tell"}
 
 
 class Statement(NamedTuple):
-    """One thing the data say, computed from them: whether they support it (None: they cannot tell), and in words."""
+    """What the data say to one part of the claim: whether they support it (None: they cannot tell), and what was
+    measured, in words that hold whatever the verdict.
+    """
 
     supported: bool | None
     text: str

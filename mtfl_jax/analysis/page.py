@@ -121,7 +121,7 @@ def _render(out: Path, sides: Sequence[Mapping[str, Any]], differences: Sequence
 
 def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str, Any]:
     """What the template shows of one sweep."""
-    table, failures = sweep.table, [failure for run in sweep.runs for failure in run["failures"]]
+    table, failures = sweep.table, _failures(sweep.runs)
     statuses = Counter() if table is None else Counter(table["status"])
     bad = {name: count for name, count in statuses.items() if name != "ok"}
     return {
@@ -138,11 +138,22 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str
         "processes": _processes(sweep.runs),
         "settings": [] if table is None else _settings(table),
         "failures": failures[:SHOWN],
-        "failed": len(failures),
-        "bad": ", ".join(f"{count} rows {name}" for name, count in sorted(bad.items())),
+        "failed": _count(len(failures), "program") if failures else "",
+        "more": max(0, len(failures) - SHOWN),
+        "bad": ", ".join(f"{_count(count, 'row')} {name}" for name, count in sorted(bad.items())),
         "diverged": _diverged(table) if table is not None and bad else None,
         "commands": _distinct(shlex.join(run["command"]) for run in sweep.runs),
     }
+
+
+def _failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What failed the last time that its grid was run."""
+    last = {json.dumps(run["config"], sort_keys=True): run["failures"] for run in runs}
+    return [failure for failures in last.values() for failure in failures]
+
+
+def _count(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
 
 
 def _figures(found: Findings) -> list[dict[str, Any]]:
@@ -202,7 +213,7 @@ def _processes(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """How far each process got, the last ones."""
     rows = [
         {
-            "started (UTC)": f"{datetime.datetime.fromtimestamp(run['started'], datetime.UTC):%Y-%m-%d %H:%M:%S}",
+            "started (UTC)": f"{datetime.datetime.fromtimestamp(run['started'], datetime.UTC):%Y-%m-%d\u00a0%H:%M:%S}",
             "state": run["state"],
             "cells": run["cells"],
             "there before": run["skipped"],

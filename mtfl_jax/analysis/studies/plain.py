@@ -59,9 +59,9 @@ def _drawing(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) 
         few = every[np.linspace(0, len(every) - 1, figures.MOST_LINES).round().astype(int)]
         table = table[table[by].isin(few)]
         notes.append(f"{len(few)} of {len(every)} values of {by} are shown.")
-    left_out = int((table["status"] != "ok").sum())
-    if left_out:
-        notes.append(f"{left_out} rows that diverged are among these; what they could not measure is left out.")
+    diverged = int((table["status"] != "ok").sum())
+    if diverged:
+        notes.append(f"Rows that diverged: {diverged}; what they could not measure is left out.")
     measured = [name for name in measured if describe.estimate(table[name]).n] or list(measured)
     figure, panels = figures.panels(len(measured), columns=2)
     for ax, name in zip(panels, measured, strict=True):

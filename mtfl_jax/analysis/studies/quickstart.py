@@ -42,7 +42,7 @@ def _share_of_all(rows: pd.DataFrame, r: int) -> describe.Estimate:
 def _all_found(rows: pd.DataFrame, r: int, tasks: int) -> Statement:
     share = _share_of_all(rows, r)
     text = (
-        f"With {tasks} tasks one step finds all {r} directions in {share.mean:.0%} of {describe.seeds(rows)}"
+        f"With {tasks} tasks one step finds all {r} directions in {share.mean:.0%} of {share.n} seeds"
         f" (subspace distance {describe.estimate(rows['subspace_distance'])})."
     )
     return Statement(share.mean >= 0.95, text) if share.n else Statement(None, f"No row of {tasks} tasks to ask.")
@@ -54,8 +54,8 @@ def _one_is_too_few(rows: pd.DataFrame, r: int) -> Statement:
         return Statement(None, "Whether one task is too few: no row of a single task to ask.")
     found = describe.estimate(rows["directions_recovered"])
     text = (
-        f"A single task is not enough: one step finds {found} of {r} directions, and all of them in {share.mean:.0%} of"
-        f" {describe.seeds(rows)} (subspace distance {describe.estimate(rows['subspace_distance'])})."
+        f"With a single task one step finds {found} of {r} directions, and all of them in {share.mean:.0%} of"
+        f" {share.n} seeds (subspace distance {describe.estimate(rows['subspace_distance'])})."
     )
     return Statement(share.mean < 0.5, text)
 
@@ -66,9 +66,8 @@ def _solved(table: pd.DataFrame, learned: pd.DataFrame, r: int, tasks: int) -> S
     if not error.n or not random.n:
         return Statement(None, "Whether learned features solve a new task that random ones do not: not measured.")
     text = (
-        f"A linear classifier on the features learned from {tasks} tasks solves the {r}-parity with"
-        f" {table['n_down'].iloc[0]} samples: {error.mean:.1%} error, on random features {random.mean:.1%}; guessing is"
-        f" 50%."
+        f"From {table['n_down'].iloc[0]} samples of the {r}-parity, a linear classifier on the features learned from"
+        f" {tasks} tasks has {error.mean:.1%} error, on random features {random.mean:.1%}; guessing has 50%."
     )
     return Statement(error.mean < 0.1 and random.mean > 0.4, text)
 
