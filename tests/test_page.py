@@ -56,6 +56,7 @@ def rows_of(**axes):
     """A table of every combination of the axes, with made-up measurements."""
     index = pd.MultiIndex.from_product(axes.values(), names=axes.keys())
     fixed = {"d": 16, "r": 2, "width": 32, "num_tasks": 8, "n_down": 64, "seed": 0, "algorithm": "one_step"}
+    fixed |= {"probe_tasks": "parity", "probe_parity_size": "all"}
     table = pd.DataFrame({**fixed, "data": "rademacher", "step": 1, "status": "ok"} | dict(index.to_frame().items()))
     table = table.reset_index(drop=True)
     learned = table["algorithm"] == "one_step"
@@ -269,6 +270,7 @@ def test_quickstart_verdicts_follow_the_data():
     assert verdicts(lost) == [False, False, False]
     assert verdicts(table.assign(downstream_error=np.nan, directions_recovered=None)) == [None, None, None]
     assert verdicts(table[many]) == [True, None, True]
+    assert verdicts(table[~many])[:2] == [None, True]
     assert verdicts(table[table["algorithm"] == "random_features"]) == [None, None, None]
 
 

@@ -31,7 +31,13 @@ def _statements(table: pd.DataFrame, r: int) -> list[Statement]:
     learned = table[table["algorithm"] == "one_step"]
     most = table["num_tasks"].max()
     at_most, alone = learned[learned["num_tasks"] == most], learned[learned["num_tasks"] == 1]
-    return [_all_found(at_most, r, most), _one_is_too_few(alone, r), _solved(table, at_most, r, most)]
+    return [_all_found(at_most, r, most), _one_is_too_few(alone, r), _solved(table, at_most, most)]
+
+
+def _task(table: pd.DataFrame) -> str:
+    """What the downstream task is called."""
+    parity = (table["probe_tasks"] == "parity") & (table["probe_parity_size"] == "all")
+    return f"{table['r'].iloc[0]}-parity" if parity.all() else "downstream task"
 
 
 def _share_of_all(rows: pd.DataFrame, r: int) -> describe.Estimate:
@@ -45,7 +51,9 @@ def _all_found(rows: pd.DataFrame, r: int, tasks: int) -> Statement:
         f"With {tasks} tasks one step finds all {r} directions in {share.mean:.0%} of {share.n} seeds"
         f" (subspace distance {describe.estimate(rows['subspace_distance'])})."
     )
-    return Statement(share.mean >= 0.95, text) if share.n else Statement(None, f"No row of {tasks} tasks to ask.")
+    if not share.n or tasks == 1:
+        return Statement(None, "Whether many tasks are enough: no row of several tasks to ask.")
+    return Statement(share.mean >= 0.95, text)
 
 
 def _one_is_too_few(rows: pd.DataFrame, r: int) -> Statement:
@@ -60,14 +68,14 @@ def _one_is_too_few(rows: pd.DataFrame, r: int) -> Statement:
     return Statement(share.mean < 0.5, text)
 
 
-def _solved(table: pd.DataFrame, learned: pd.DataFrame, r: int, tasks: int) -> Statement:
+def _solved(table: pd.DataFrame, learned: pd.DataFrame, tasks: int) -> Statement:
     random = describe.estimate(table["downstream_error"][table["algorithm"] == "random_features"])
     error = describe.estimate(learned["downstream_error"])
     if not error.n or not random.n:
         return Statement(None, "Whether learned features solve a new task that random ones do not: not measured.")
     text = (
-        f"From {table['n_down'].iloc[0]} samples of the {r}-parity, a linear classifier on the features learned from"
-        f" {tasks} tasks has {error.mean:.1%} error, on random features {random.mean:.1%}; guessing has 50%."
+        f"From {table['n_down'].iloc[0]} samples of the {_task(table)}, a linear classifier on the features learned"
+        f" from {tasks} tasks has {error.mean:.1%} error, on random features {random.mean:.1%}; guessing has 50%."
     )
     return Statement(error.mean < 0.1 and random.mean > 0.4, text)
 
@@ -79,12 +87,12 @@ def _drawing(table: pd.DataFrame, r: int, d: int) -> Drawing:
     distance.set(ylim=(-0.03, 1.03))
     found.set(ylabel=f"directions recovered of {r}", ylim=(-0.1, r + 0.1))
     n_down = describe.number(table["n_down"].iloc[0])
-    error.set(ylabel=f"test error of {r}-parity (share)", ylim=(-0.015, 0.55))
+    error.set(ylabel=f"test error of {_task(table)} (share)", ylim=(-0.015, 0.55))
     error.axhline(0.5, color="black", linewidth=0.6)
     distance.legend(title="features", fontsize=8, title_fontsize=8)
     caption = (
         f"How well the first layer finds the {r} directions, and the error of a linear classifier on its frozen"
-        f" features from {n_down} samples of their parity (the thin line is guessing), by the number of tasks."
+        f" features from {n_down} samples of the {_task(table)} (the thin line is guessing), by the number of tasks."
         f" d = {d}, width {table['width'].iloc[0]}; means of {describe.seeds(table)}, bands: one standard error."
     )
     return Drawing("quickstart", figure, caption)
@@ -104,6 +112,6 @@ def _listing(table: pd.DataFrame, r: int) -> Listing:
                 *(f"{found.mean:.1%}" if found.n else "—" for found in errors),
             ]
         )
-    errors_of = [f"{r}-parity error {NAMES[name]}" for name in algorithms]
+    errors_of = [f"{_task(table)} error {NAMES[name]}" for name in algorithms]
     columns = ["tasks", f"directions found of {r}", "subspace distance", *errors_of]
     return Listing(f"Means of {describe.seeds(table)}", pd.DataFrame(rows, columns=columns))
