@@ -80,7 +80,7 @@ def findings(found: Findings) -> RenderableType:
 
 def listing(listed: Listing) -> Table:
     """A listing for the terminal; columns of numbers are right-justified."""
-    look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": (0, 1, 0, 0)}
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": 0}
     out = Table(title=Text(listed.title), title_justify="left", **look)
     for name in listed.table.columns:
         justify: Any = "right" if holds_numbers(listed.table[name]) else "left"
