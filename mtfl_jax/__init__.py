@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from mtfl_jax.config import ConfigError as ConfigError
     from mtfl_jax.sweeps.engine import run as run
     from mtfl_jax.sweeps.engine import sweep as sweep
-    from mtfl_jax.sweeps.store import load as load
+    from mtfl_jax.sweeps.tables import load as load
 
 _HOMES = {
     "ConfigError": "mtfl_jax.config",
-    "load": "mtfl_jax.sweeps.store",
+    "load": "mtfl_jax.sweeps.tables",
     "run": "mtfl_jax.sweeps.engine",
     "sweep": "mtfl_jax.sweeps.engine",
 }

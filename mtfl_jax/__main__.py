@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mtfl_jax.analysis import report
+from mtfl_jax.analysis import page, report
 from mtfl_jax.config import (
     HYDRA_BASE,
     ConfigError,
@@ -29,7 +29,7 @@ from mtfl_jax.config import (
     plain,
     require_field,
 )
-from mtfl_jax.sweeps import engine, progress, store
+from mtfl_jax.sweeps import engine, progress, store, tables
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError
 from mtfl_jax.sweeps.plan import plan
@@ -120,19 +120,29 @@ def task(composed: DictConfig) -> None:
         key = "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
         left = f"{outcome.left} of {outcome.cells} cells left"
         raise StoppedError(f"stopped with {left}; the same command with {key}={folder} goes on", number)
-    finish(composed.study, grid, sink, console)
+    finish(grid, sink, console)
     if outcome.failures:
         raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
 
 
-def finish(study: str, grid: Grid, sink: store.Folder, console: Console) -> None:
-    """Merge the parts into results.parquet, print the table and draw the figures."""
-    files = [sink.merge()]
-    if len(grid) <= SHOWN_CELLS:
-        table = store.frame(engine.in_order(grid, sink.table())).drop(columns="id")
+def finish(grid: Grid, sink: store.Folder, console: Console) -> None:
+    """Merge the parts into results.parquet, write the report, and print what its study found or the grid's rows."""
+    files, found, problem = [sink.merge()], None, None
+    try:
+        made = page.write(sink.path)
+    except Exception as error:  # The results are on disk, and a report can be made again.
+        problem = f"no report: {page.one_line(error)}; mtfl-report {sink.path} tries again"
+    else:
+        found, problem = made.findings, made.problem
+        files += made.files
+    if found is not None and found.claim:
+        console.print(report.findings(found))
+    elif len(grid) <= SHOWN_CELLS:
+        table = tables.frame(engine.in_order(grid, sink.table())).drop(columns="id")
         if len(table):
-            console.print(report.show(study, table))
-            files += report.draw(study, table, sink.path)
+            console.print(report.rows(table))
+    if problem is not None:
+        console.print(problem, style="yellow", soft_wrap=True, highlight=False, markup=False)
     for path in files:
         console.print(f"[green]wrote[/] {path}", soft_wrap=True, highlight=False)
 

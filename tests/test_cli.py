@@ -10,7 +10,8 @@ import pytest
 
 import mtfl_jax
 from mtfl_jax.__main__ import main
-from mtfl_jax.sweeps.store import MEASUREMENTS
+from mtfl_jax.analysis import page
+from mtfl_jax.sweeps.tables import MEASUREMENTS
 
 SMALL = ["d=16", "r=2", "width=16", "num_tasks=4", "n1=256", "n2=256", "n_down=32", "n_test=128"]
 
@@ -137,14 +138,31 @@ def test_quickstart_tiny(here, tmp_path):
     status, out, _ = here("study=quickstart", *sizes, "num_tasks=8", "hydra.run.dir=q")
     assert status == 0
     assert "directions" in out
-    for name in ("quickstart.png", "quickstart.pdf", "results.parquet"):
+    assert "supported: " in out
+    for name in ("results.parquet", "report/index.html", "report/quickstart.png", "report/quickstart.pdf"):
         assert (tmp_path / "q" / name).stat().st_size > 1000
         assert name in out
+    made = {path: path.read_bytes() for path in (tmp_path / "q" / "report").iterdir()}
+    assert {path: path.read_bytes() for path in page.write(tmp_path / "q").files} == made
     table = mtfl_jax.load("q")
     # A key given on the command line replaces the study's axis.
     assert len(table) == 3 * 8
     assert set(table["num_tasks"]) == {8}
     assert set(table["data"]) == {"rademacher"}
+
+
+def test_a_report_that_fails_loses_nothing(here, monkeypatch):
+    def broken(folder):
+        raise KeyError("no\nink")
+
+    monkeypatch.setattr(page, "write", broken)
+    status, out, _ = here(*SMALL, "hydra.run.dir=a")
+    assert status == 0
+    assert "no report: KeyError" in out
+    assert "mtfl-report" in out
+    assert "subspace_distance" in out
+    assert "results.parquet" in out
+    assert len(mtfl_jax.load("a")) == 1
 
 
 def test_several_steps_and_samples_give_several_rows(here):
@@ -169,7 +187,7 @@ def test_load_says_what_is_missing(tmp_path):
 
 
 def test_analysis_imports_no_jax(tmp_path):
-    code = "import sys, mtfl_jax.analysis.report; assert 'jax' not in sys.modules"
+    code = "import sys, mtfl_jax.analysis.page; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 

@@ -20,7 +20,7 @@ import mtfl_jax
 from mtfl_jax import config
 from mtfl_jax.config import ConfigError
 from mtfl_jax.learning import data, keys
-from mtfl_jax.sweeps import engine, store
+from mtfl_jax.sweeps import engine, store, tables
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import SIZES, ladder, plan
 
@@ -35,7 +35,7 @@ def table_of(grid, **options):
     sink = store.Memory()
     progress = engine.execute(grid, sink, **options)
     assert not progress.failures
-    return store.frame(engine.in_order(grid, sink.table()))
+    return tables.frame(engine.in_order(grid, sink.table()))
 
 
 def assert_same_rows(one, other, rtol=1e-4):
@@ -278,7 +278,7 @@ def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
     code = f"import mtfl_jax; mtfl_jax.sweep(folder='out', **{ {**SMALL, **axes}!r})"
     start = f"import jax; jax.config.update('jax_num_cpu_devices', {count}); jax.devices(); "
     subprocess.run([sys.executable, "-c", start + code], cwd=tmp_path, check=True)
-    other = store.frame(engine.in_order(grid_of(**axes), store.Folder(tmp_path / "out").table()))
+    other = tables.frame(engine.in_order(grid_of(**axes), store.Folder(tmp_path / "out").table()))
     assert_same_rows(table_of(grid_of(**axes)), other)
 
 
@@ -289,7 +289,7 @@ def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     grid = grid_of(d=[8, 12], data=["gaussian", "rademacher"], seed=[0, 1])
-    rows = store.frame(engine.in_order(grid, store.Folder(tmp_path / "a").table()))
+    rows = tables.frame(engine.in_order(grid, store.Folder(tmp_path / "a").table()))
     assert len(rows) == len(mtfl_jax.load(tmp_path / "a")) == 8
     assert_same_rows(rows, table_of(grid))
 
@@ -459,7 +459,7 @@ def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
         process.wait()
     assert kills >= 5, "the sweep must be killed while it runs"
     subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=True)
-    table = store.frame(engine.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
+    table = tables.frame(engine.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
     assert table["id"].is_unique
     assert_same_rows(table, table_of(undisturbed))
 

@@ -1,60 +1,174 @@
-"""Figures of the studies, drawn from tables; colours are Okabe and Ito's, told apart without colour by markers."""
+"""What the figures of all studies share: how a line looks, curves over seeds, labels, and the files they become.
 
-from collections.abc import Callable
+Colours are Okabe and Ito's; markers and line styles differ too, so that lines can be told apart in grey.
+"""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
-from mtfl_jax.analysis.report import LABELS
+from mtfl_jax.analysis.describe import number, numeric
 
-STYLES: dict[str, dict[str, Any]] = {
-    "one_step": {"color": "#0072B2", "marker": "o"},
+LABELS = {
+    "d": "input dimension d",
+    "r": "hidden directions r",
+    "width": "hidden neurons (width)",
+    "num_tasks": "number of tasks T",
+    "n1": "samples of a head step n1",
+    "n2": "samples of a representation step n2",
+    "n_down": "samples of the downstream task",
+    "n_test": "test samples",
+    "label_noise": "label noise (share flipped)",
+    "subspace_distance": "subspace distance (sine of angle)",
+    "feature_energy": "feature energy (share in the span)",
+    "task_error": "error of trained tasks (share)",
+    "downstream_error": "downstream error (share)",
+    "num_params": "parameters",
+    "train_samples": "training samples",
+    "train_flops": "training arithmetic (FLOP)",
+}
+"""What axes are called, with units; a column that is not here is called by its name."""
+
+STYLES: Mapping[str, Mapping[str, Any]] = {
+    "one_step": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
     "random_features": {"color": "#D55E00", "marker": "s", "linestyle": "--"},
     "oracle": {"color": "#555555", "marker": "^", "linestyle": ":"},
+    "alternating": {"color": "#009E73", "marker": "D", "linestyle": "-"},
+    "joint": {"color": "#CC79A7", "marker": "v", "linestyle": "-."},
+    "population": {"color": "#E69F00", "marker": "P", "linestyle": (0, (6, 2))},
 }
+"""The look of each algorithm, the same in every figure."""
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#000000")
+_MARKERS = "os^DvPX*"
+_LINES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (6, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
+MOST_LINES = len(_COLOURS)
+"""How many lines can be told apart."""
+
+MOST_POINTS = 1000
+"""A line of more points is kept as an image, where a file of shapes would grow with it."""
+
+
+def label(name: str) -> str:
+    """What an axis or a legend calls a column."""
+    return LABELS.get(name, name.replace("_", " "))
+
+
+def style(value: object, index: int) -> dict[str, Any]:
+    """The look of the line of a value: an algorithm's own, else the index-th; keywords of `Axes.plot`."""
+    if isinstance(value, str) and value in STYLES:
+        return dict(STYLES[value])
+    index %= MOST_LINES
+    return {"color": _COLOURS[index], "marker": _MARKERS[index], "linestyle": _LINES[index]}
+
+
+def panels(count: int, columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` equal panels, at most `columns` in a row, and its axes in reading order."""
+    columns = min(count, columns)
+    rows = -(-count // columns)
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(3.2 * columns + 0.8 * (columns == 1), 2.9 * rows), layout="constrained")
+        found = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+    return figure, found
 
 
 def mean_and_error(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
-    """Mean and standard error of the mean over seeds of y at each x: columns mean, error; index x."""
-    grouped = table.groupby(x)[y]
-    error: pd.Series = grouped.std() / np.sqrt(grouped.count())
-    return pd.DataFrame({"mean": grouped.mean(), "error": error.fillna(0)}).astype(float)
+    """Mean of y at each x, and its standard error over the rows there: columns mean, error; index x in order.
+
+    Rows whose y is missing or not finite are left out. The error of a single row is 0.
+    """
+    found = pd.DataFrame({x: table[x], "y": table[y].to_numpy(float, na_value=np.nan)})
+    grouped = found[np.isfinite(found["y"])].groupby(x)["y"]
+    error = grouped.std() / np.sqrt(grouped.count())
+    return pd.DataFrame({"mean": grouped.mean(), "error": error.fillna(0.0)})
 
 
-def _curves(ax: Axes, table: pd.DataFrame, y: str) -> None:
-    for name, style in STYLES.items():
-        of_name = table[table["algorithm"] == name]
-        if len(of_name):
-            points = mean_and_error(of_name, "num_tasks", y)
-            ax.plot(points.index, points["mean"], label=LABELS[name], markersize=4, **style)
-            low, high = points["mean"] - points["error"], points["mean"] + points["error"]
-            ax.fill_between(points.index, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    ax.set_xscale("log", base=2)
-    ax.set_xlabel("number of tasks T")
+def curves(
+    ax: Axes,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    by: str | None = None,
+    log: str = "",
+    names: Mapping[Any, str] | None = None,
+) -> None:
+    """Draw the mean of y over seeds against x with a band of one standard error, a line for each value of `by`.
+
+    The rows of one x and one `by` must differ in their seed only. Rows whose y is missing or not finite are left out.
+    log: which axes are logarithmic: "", "x", "y" or "xy". names: what the legend calls values of `by`. An x of text
+    is drawn as points with bars. The legend is the caller's (`ax.legend(title=…)`).
+    """
+    words = not numeric(table[x])
+    places = {value: place for place, value in enumerate(sorted(table[x].dropna().unique()))} if words else {}
+    lines = [(None, table)] if by is None else list(table.groupby(by))
+    for index, (value, rows) in enumerate(lines):
+        points = mean_and_error(rows, x, y)
+        at = np.array([places[name] for name in points.index] if words else points.index, float)
+        mean, error = points["mean"].to_numpy(), points["error"].to_numpy()
+        look = style(value, index)
+        called = None if by is None else (names or {}).get(value, number(value))
+        if words:
+            shift = 0.1 * (index - (len(lines) - 1) / 2)
+            ax.errorbar(at + shift, mean, error, label=called, markersize=5, **{**look, "linestyle": "none"})
+            continue
+        band = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
+        for artist in (
+            *ax.plot(at, mean, label=called, markersize=4, **look),
+            ax.fill_between(at, mean - error, mean + error, **band),
+        ):
+            artist.set_rasterized(len(at) > MOST_POINTS)
+    if words:
+        ax.set_xticks(list(places.values()), [number(name) for name in places])
+        ax.set_xlim(-0.5, len(places) - 0.5)
+    if "y" in log:
+        ax.set_yscale("log")
+    if "x" in log:
+        _log_x(ax, table[x])
+    ax.set_xlabel(label(x))
+    ax.set_ylabel(label(y))
     ax.grid(alpha=0.3)
 
 
-def quickstart(table: pd.DataFrame) -> Figure:
-    """Subspace distance, directions recovered and downstream parity error against the number of tasks."""
-    r, d, seeds = table["r"].iloc[0], table["d"].iloc[0], table["seed"].nunique()
-    figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-    axes: list[Axes] = list(np.ravel(figure.subplots(1, 3)))
-    distance, found, error = axes
-    for ax, name in ((distance, "subspace_distance"), (found, "directions_recovered"), (error, "downstream_error")):
-        _curves(ax, table, name)
-    distance.set(ylabel="subspace distance", ylim=(-0.03, 1.03))
-    found.set(ylabel=f"directions recovered of {r}", ylim=(-0.1, r + 0.1))
-    n_down = int(table["n_down"].iloc[0])
-    error.set(ylabel=f"test error of {r}-parity", ylim=(-0.015, 0.53), title=f"linear classifier, {n_down} samples")
-    error.axhline(0.5, color="black", linewidth=0.6)
-    distance.legend(title="features", fontsize=8)
-    width = table["width"].iloc[0]
-    figure.suptitle(f"d = {d}, r = {r}, width {width}; mean of {seeds} seeds, band: one standard error", fontsize=9)
-    return figure
+def _log_x(ax: Axes, column: pd.Series) -> None:
+    """A logarithmic x axis; with ticks at the values themselves where they are few, as many as there is room for."""
+    ax.set_xscale("log")
+    ticks = np.sort(column.dropna().unique()).astype(float)
+    if len(ticks) <= 12:
+        texts = [f"{tick:g}" for tick in ticks]
+        every = max(1, -(-sum(map(len, texts)) // 26))
+        ax.set_xticks(ticks[::-1][::every], texts[::-1][::every])
+        ax.xaxis.set_minor_locator(NullLocator())
 
 
-FIGURES: dict[str, Callable[[pd.DataFrame], Figure]] = {"quickstart": quickstart}
-"""The figure of each study by name."""
+def alt(figure: Figure) -> str:
+    """What a figure shows, for a reader who does not see it."""
+    return "; ".join(f"{ax.get_ylabel()} against {ax.get_xlabel()}" for ax in figure.axes if ax.get_ylabel())
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as SVG, the same bytes whenever it is drawn."""
+    return _drawn(figure, "svg", {"Date": None})
+
+
+def save(figure: Figure, name: str, folder: Path) -> list[Path]:
+    """Write NAME.png and NAME.pdf into the folder, the same bytes whenever they are drawn; their paths."""
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
+        path.write_bytes(_drawn(figure, path.suffix[1:], metadata))
+    return paths
+
+
+def _drawn(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": "mtfl_jax", "pdf.fonttype": 42}):
+        figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+    return file.getvalue()

@@ -2,14 +2,21 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pandas as pd
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:  # matplotlib takes a third of a second to import, and a table without figures needs none
+    from matplotlib.figure import Figure
+
+VERDICTS = {True: "supported", False: "not supported", None: "cannot tell"}
+"""What the data say to a statement."""
 
 
 class Statement(NamedTuple):
-    """One thing the data say, computed from them: whether they support it (None: they cannot tell), and in words."""
+    """What the data say to one part of the claim: whether they support it (None: they cannot tell), and what was
+    measured, in words that hold whatever the verdict.
+    """
 
     supported: bool | None
     text: str
@@ -19,7 +26,7 @@ class Drawing(NamedTuple):
     """A figure under its file name, with a caption that says what bands and bars mean and how many seeds there are."""
 
     name: str
-    figure: Figure
+    figure: "Figure"
     caption: str
 
 

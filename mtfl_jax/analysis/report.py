@@ -1,27 +1,23 @@
-"""What `mtfl` shows of a table: the printed summary and the figures of each study."""
+"""What `mtfl` prints of a table."""
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import RenderableType
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
-SHOWN = ["directions_recovered", "subspace_distance", "downstream_error"]
-LABELS = {"one_step": "learned", "random_features": "random", "oracle": "oracle"}
+from mtfl_jax.analysis.describe import number, varying
+from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
+from mtfl_jax.analysis.studies.plain import MEASURED
 
-
-def number(value: object) -> str:
-    """A value for a person: four significant digits, em dash where missing."""
-    if isinstance(value, np.ndarray):
-        return " ".join(number(float(item)) for item in value)
-    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
-        return "—"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)
+_PLAIN = r"[-−+]?[\d.]+(?:e[-+]?\d+)?%?"
+_NUMBER = re.compile(rf"{_PLAIN}(?: ± {_PLAIN}| \[{_PLAIN}, {_PLAIN}\])?(?: ?[a-zA-Z]{{1,3}})?|[-−]?inf|nan|—")
+COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
 def one_row(row: pd.Series) -> Table:
@@ -37,39 +33,12 @@ def one_row(row: pd.Series) -> Table:
 
 def many_rows(table: pd.DataFrame) -> Table:
     """Several rows as a table of what varies among them and the main measurements, at most 40 rows."""
-    plain = table.drop(columns=["feature_similarity", "contrastive_kernel"])
-    measured = ["subspace_distance", "directions_recovered", "task_error", "downstream_error"]
-    settings = list(plain.columns[: list(plain.columns).index("step") + 1])
-    varying = [name for name in settings if plain[name].nunique() > 1]
-    out = Table(*varying, *measured)
-    for _, row in plain.head(40).iterrows():
-        out.add_row(*(number(row[name]) for name in (*varying, *measured)))
-    if len(plain) > 40:
-        out.caption = f"the first 40 of {len(plain)} rows"
-    return out
-
-
-def quickstart(table: pd.DataFrame) -> Table:
-    """Means over seeds by num_tasks: directions recovered by one step, and the parity error of its features
-    against random features and the oracle.
-    """
-    r, seeds = table["r"].iloc[0], table["seed"].nunique()
-    mean = table.pivot_table(index="num_tasks", columns="algorithm", aggfunc="mean", values=SHOWN)
-    out = Table(
-        title=f"One gradient step, {r} hidden directions in d = {table['d'].iloc[0]} (means of {seeds} seeds)",
-        title_justify="left",
-    )
-    out.add_column("tasks", justify="right")
-    out.add_column(f"directions\nfound of {r}", justify="right")
-    out.add_column("subspace\ndistance", justify="right")
-    algorithms = [name for name in LABELS if name in set(table["algorithm"])]
-    for name in algorithms:
-        out.add_column(f"{r}-parity error\n{LABELS[name]}", justify="right")
-    for num_tasks, row in mean.iterrows():
-        found = [f"{row[name, 'one_step']:.2f}" if (name, "one_step") in row else "—" for name in SHOWN[:2]]
-        errors = [f"{row['downstream_error', name]:.1%}" for name in algorithms]
-        out.add_row(str(num_tasks), *found, *errors)
-    out.caption = "50% error is guessing. The downstream classifier is linear, on frozen features."
+    shown = [*varying(table), *MEASURED]
+    out = Table(*shown)
+    for cells in table[shown].head(40).itertuples(index=False):
+        out.add_row(*map(number, cells))
+    if len(table) > 40:
+        out.caption = f"the first 40 of {len(table)} rows"
     return out
 
 
@@ -95,25 +64,32 @@ def plan(grid: Any, forecasts: Sequence[Any], limit: int) -> Table:
     return out
 
 
-TABLES: dict[str, Callable[[pd.DataFrame], RenderableType]] = {"quickstart": quickstart}
-"""The printed table of each study by name."""
-
-
-def show(study: str, table: pd.DataFrame) -> RenderableType:
-    """What to print of a table."""
-    if study in TABLES:
-        return TABLES[study](table)
+def rows(table: pd.DataFrame) -> RenderableType:
+    """The rows of a table that no study speaks for."""
     return one_row(table.iloc[0]) if len(table) == 1 else many_rows(table)
 
 
-def draw(study: str, table: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write the study's figure as PNG and PDF into the folder; the paths, none without a study."""
-    if study not in TABLES:
-        return []
-    from mtfl_jax.analysis import figures  # matplotlib takes half a second to import
+def findings(found: Findings) -> RenderableType:
+    """What a study found: its listings, then its statements with their verdicts."""
+    said = [
+        Text.assemble((VERDICTS[statement.supported], COLOURS[statement.supported]), f": {statement.text}")
+        for statement in found.statements
+    ]
+    return Group(Text(found.title, style="bold"), *map(listing, found.listings), *said)
 
-    figure = figures.FIGURES[study](table)
-    paths = [folder / f"{study}.{kind}" for kind in ("png", "pdf")]
-    for path in paths:
-        figure.savefig(path, dpi=200)
-    return paths
+
+def listing(listed: Listing) -> Table:
+    """A listing for the terminal; columns of numbers are right-justified."""
+    look: dict[str, Any] = {"box": SIMPLE_HEAD, "show_edge": False, "padding": 0}
+    out = Table(title=Text(listed.title), title_justify="left", **look)
+    for name in listed.table.columns:
+        justify: Any = "right" if holds_numbers(listed.table[name]) else "left"
+        out.add_column(Text(str(name)), justify=justify, overflow="fold")
+    for cells in listed.table.itertuples(index=False):
+        out.add_row(*(Text(number(cell)) for cell in cells))
+    return out
+
+
+def holds_numbers(column: pd.Series) -> bool:
+    """Whether every cell shows a number, perhaps with its error or unit, or nothing."""
+    return all(_NUMBER.fullmatch(number(cell)) for cell in column)

@@ -25,7 +25,7 @@ from jax.sharding import Mesh, PartitionSpec
 from mtfl_jax import config
 from mtfl_jax.learning import experiment
 from mtfl_jax.learning.experiment import Cell, Program
-from mtfl_jax.sweeps import store
+from mtfl_jax.sweeps import store, tables
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.plan import Bucket, ladder, lane_flops, plan
 
@@ -479,7 +479,7 @@ def sweep(
     progress = execute(grid, sink, memory_fraction=memory_fraction, moments=moments)
     if progress.failures:
         raise RuntimeError("\n".join(progress.failures))
-    return store.frame(in_order(grid, sink.table()))
+    return tables.frame(in_order(grid, sink.table()))
 
 
 def in_order(grid: Grid, table: pa.Table) -> pa.Table:

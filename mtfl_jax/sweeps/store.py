@@ -11,39 +11,18 @@ import os
 import platform
 import tempfile
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtfl_jax.config import FIELDS, ConfigError
 from mtfl_jax.sweeps import grid
+from mtfl_jax.sweeps.tables import LISTS, MEASUREMENTS, RESULTS, distinct, files_of, read, whole
 
-RESULTS = "results.parquet"
-
-MEASUREMENTS = (
-    "subspace_distance",
-    "directions_recovered",
-    "feature_energy",
-    "spectral_ratio",
-    "train_loss",
-    "test_loss",
-    "task_error",
-    "downstream_error",
-    "num_params",
-    "train_samples",
-    "train_flops",
-    "contrastive_loss",
-    "feature_similarity",
-    "contrastive_kernel",
-)
-LISTS = ("feature_similarity", "contrastive_kernel")
-"""Measurements that are several numbers: of the r + 1 Hamming distances, and of the 2^r × 2^r pairs of orthants."""
 _TYPES = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
 _STRINGS = ("parity_size", "probe_parity_size", "losses")
 
@@ -79,12 +58,6 @@ def rows(cells: "grid.Grid", index: np.ndarray, steps: np.ndarray, measured: Map
 
 def _text(value: Any) -> str:
     return "+".join(value) if isinstance(value, tuple) else str(value)
-
-
-def frame(table: pa.Table) -> pd.DataFrame:
-    """A table as pandas shows it best: missing integers and flags stay integers and flags."""
-    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.uint64(): pd.UInt64Dtype()}
-    return table.to_pandas(types_mapper=nullable.get)
 
 
 class Memory:
@@ -129,19 +102,19 @@ class Folder:
 
     def finished(self) -> np.ndarray:
         """Identities of the rows here, sorted."""
-        ids = [part.column("id").to_numpy() for _, part in _read(_files(self.path), ["id"], None)]
+        ids = [part.column("id").to_numpy() for _, part in read(files_of(self.path), ["id"], None)]
         return np.unique(np.concatenate(ids)) if ids else np.empty(0, np.uint64)
 
     def table(self) -> pa.Table:
         """All rows, each once."""
-        return pa.concat_tables([schema().empty_table(), *_distinct(_files(self.path), None, None)])
+        return pa.concat_tables([schema().empty_table(), *distinct(files_of(self.path), None, None)])
 
     def merge(self) -> Path:
         """Write every row once into results.parquet, part by part; its path."""
 
         def write(partial: Path) -> None:
             with pq.ParquetWriter(partial, schema()) as writer:
-                for part in _distinct(_files(self.path), None, None):
+                for part in distinct(files_of(self.path), None, None):
                     writer.write_table(part)
 
         whole(self.path / RESULTS, write)
@@ -156,71 +129,6 @@ class Folder:
 def unwritable(folder: str | os.PathLike[str], error: OSError) -> ConfigError:
     """The error of an output folder that cannot be written."""
     return ConfigError("hydra.run.dir", folder, f"{error.strerror}; allowed: a folder that can be written")
-
-
-def whole(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in its folder, then rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_to(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def load(
-    folder: str | os.PathLike[str],
-    *,
-    columns: Sequence[str] | None = None,
-    where: Sequence[tuple[str, str, Any]] | None = None,
-) -> pd.DataFrame:
-    """The table of a results folder (or of a results.parquet), every row once.
-
-    columns: those to read, default all. where: conditions that rows must meet, as of `pandas.read_parquet`:
-    [("d", "==", 64), ("num_tasks", "in", [1, 256])]. Only what is asked for is held. A part that cannot be read is
-    named in a warning. Raises FileNotFoundError where there are no results, ValueError for an unknown column.
-    """
-    path = Path(folder)
-    files = [path] if path.is_file() else _files(path)
-    if not files:
-        raise FileNotFoundError(f"{path}: no results there; give the folder that mtfl printed")
-    known = schema().names
-    wanted = list(columns) if columns is not None else known
-    for name in [*wanted, *(condition[0] for condition in where or ())]:
-        if name not in known:
-            raise ValueError(f"column {name!r}: allowed: {', '.join(known)}")
-    parts = _distinct(files, wanted, where)
-    return frame(pa.concat_tables([schema().empty_table().select(wanted), *parts]))
-
-
-def _files(folder: Path) -> list[Path]:
-    """The parts of a folder, or its results.parquet where only that was kept."""
-    parts = sorted(path for path in (folder / "parts").glob("*.parquet") if not path.name.startswith("."))
-    return parts or [path for path in [folder / RESULTS] if path.is_file()]
-
-
-def _read(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[tuple[Path, pa.Table]]:
-    for path in files:
-        try:
-            part = pq.read_table(path, columns=columns, filters=where, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"{path}: left out, it cannot be read ({reason})", stacklevel=4)
-        else:
-            yield path, part
-
-
-def _distinct(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[pa.Table]:
-    """The parts one by one, less the rows that an earlier one has."""
-    ids = [(path, part.column("id").to_numpy()) for path, part in _read(files, ["id"], where)]
-    if not ids:
-        return
-    every = np.concatenate([own for _, own in ids])
-    first = np.zeros(len(every), bool)
-    first[np.unique(every, return_index=True)[1]] = True
-    keep = np.split(first, np.cumsum([len(own) for _, own in ids])[:-1])
-    for (_, part), kept in zip(_read([path for path, _ in ids], columns, where), keep, strict=True):
-        yield part if kept.all() else part.filter(pa.array(kept))
 
 
 def environment() -> dict[str, Any]:

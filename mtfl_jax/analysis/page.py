@@ -1,0 +1,305 @@
+"""The page of a sweep: report/index.html in its folder, self-contained and made from stored rows only.
+
+What it says comes from the folder alone (the rows, and runs/ for what ran on what), so making it again gives the same
+bytes. `mtfl-report` does that, and lays two sweeps side by side.
+"""
+
+import argparse
+import base64
+import datetime
+import json
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jinja2
+import pandas as pd
+
+from mtfl_jax.analysis import describe, studies
+from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
+from mtfl_jax.analysis.report import holds_numbers
+from mtfl_jax.sweeps import tables
+from mtfl_jax.sweeps.progress import duration
+
+MOST_ROWS = 300_000
+"""A table of more rows is not read: its page says only what runs/ says."""
+SHOWN = 20
+"""Processes, failures and diverged rows listed at most; the others are counted."""
+
+ALLOWED = "no results there; allowed: the folder of a sweep"
+
+
+class Sweep(NamedTuple):
+    """A results folder as read: its rows (None when too many) and what its processes noted, the first one first."""
+
+    name: str
+    table: pd.DataFrame | None
+    rows: int
+    runs: Sequence[Mapping[str, Any]]
+
+    @property
+    def study(self) -> str:
+        """The study that was run last."""
+        return str(self.runs[-1]["config"]["study"]) if self.runs else "none"
+
+
+class Report(NamedTuple):
+    """What a study found and the files that say so; `problem` says why the study's own findings could not be made."""
+
+    findings: Findings | None
+    files: list[Path]
+    problem: str | None
+
+
+def read(folder: Path) -> Sweep:
+    """Read a results folder. Raises FileNotFoundError where there are no results."""
+    files = tables.files_of(folder)
+    if not files:
+        raise FileNotFoundError(f"{folder}: {ALLOWED}")
+    runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+    runs.sort(key=lambda run: (run["started"], run["updated"], run["host"], run["pid"]))
+    rows = tables.count(files)
+    table = tables.load(folder).drop(columns="id") if rows <= MOST_ROWS else None
+    return Sweep(folder.resolve().name, table, rows if table is None else len(table), runs)
+
+
+def write(folder: Path, out: Path | None = None) -> Report:
+    """Write the page of a results folder, and its figures as PNG and PDF, into `out` (by default report/ in it).
+
+    Where a study's own findings cannot be made, the page says so and shows what it shows of any sweep.
+    """
+    sweep = read(folder)
+    found, problem = _findings(sweep)
+    out = folder / "report" if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    files = [_render(out, [_side(sweep, found, problem)], [])]
+    if found is not None and found.drawings:
+        from mtfl_jax.analysis import figures
+
+        for drawing in found.drawings:
+            files += figures.save(drawing.figure, drawing.name, out)
+    return Report(found, files, problem)
+
+
+def compare(first: Path, second: Path, out: Path | None = None) -> Path:
+    """Write a page of two results folders side by side into `out` (by default report-FIRST-SECOND/ here); its path."""
+    sweeps = [read(first), read(second)]
+    out = Path(f"report-{sweeps[0].name}-{sweeps[1].name}") if out is None else out
+    out.mkdir(parents=True, exist_ok=True)
+    return _render(out, [_side(sweep, *_findings(sweep)) for sweep in sweeps], _differences(*sweeps))
+
+
+def _findings(sweep: Sweep) -> tuple[Findings | None, str | None]:
+    """What the study says of its rows, or the plain findings and why it could say nothing."""
+    if sweep.table is None:
+        return None, None
+    try:
+        return studies.of(sweep.study, sweep.table), None
+    except Exception as error:  # A study that fails must not take the page with it.
+        problem = f"the findings of study {sweep.study} could not be made ({one_line(error)})"
+        return studies.of(studies.PLAIN, sweep.table), problem
+
+
+def one_line(error: Exception) -> str:
+    """What kind of error, and what it says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _render(out: Path, sides: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]) -> Path:
+    source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    page = environment.from_string(source).render(sides=sides, differences=differences)
+    path = out / "index.html"
+    tables.whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    return path
+
+
+def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str, Any]:
+    """What the template shows of one sweep."""
+    table, failures = sweep.table, _failures(sweep.runs)
+    statuses = Counter() if table is None else Counter(table["status"])
+    bad = {name: count for name, count in statuses.items() if name != "ok"}
+    return {
+        "name": sweep.name,
+        "study": sweep.study,
+        "title": found.title if found else "A sweep",
+        "claim": found.claim if found else "",
+        "problem": problem,
+        "too_many": f"{sweep.rows:,} rows are more than a page is made of ({MOST_ROWS:,})." if table is None else None,
+        "statements": [(VERDICTS[said.supported], said.text) for said in found.statements] if found else [],
+        "figures": _figures(found) if found else [],
+        "listings": [_sheet(listing) for listing in found.listings] if found else [],
+        "facts": _facts(sweep, statuses),
+        "processes": _processes(sweep.runs),
+        "settings": [] if table is None else _settings(table),
+        "failures": failures[:SHOWN],
+        "failed": _count(len(failures), "program") if failures else "",
+        "more": max(0, len(failures) - SHOWN),
+        "bad": ", ".join(f"{_count(count, 'row')} {name}" for name, count in sorted(bad.items())),
+        "diverged": _diverged(table) if table is not None and bad else None,
+        "commands": _distinct(shlex.join(run["command"]) for run in sweep.runs),
+    }
+
+
+def _failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What failed the last time that its grid was run."""
+    last = {json.dumps(run["config"], sort_keys=True): run["failures"] for run in runs}
+    return [failure for failures in last.values() for failure in failures]
+
+
+def _count(count: int, name: str) -> str:
+    return f"{count} {name}{'s' * (count != 1)}"
+
+
+def _figures(found: Findings) -> list[dict[str, Any]]:
+    if not found.drawings:
+        return []
+    from mtfl_jax.analysis import figures
+
+    return [
+        {
+            "source": f"data:image/svg+xml;base64,{base64.b64encode(figures.svg(drawing.figure)).decode()}",
+            "inches": drawing.figure.get_figwidth(),
+            "alt": figures.alt(drawing.figure),
+            "caption": drawing.caption,
+        }
+        for drawing in found.drawings
+    ]
+
+
+def _sheet(listing: Listing) -> dict[str, Any]:
+    """A listing for the template: its title, (name, whether of numbers) a column, and its cells as text."""
+    columns = [(str(name), holds_numbers(listing.table[name])) for name in listing.table.columns]
+    rows = [[describe.number(cell) for cell in cells] for cells in listing.table.itertuples(index=False)]
+    return {"title": listing.title, "columns": columns, "rows": rows}
+
+
+def _facts(sweep: Sweep, statuses: Mapping[str, int]) -> list[tuple[str, str]]:
+    """What was run, on what and for how long: names and texts."""
+    runs = sweep.runs
+    counted = ", ".join(f"{count} {name}" for name, count in sorted(statuses.items(), key=lambda item: -item[1]))
+    out = [("study", sweep.study), ("rows", f"{sweep.rows:,}" + (f" ({counted})" if counted else ""))]
+    if not runs:
+        return [*out, ("processes", "not recorded: the rows were made from Python, or runs/ is gone")]
+    out += [("grid", text) for text in _distinct(_grid(run["config"]["sweep"]) for run in runs) if text]
+    out += [("cells", "; ".join(_distinct(f"{run['cells']:,}" for run in runs)))]
+    compiling, running = (sum(run[f"{name}_seconds"] for run in runs) for name in ("compile", "run"))
+    out += [("time", f"compile {duration(compiling)}, run {duration(running)}, of all processes together")]
+    versions = (" ".join(f"{name} {number}" for name, number in run["versions"].items()) for run in runs)
+    devices = (", ".join(f"{count} × {name}" for name, count in Counter(run["devices"]).items()) for run in runs)
+    out += [("device", "; ".join(_distinct(devices))), ("versions", "; ".join(_distinct(versions)))]
+    for name in ("platform", "numerics", "matmul_precision", "draws_schema"):
+        out.append((name.replace("_", " "), "; ".join(_distinct(str(run[name]) for run in runs))))
+    return out
+
+
+def _grid(sweep: Mapping[str, Any]) -> str:
+    """The axes of a grid, as they were written."""
+    parts = [f"{name} = {_text(axis)}" for name, axis in (sweep["axes"] or {}).items()]
+    parts += [f"{name} {_text(sweep[name])}" for name in ("zip", "where") if sweep[name]]
+    return "; ".join(parts)
+
+
+def _text(value: Any) -> str:
+    return ", ".join(map(_text, value)) if isinstance(value, list) else str(value)
+
+
+def _processes(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """How far each process got, the last ones."""
+    rows = [
+        {
+            "started (UTC)": f"{datetime.datetime.fromtimestamp(run['started'], datetime.UTC):%Y-%m-%d\u00a0%H:%M:%S}",
+            "state": run["state"],
+            "cells": run["cells"],
+            "there before": run["skipped"],
+            "done": run["done"],
+            "programs": run["compiled"],
+            "compile": duration(run["compile_seconds"]),
+            "run": duration(run["run_seconds"]),
+            "in all": duration(run["updated"] - run["started"]),
+            "host": run["host"],
+        }
+        for run in runs[-SHOWN:]
+    ]
+    title = "Processes" + (f", the last {SHOWN} of {len(runs)}" if len(runs) > SHOWN else "")
+    return _sheet(Listing(title, pd.DataFrame(rows))) if rows else None
+
+
+def _settings(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The settings that vary, and those that are the same for all rows they bear on."""
+    varying = describe.varying(table)
+    same = [name for name in describe.settings(table) if name not in varying and table[name].notna().any()]
+    kinds = (("Those that vary", "values", varying), ("The same for all rows", "value", same))
+    return [
+        _sheet(Listing(title, pd.DataFrame({"key": names, kind: [describe.values(table[name]) for name in names]})))
+        for title, kind, names in kinds
+        if names
+    ]
+
+
+def _diverged(table: pd.DataFrame) -> dict[str, Any]:
+    """The rows that are not ok, by what varies."""
+    rows = table[table["status"] != "ok"]
+    title = "Rows that are not ok" + (f", the first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else "")
+    return _sheet(Listing(title, rows[[*describe.varying(table), "status", "diverged_step"]].head(SHOWN)))
+
+
+def _differences(first: Sweep, second: Sweep) -> list[dict[str, Any]]:
+    """What two sweeps differ in: their settings, and what they ran on."""
+    columns = ["key", first.name if first.name != second.name else "first", second.name]
+    out: list[tuple[str, list[tuple[str, ...]]]] = []
+    if first.table is not None and second.table is not None:
+        names = _distinct([*describe.settings(first.table), *describe.settings(second.table)])
+        pairs: list[tuple[str, ...]] = [
+            (name, _values(first.table, name), _values(second.table, name)) for name in names
+        ]
+        out.append(("Settings that differ", pairs))
+    facts = [dict(_facts(sweep, {})) for sweep in (first, second)]
+    names = [name for name in _distinct([*facts[0], *facts[1]]) if name not in ("time", "cells", "rows", "grid")]
+    out.append(("Other things that differ", [(name, *(side.get(name, "—") for side in facts)) for name in names]))
+    sheets = [(title, [row for row in rows if row[1] != row[2]]) for title, rows in out]
+    return [_sheet(Listing(title, pd.DataFrame(rows, columns=columns))) for title, rows in sheets if rows]
+
+
+def _values(table: pd.DataFrame, name: str) -> str:
+    return describe.values(table[name]) or "—" if name in table else "—"
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(texts))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def main() -> None:
+    """Entry point `mtfl-report`: make the page of a sweep again, or one of two sweeps. Nothing is computed anew."""
+    parser = _Parser("mtfl-report", description="Make the page of a sweep again, or lay two sweeps side by side.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="the folder of a sweep; one or two")
+    parser.add_argument("--out", type=Path, help="where to write; default FOLDER/report, or report-A-B for two")
+    given = parser.parse_args()
+    if len(given.folders) > 2:
+        parser.error(f"{given.folders[2]}: one folder too many; allowed: one or two")
+    try:
+        if len(given.folders) == 2:
+            first, second = given.folders
+            files, problem = [compare(first, second, given.out)], None
+        else:
+            _, files, problem = write(given.folders[0], given.out)
+    except OSError as error:
+        at = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        parser.error(at)
+    except (ValueError, KeyError) as error:
+        parser.error(f"{' '.join(map(str, given.folders))}: runs/ or a part cannot be read: {error!r}")
+    if problem:
+        print(f"mtfl-report: {problem}", file=sys.stderr)
+    for path in files:
+        print(f"wrote {path}")

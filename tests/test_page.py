@@ -1,0 +1,465 @@
+"""The page of a sweep: what it says, that it says it safely, and that a browser shows it."""
+
+import functools
+import html
+import http.server
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from mtfl_jax.analysis import describe, figures, findings, page, report, studies
+from mtfl_jax.analysis.studies.plain import MEASURED
+from mtfl_jax.sweeps import store, tables
+
+RUN = {
+    "command": ["mtfl", "study=quickstart", "hydra.run.dir=a b"],
+    "pid": 7,
+    "host": "here",
+    "config": {"study": "quickstart", "sweep": {"axes": {"num_tasks": [1, 16]}, "zip": [], "where": []}},
+    "versions": {"mtfl_jax": "0.1.0", "jax": "0.10.2"},
+    "platform": "Linux",
+    "devices": ["cpu: cpu", "cpu: cpu"],
+    "numerics": "float32-highest",
+    "matmul_precision": "highest",
+    "draws_schema": 2,
+    "state": "finished",
+    "updated": 1_000_070.0,
+    "cells": 24,
+    "buckets": 3,
+    "skipped": 0,
+    "done": 24,
+    "diverged": 0,
+    "compiled": 3,
+    "compile_seconds": 4.0,
+    "run_seconds": 65.0,
+    "started": 1_000_000.0,
+    "stopped": False,
+    "failures": [],
+}
+
+
+def rows_of(**axes):
+    """A table of every combination of the axes, with made-up measurements."""
+    index = pd.MultiIndex.from_product(axes.values(), names=axes.keys())
+    fixed = {"d": 16, "r": 2, "width": 32, "num_tasks": 8, "n_down": 64, "seed": 0, "algorithm": "one_step"}
+    fixed |= {"probe_tasks": "parity", "probe_parity_size": "all"}
+    table = pd.DataFrame({**fixed, "data": "rademacher", "step": 1, "status": "ok"} | dict(index.to_frame().items()))
+    table = table.reset_index(drop=True)
+    learned = table["algorithm"] == "one_step"
+    table["subspace_distance"] = np.where(learned, 0.8 / np.sqrt(table["num_tasks"]), 1.0) + 0.01 * table["seed"]
+    table["directions_recovered"] = np.where(learned, np.where(table["num_tasks"] > 1, 2, 1), 0)
+    table["task_error"] = 0.3 - 0.001 * table["seed"]
+    table["downstream_error"] = np.where(learned, 0.3 / table["num_tasks"], 0.5)
+    return table
+
+
+def quick(**axes):
+    """Rows such as the quickstart study's."""
+    return rows_of(**{"algorithm": ["one_step", "random_features"], "num_tasks": [1, 16], "seed": range(4), **axes})
+
+
+def full(table):
+    """The table with all columns of a results table, as `load` gives it."""
+    columns = {name: table[name] if name in table else [None] * len(table) for name in store.schema().names}
+    columns["id"] = np.arange(len(table), dtype=np.uint64)
+    arrays = [pa.array(columns[field.name], field.type, from_pandas=True) for field in store.schema()]
+    return pa.table(arrays, schema=store.schema())
+
+
+def frame(table):
+    return tables.frame(full(table)).drop(columns="id")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Write a results folder: its path."""
+
+    def write(table, name="sweep", runs=(RUN,)):
+        path = tmp_path / name
+        for part in ("parts", "runs"):
+            (path / part).mkdir(parents=True)
+        pq.write_table(full(table), path / "parts" / "a.parquet")
+        for number, run in enumerate(runs):
+            (path / "runs" / f"{number}.json").write_text(json.dumps(run))
+        return path
+
+    return write
+
+
+def text_of(path):
+    """What a reader of a page sees."""
+    source = re.sub(r"<style>.*?</style>|base64,[^\"]*", "", path.read_text(), flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", source)).split())
+
+
+def test_the_page_says_what_was_run_and_found(folder):
+    table = quick()
+    table.loc[3, ["status", "diverged_step", "subspace_distance", "directions_recovered"]] = ["diverged", 2, None, None]
+    other = {
+        **RUN,
+        "config": {**RUN["config"], "part": "1/2"},
+        "started": 1_000_100.0,
+        "updated": 1_000_200.0,
+        "failures": ["bucket 2: out of memory"],
+        "pid": 8,
+    }
+    made = page.write(folder(table, runs=(other, RUN)))
+    assert [path.name for path in made.files] == ["index.html", "quickstart.png", "quickstart.pdf"]
+    assert all(path.parent.name == "report" and path.stat().st_size > 1000 for path in made.files)
+    assert made.problem is None
+    said = text_of(made.files[0])
+    for words in (
+        "One gradient step, 2 hidden directions in d = 16",
+        "Claim Trained on enough tasks",
+        "supported With 16 tasks one step finds all 2 directions in 100% of 4 seeds",
+        "means of 4 seeds, bands: one standard error",
+        "rows 16 (15 ok, 1 diverged)",
+        "grid num_tasks = 1, 16",
+        "compile 8s, run 2m10s",
+        "device 2 × cpu: cpu",
+        "jax 0.10.2",
+        "float32-highest",
+        "draws schema 2",
+        "1970-01-12 13:46:40",
+        "1 program failed. 1 row diverged.",
+        "bucket 2: out of memory",
+        "num_tasks 1, 16",
+        "seed 0…3",
+        "width 32",
+        "mtfl study=quickstart 'hydra.run.dir=a b'",
+    ):
+        assert words in said, words
+    assert said.count("mtfl study=quickstart") == 1
+
+
+def test_what_failed_and_then_ran_is_no_failure(folder):
+    failed = {**RUN, "state": "failed", "failures": ["bucket 2: out of memory"]}
+    said = text_of(page.write(folder(quick(), runs=(failed, {**RUN, "started": 1_000_050.0}))).files[0])
+    assert "went wrong" not in said
+    assert "failed 24" in said
+
+
+def test_the_page_needs_nothing_else(folder):
+    source = page.write(folder(quick())).files[0].read_text()
+    assert re.findall(r"(?:src|href|url)\s*[=(]\s*\"?(?!\"?data:)", source) == []
+    assert "<script" not in source
+    assert '<html lang="en">' in source
+    assert 'name="viewport"' in source
+    assert re.search(r'alt="subspace distance[^"]* against number of tasks T', source)
+
+
+def test_text_of_configs_is_escaped(folder):
+    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>"
+    run = {
+        **RUN,
+        "command": ["mtfl", hostile],
+        "config": {"study": hostile, "sweep": {"axes": {hostile: [hostile]}, "zip": [], "where": [hostile]}},
+        "host": hostile,
+        "failures": [hostile],
+        "devices": [hostile],
+    }
+    table = quick()
+    table["data"] = np.where(table["seed"] < 2, hostile, "other [bold]")
+    first, second = folder(table, "a&<b>", [run]), folder(quick(), "plain")
+    for path in (page.write(first).files[0], page.compare(first, second, first / "two")):
+        source = path.read_text()
+        assert "<script" not in source
+        assert "<img src=x" not in source
+        assert "<b>" not in source
+        assert hostile in html.unescape(source)
+
+
+def test_the_same_rows_make_the_same_bytes(folder):
+    path = folder(quick())
+    once = {file: file.read_bytes() for file in page.write(path).files}
+    shutil.rmtree(path / "report")
+    assert {file: file.read_bytes() for file in page.write(path).files} == once
+
+
+@pytest.mark.parametrize(
+    ("table", "title", "drawn"),
+    [
+        (quick().head(0), "No rows", 0),
+        (quick().head(1), "One row", 0),
+        (rows_of(seed=range(3)), "One setting", 0),
+        (rows_of(d=[8, 16], width=[8, 64], seed=range(3)), "Sweep over d, width", 1),
+        (rows_of(data=["gaussian", "rademacher"], seed=[0]), "Sweep over data", 1),
+        (
+            rows_of(data=["a", "b"], tasks=["c", "d"], loss=["e", "f"]),
+            "Sweep over data, tasks, loss",
+            1,
+        ),
+        (quick().assign(subspace_distance=np.inf), "Sweep over algorithm, num_tasks", 1),
+        (
+            quick().drop(columns=list(MEASURED)),
+            "Sweep over algorithm, num_tasks",
+            0,
+        ),
+        (rows_of(d=range(1, 41), width=range(10, 21), seed=[0, 1]), "Sweep over d, width", 1),
+        (rows_of(width=range(10, 1210), seed=[0]), "Sweep over width", 1),
+    ],
+)
+def test_any_table_has_a_page(folder, table, title, drawn):
+    run = {**RUN, "config": {**RUN["config"], "study": "my_own"}}
+    made = page.write(folder(table, runs=[run]))
+    assert made.findings.title == title
+    assert len(made.findings.drawings) == drawn
+    assert made.problem is None
+    assert title in text_of(made.files[0])
+
+
+def test_plain_findings_hold_other_settings_at_one_value():
+    table = frame(rows_of(num_tasks=[1, 4, 16], d=[8, 16], r=[2, 3], seed=range(3)))
+    (drawing,) = studies.of("none", table).drawings
+    assert drawing.caption == "Means of 3 seeds; bands and bars are one standard error. Shown where r = 3."
+    ax = drawing.figure.axes[0]
+    assert ax.get_xscale() == "log"
+    assert [line.get_label() for line in ax.lines] == ["8", "16"]
+    assert list(ax.lines[0].get_xdata()) == [1, 4, 16]
+    expected = table[(table["r"] == 3) & (table["d"] == 8)].groupby("num_tasks")["subspace_distance"].mean()
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), expected)
+
+
+def test_defaults_that_follow_from_a_choice_are_no_axis():
+    table = frame(rows_of(algorithm=["one_step", "joint"], num_tasks=[1, 4], seed=[0, 1]))
+    table["bias"] = np.where(table["algorithm"] == "joint", "random", "zero")
+    table["n1"] = table["num_tasks"] * 64
+    assert describe.axes(table) == ["algorithm", "num_tasks"]
+
+
+def test_curves_average_seeds_and_leave_out_what_is_not_finite():
+    table = frame(rows_of(num_tasks=[1, 4], seed=range(3)))
+    table["task_error"] = [0.1, 0.2, 0.3, 0.5, np.nan, np.inf]
+    points = figures.mean_and_error(table, "num_tasks", "task_error")
+    np.testing.assert_allclose(points["mean"], [0.2, 0.5])
+    np.testing.assert_allclose(points["error"], [0.1 / np.sqrt(3), 0])
+
+
+def test_estimates_are_as_precise_as_their_errors():
+    assert str(describe.estimate(pd.Series([0.1, 0.2, 0.3]))) == "0.200 ± 0.058"
+    assert str(describe.estimate(pd.Series([1000.0, 1400.0]))) == "1200 ± 200"
+    assert str(describe.estimate(pd.Series([0.5, None]))) == "0.5"
+    assert str(describe.estimate(pd.Series([pd.NA], dtype="Int64"))) == "—"
+
+
+def verdicts(table):
+    return [said.supported for said in studies.of("quickstart", frame(table)).statements]
+
+
+def test_quickstart_verdicts_follow_the_data():
+    table = quick()
+    assert verdicts(table) == [True, True, True]
+    many = table["num_tasks"] == 16
+    lost = table.assign(
+        directions_recovered=np.where(many, 1, 2), downstream_error=np.where(many, 0.45, table["downstream_error"])
+    )
+    assert verdicts(lost) == [False, False, False]
+    assert verdicts(table.assign(downstream_error=np.nan, directions_recovered=None)) == [None, None, None]
+    assert verdicts(table[many]) == [True, None, True]
+    assert verdicts(table[~many])[:2] == [None, True]
+    assert verdicts(table[table["algorithm"] == "random_features"]) == [None, None, None]
+
+
+def test_a_study_that_cannot_speak_leaves_the_plain_page(folder):
+    made = page.write(folder(quick(r=[2, 3])))
+    assert "quickstart" in made.problem
+    assert "r varies" in made.problem
+    assert made.findings.title == "Sweep over algorithm, r, num_tasks"
+    assert made.problem in text_of(made.files[0])
+
+
+def test_a_table_too_large_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr(page, "MOST_ROWS", 15)
+    monkeypatch.setattr(page.tables, "load", None)
+    made = page.write(folder(quick()))
+    assert made.findings is None
+    assert "16 rows are more than a page is made of" in text_of(made.files[0])
+    assert "device 2 × cpu: cpu" in text_of(made.files[0])
+
+
+def test_two_sweeps_side_by_side(folder, tmp_path):
+    first = folder(quick(), "first")
+    second = folder(quick(num_tasks=[1, 4]).assign(width=64), "second", [{**RUN, "versions": {"jax": "0.11"}}])
+    path = page.compare(first, second, tmp_path / "two")
+    said = text_of(path)
+    assert "Settings that differ key first second width 32 64 num_tasks 1, 16 1, 4 Other" in said
+    assert "versions mtfl_jax 0.1.0 jax 0.10.2 jax 0.11" in said
+    assert said.count("Claim") == 2
+    assert path.read_text().count("<img") == 2
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run `mtfl-report ARGS`: (exit status, stdout, stderr)."""
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["mtfl-report", *map(str, args)])
+        try:
+            page.main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+def test_the_command_writes_where_it_says(folder, command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(quick(), "a")
+    folder(quick(), "b")
+    status, out, err = command("a")
+    assert (status, err) == (0, "")
+    assert out.split() == [
+        "wrote",
+        "a/report/index.html",
+        "wrote",
+        "a/report/quickstart.png",
+        "wrote",
+        "a/report/quickstart.pdf",
+    ]
+    assert command("a", "b") == (0, "wrote report-a-b/index.html\n", "")
+    assert command("a", "b", "--out", "c") == (0, "wrote c/index.html\n", "")
+    assert command("a", "--out", "d")[0] == 0
+    assert (tmp_path / "d" / "quickstart.pdf").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["nowhere"], "nowhere: no results there; allowed: the folder of a sweep"),
+        (["empty"], "empty: no results there; allowed: the folder of a sweep"),
+        (["a", "nowhere"], "nowhere: no results there; allowed: the folder of a sweep"),
+        (["a", "a", "a"], "a: one folder too many; allowed: one or two"),
+        ([], "the following arguments are required: FOLDER"),
+        (["a", "--out", "a/parts/a.parquet"], "a/parts/a.parquet: File exists"),
+        (["broken"], "broken: runs/ or a part cannot be read: "),
+    ],
+)
+def test_errors_of_the_command_are_one_line(folder, command, tmp_path, monkeypatch, args, line):
+    monkeypatch.chdir(tmp_path)
+    folder(quick(), "a")
+    (folder(quick(), "broken") / "runs" / "0.json").write_text("{")
+    (tmp_path / "empty").mkdir()
+    status, out, err = command(*args)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"mtfl-report: {line}")
+    assert err.count("\n") == 1
+
+
+def test_a_page_needs_no_jax_and_a_row_no_matplotlib(folder):
+    one, several = folder(quick().head(1), "one"), folder(quick(), "several")
+    code = (
+        "import sys; from pathlib import Path; from mtfl_jax.analysis import page;"
+        f"page.write(Path({str(one)!r})); assert not {{'jax', 'matplotlib'}} & set(sys.modules);"
+        f"page.write(Path({str(several)!r})); assert 'jax' not in sys.modules and 'matplotlib' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_findings_read_well_in_a_narrow_terminal():
+    console = Console(width=60, record=True, file=io.StringIO())
+    said = findings.Statement(None, "one two three " * 20)
+    listing = findings.Listing("means [x]", pd.DataFrame({"name [b]": ["a", "[red]"], "value": [1.0, None]}))
+    console.print(report.findings(findings.Findings("Title", "claim", [said], [], [listing])))
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "cannot tell: one two three" in " ".join(lines)
+    assert any("[red]" in line and "—" in line for line in lines)
+
+
+def test_drawing_changes_no_settings_of_matplotlib(folder):
+    before = dict(mpl.rcParams)
+    page.write(folder(quick()))
+    assert dict(mpl.rcParams) == before
+
+
+# A page that loads the other in a frame of 360 pixels and says what it sees there.
+LOOK = """<!DOCTYPE html><link rel="icon" href="data:,"><iframe src="{}" width="360" height="800"></iframe><pre></pre>
+<script>
+onload = () => {{
+  const seen = document.querySelector("iframe").contentDocument;
+  const images = [...seen.images].map(image => [image.naturalWidth, image.alt.length]);
+  const found = {{images, wide: seen.documentElement.scrollWidth, title: seen.title}};
+  document.querySelector("pre").textContent = JSON.stringify(found);
+}};
+</script>"""
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Open a page below tmp_path in headless Chromium: (what is seen, what was asked for, the console's lines)."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        assert not os.environ.get("MTFL_REQUIRE_CHROMIUM"), "chromium is required here and not installed"
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, code="-", size="-"):
+            asked.append((self.path, int(code)))
+
+        def log_error(self, *args):
+            pass
+
+        def end_headers(self):
+            self.send_header("Cache-Control", "no-store")
+            super().end_headers()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=tmp_path))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+
+    def look(path):
+        (tmp_path / "look.html").write_text(LOOK.format(urllib.parse.quote(str(path.relative_to(tmp_path)))))
+        asked.clear()
+        options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0"]
+        options += ["--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'user'}", "--dump-dom"]
+        done = subprocess.run(
+            [chromium, *options, f"http://127.0.0.1:{server.server_port}/look.html"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        seen = json.loads(html.unescape(re.search(r"<pre>(.*?)</pre>", done.stdout, re.DOTALL)[1]))
+        return seen, asked[1:], [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+    yield look
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_browser_shows_the_figures_and_has_nothing_to_say(folder, browser, tmp_path):
+    first, second = folder(quick(), "first"), folder(rows_of(d=[8, 16], seed=range(3)), "second & <last>")
+    for path, count in ((page.write(first).files[0], 1), (page.compare(first, second, tmp_path / "two"), 2)):
+        seen, asked, console = browser(path)
+        assert asked == [(f"/{path.relative_to(tmp_path)}", 200)]
+        assert console == []
+        assert len(seen["images"]) == count
+        assert all(width > 100 and words > 20 for width, words in seen["images"])
+        assert seen["wide"] <= 360
+        assert "first" in seen["title"]
+
+
+def test_the_browser_would_see_a_broken_page(browser, tmp_path):
+    (tmp_path / "broken.html").write_text("<img src=missing.png><script>console.error('so')</script>")
+    seen, asked, console = browser(tmp_path / "broken.html")
+    assert seen["images"][0][0] == 0
+    assert ("/missing.png", 404) in asked
+    assert any("so" in line for line in console)
