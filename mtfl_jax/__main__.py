@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -37,6 +38,9 @@ from mtfl_jax.sweeps.plan import plan
 SHOWN_CELLS = 100_000
 """A table of more cells than this is not read back to be shown."""
 
+PRESETS = "study/sizes"
+"""Where conf/ keeps STUDY_SIZE.yaml: what a study changes at another size than its default."""
+
 BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, OSError)
 
 
@@ -62,6 +66,9 @@ def grid_of(composed: DictConfig) -> Grid:
 
     axes, grids = free(sweep["axes"]), [free(own) for own in sweep["grids"] or ()]
     values = cell_values(composed)
+    preset = f"{composed.study}_{composed.size}"
+    if composed.size != "default" and preset not in GlobalHydra.instance().config_loader().get_group_options(PRESETS):
+        raise ConfigError("size", composed.size, f"allowed with study={composed.study}: default")
 
     def compose(choices: Mapping[str, str]) -> Mapping[str, Any]:
         if not choices:

@@ -22,7 +22,7 @@ GROUPS = ("data", "tasks", "network", "algorithm", "loss", "probe")
 """Config groups of a cell: keys whose choice is a file of conf/."""
 
 
-OTHERS = ("study", "sweep", "plan", "moments", "memory_fraction")
+OTHERS = ("study", "size", "sweep", "plan", "moments", "memory_fraction")
 """Keys of conf/config.yaml that are not a cell's."""
 
 

@@ -46,6 +46,8 @@ BAD = [
     (["~d"], "d=(missing)", "required"),
     (["data=cauchy"], "data=cauchy", "gaussian, rademacher"),
     (["study=all"], "study=all", "quickstart"),
+    (["size=huge"], "size=huge", "default, large"),
+    (["study=quickstart", "size=large"], "size=large", "allowed with study=quickstart: default"),
     (["loss=l1"], "loss=l1", "hinge"),
     (["lr_w=nan"], "lr_w=nan", "finite"),
     (["lr_a=-1"], "lr_a=-1", "from 0"),

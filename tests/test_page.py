@@ -249,6 +249,13 @@ def test_curves_average_seeds_and_leave_out_what_is_not_finite():
     np.testing.assert_allclose(points["error"], [0.1 / np.sqrt(3), 0])
 
 
+def test_the_page_shows_every_grid_of_a_sweep(folder):
+    sweep = {"axes": {"seed": "range(0,8)"}, "grids": [{"d": [8, 16]}, {"r": [2, 3]}], "zip": [], "where": ["r <= d"]}
+    made = page.write(folder(quick(), runs=[RUN | {"config": {"study": "none", "sweep": sweep}}]))
+    words = "1) d = 8, 16; 2) r = 2, 3; each with seed = range(0,8); where r <= d"
+    assert words in text_of(made.files[0])
+
+
 def test_estimates_are_as_precise_as_their_errors():
     assert str(describe.estimate(pd.Series([0.1, 0.2, 0.3]))) == "0.200 ± 0.058"
     assert str(describe.estimate(pd.Series([1000.0, 1400.0]))) == "1200 ± 200"

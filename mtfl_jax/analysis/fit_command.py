@@ -5,11 +5,13 @@ import shutil
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 
 from mtfl_jax.analysis import fits
+from mtfl_jax.analysis.command import Parser
+from mtfl_jax.sweeps import tables
 
 HELP = (
     "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. The exit "
@@ -19,14 +21,8 @@ _OPTIONS = {"TABLE": "TABLE", "at_most": "--at-most", "curve": "--y", "error": "
 """Where arguments of the functions have other names than the command's."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}", file=sys.stderr)
-        sys.exit(2)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="mtfl-fit", description=HELP)
+    parser = Parser(prog="mtfl-fit", description=HELP)
     add = parser.add_argument
     add("table", metavar="TABLE", help="a CSV or Parquet file, or a results folder of mtfl")
     add("--x", required=True, metavar="COLUMN[,COLUMN]", help="what the law is of; two columns for the model sum")
@@ -47,9 +43,7 @@ def read(path: str) -> pd.DataFrame:
     where = Path(path)
     try:
         if where.is_dir():
-            import mtfl_jax  # Reading a results folder needs its schema, which takes a second of imports.
-
-            return mtfl_jax.load(where)
+            return tables.load(where)
         if where.suffix in (".parquet", ".pq"):
             return pd.read_parquet(where)
         if ".csv" in where.suffixes[-2:]:

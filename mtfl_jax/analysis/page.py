@@ -4,7 +4,6 @@ What it says comes from the folder alone (the rows, and runs/ for what ran on wh
 bytes. `mtfl-report` does that, and lays two sweeps side by side.
 """
 
-import argparse
 import base64
 import datetime
 import json
@@ -13,12 +12,13 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
 
 from mtfl_jax.analysis import describe, studies
+from mtfl_jax.analysis.command import Parser
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.report import holds_numbers
 from mtfl_jax.sweeps import tables
@@ -199,8 +199,15 @@ def _facts(sweep: Sweep, statuses: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def _grid(sweep: Mapping[str, Any]) -> str:
-    """The axes of a grid, as they were written."""
-    parts = [f"{name} = {_text(axis)}" for name, axis in (sweep["axes"] or {}).items()]
+    """The axes of a grid, as they were written; of several grids, each in turn and then what they share."""
+
+    def axes(of: Mapping[str, Any] | None) -> str:
+        return "; ".join(f"{name} = {_text(axis)}" for name, axis in (of or {}).items())
+
+    grids = [axes(own) for own in sweep.get("grids") or ()]
+    parts = [f"{place}) {text}" for place, text in enumerate(grids, 1)]
+    shared = axes(sweep["axes"])
+    parts += [f"each with {shared}" if grids else shared] if shared else []
     parts += [f"{name} {_text(sweep[name])}" for name in ("zip", "where") if sweep[name]]
     return "; ".join(parts)
 
@@ -274,15 +281,9 @@ def _distinct(texts: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def main() -> None:
     """Entry point `mtfl-report`: make the page of a sweep again, or one of two sweeps. Nothing is computed anew."""
-    parser = _Parser("mtfl-report", description="Make the page of a sweep again, or lay two sweeps side by side.")
+    parser = Parser("mtfl-report", description="Make the page of a sweep again, or lay two sweeps side by side.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="the folder of a sweep; one or two")
     parser.add_argument("--out", type=Path, help="where to write; default FOLDER/report, or report-A-B for two")
     given = parser.parse_args()
