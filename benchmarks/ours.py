@@ -169,24 +169,33 @@ def one_step(data: str) -> dict[str, Any]:
 
 
 def measuring() -> dict[str, Any]:
-    """Direct one_step rows with all measurements and a probe at five n_down, against their training alone, warm."""
+    """Direct one_step rows with all measurements and a probe at five n_down, against their training alone, warm: on
+    every device at once, each taking one after the other, as the engine runs them on a CPU.
+    """
     import jax
+    import threadpoolctl
+    from jax.sharding import Mesh, PartitionSpec
 
     from mtfl_jax import config
     from mtfl_jax.learning import experiment
     from mtfl_jax.sweeps import engine, plan
     from mtfl_jax.sweeps.grid import Grid
 
-    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(16)}, config.composed)
+    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(8 * len(engine.devices()))}, config.composed)
     (bucket,) = plan.plan(cells, "never")
     p = bucket.program
-    each = engine._cells_of(cells, bucket, np.arange(16))
+    mesh, spec = Mesh(np.asarray(engine.devices()), ("lanes",)), PartitionSpec("lanes")
+    each = engine._cells_of(cells, bucket, np.arange(8 * mesh.size))
 
     def timed(run: Any) -> float:
-        with jax.default_matmul_precision(engine.MATMUL_PRECISION):
-            compiled = jax.jit(lambda each: jax.lax.map(run, each)).lower(each).compile()
-        jax.block_until_ready(compiled(each))
-        return float(np.median(seconds_of(lambda: jax.block_until_ready(compiled(each)), 5))) / 16
+        def own(each: Any) -> Any:
+            return jax.lax.map(run, each)
+
+        with jax.default_matmul_precision(engine.MATMUL_PRECISION), threadpoolctl.threadpool_limits(1):
+            sharded = jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+            compiled = jax.jit(sharded).lower(each).compile()
+            jax.block_until_ready(compiled(each))
+            return float(np.median(seconds_of(lambda: jax.block_until_ready(compiled(each)), 9))) / 8
 
     row = timed(lambda cell: experiment.experiment(p, cell))
     training = timed(lambda cell: experiment.representations(p, cell, experiment.draw_tasks(p, cell)))

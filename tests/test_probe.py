@@ -268,7 +268,7 @@ def test_constant_features_give_the_majority(name, n, label):
 # The whole: features of W, their scale, the fit, the test error
 
 D, WIDTH = 5, 12
-downstream = jax.jit(probe.downstream_error, static_argnames="probe")
+downstream = jax.jit(probe.downstream_errors, static_argnames=("probe", "sizes"))
 
 
 @functools.cache
@@ -285,7 +285,9 @@ def task(n=30, noise=0.2, seed=0):
 
 def error_of(W, c, x, y, x_test, y_test, n=30, width=WIDTH, dtype=np.float64):
     args = [np.asarray(part, dtype) for part in (W, c, x, y)]
-    return float(downstream("ridge", *args, n, width, np.asarray(x_test, dtype), np.asarray(y_test, dtype)))
+    test = [np.asarray(part, dtype) for part in (x_test, y_test)]
+    (error,) = downstream("ridge", *args, np.asarray([n]), (len(x),), width, *test)
+    return float(error)
 
 
 def features_by_definition(W, c, x, n):
@@ -298,7 +300,7 @@ def features_by_definition(W, c, x, n):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What downstream_error hands to a probe, which answers with a fixed classifier."""
+    """What downstream_errors hands to a probe, which answers with a fixed classifier."""
     calls = []
 
     def spy(phi, y, n):
@@ -314,7 +316,7 @@ def test_features_and_error_by_definition(x64, seen):
     W, c, x, y, x_test, y_test = task()
     W = W.copy()
     W[3] = 0
-    found = probe.downstream_error("spy", W, c, x, y, 30, WIDTH, x_test, y_test)
+    (found,) = probe.downstream_errors("spy", W, c, x, y, jnp.asarray([30]), (MAX_N,), WIDTH, x_test, y_test)
     ((phi, labels, n),) = seen
     V, expected = features_by_definition(W, c, x, 30)
     np.testing.assert_allclose(phi, expected, rtol=0, atol=1e-13)
@@ -330,7 +332,9 @@ def test_preactivations_have_unit_mean_square_on_the_sample(x64, seen):
     """Biases of 1000 keep every feature active and so show V x."""
     W, _, x, y, x_test, y_test = task()
     for n in (30, 7):
-        probe.downstream_error("spy", W, np.full(WIDTH, 1000.0), x, y, n, WIDTH, x_test, y_test)
+        probe.downstream_errors(
+            "spy", W, np.full(WIDTH, 1000.0), x, y, jnp.asarray([n]), (MAX_N,), WIDTH, x_test, y_test
+        )
         v = seen[-1][0][:n] - 1000
         # 1000 has an eps of 1e-13.
         assert np.mean(v**2) == pytest.approx(1, rel=1e-11)

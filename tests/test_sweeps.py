@@ -231,6 +231,22 @@ def test_a_new_process_finds_the_programs_in_the_cache(tmp_path):
     assert misses(3) == 0
 
 
+LAPACK = """
+import threadpoolctl
+from mtfl_jax.sweeps import engine
+import jax
+with threadpoolctl.threadpool_limits(1, "blas"):
+    jax.jit(jax.numpy.linalg.eigh)(jax.numpy.eye(8))
+    print(*(library["num_threads"] for library in threadpoolctl.threadpool_info()))
+"""
+
+
+def test_the_engine_limits_the_threads_of_the_lapack_that_jax_calls():
+    """A limit reaches only libraries that are loaded; jaxlib loads its LAPACK when a program first needs it."""
+    done = subprocess.run([sys.executable, "-c", LAPACK], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"1"}
+
+
 # A row is its own
 
 VARIED = {

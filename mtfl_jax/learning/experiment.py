@@ -302,12 +302,7 @@ def _probe(p: Program, cell: Cell, W: Array, fresh: Fresh, z_test: Array, name: 
     y = draw_labels(p, cell, task, keys.stream(cell.seed, "downstream/label_noise"), x, noisy=p.noisy)[:, 0]
     y_test = tasks.labels(task, z_test)[:, 0]
     c = probe.biases(keys.stream(cell.seed, "downstream/biases"), p.width)
-    return jnp.stack(
-        [
-            probe.downstream_error(name, W, c, x[:max_n], y[:max_n], cell.n_down[k], cell.width, x_test, y_test)
-            for k, max_n in enumerate(p.n_down)
-        ]
-    )
+    return probe.downstream_errors(name, W, c, x, y, cell.n_down, p.n_down, cell.width, x_test, y_test)
 
 
 def experiment(p: Program, cell: Cell) -> dict[str, Array]:

@@ -8,7 +8,7 @@ Source: that a linear classifier on learned features suffices is the claim of ar
 biases and its grid are ours.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,17 @@ PENALTIES = np.logspace(2, -4, 7)
 
 MAX_ITERATIONS = 300
 
+TEST_BLOCK = 128
+"""Test samples that are classified at a time."""
 
-def preactivations(W: Array, x: Array) -> Array:
-    """x (n, d) on the normalised rows of W (width, d), zero for a zero row: (n, width)."""
+
+def normalised(W: Array) -> Array:
+    """The rows of W (width, d) at length one; a zero row stays zero."""
     # In two steps, so that squares of tiny or huge weights stay representable.
     largest = jnp.max(jnp.abs(W), axis=1, keepdims=True)
     W = W / jnp.where(largest > 0, largest, 1)
     norm = jnp.linalg.norm(W, axis=1, keepdims=True)
-    return x @ (W / jnp.where(norm > 0, norm, 1)).T
+    return W / jnp.where(norm > 0, norm, 1)
 
 
 def mean_square(v: Array, n: int | Array, width: int | Array) -> Array:
@@ -42,12 +45,6 @@ def mean_square(v: Array, n: int | Array, width: int | Array) -> Array:
 def biases(key: Array, width: int) -> Array:
     """c (width,), uniform on [−1.5, 1.5], prefix-stable in width."""
     return BIAS_RANGE * (2 * draws.uniform(key, 1, width)[0] - 1)
-
-
-def features(v: Array, scale2: Array, c: Array, width: int | Array) -> Array:
-    """σ(v/√scale2 + c), zero in the columns from `width` on: v (n, max_width) -> the same shape."""
-    h = jax.nn.relu(v / jnp.sqrt(jnp.where(scale2 > 0, scale2, 1)) + c)
-    return jnp.where(jnp.arange(v.shape[1]) < width, h, 0)
 
 
 def ridge(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
@@ -66,15 +63,12 @@ def ridge(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
     Z = U * jnp.sqrt(s) if dual else C @ U
     coefficients = Z.T @ target
 
-    def leave_one_out(penalty: Array) -> Array:
-        weight = 1 / (s + penalty * n)
-        leverage = Z**2 @ weight + 1 / n
-        residual = target - Z @ (weight * coefficients)
-        kept = jnp.where(leverage < 1, 1 - leverage, 1)
-        return jnp.sum(jnp.where(jnp.arange(max_n) < n, residual / kept, 0) ** 2)
-
-    penalties = jnp.asarray(PENALTIES, C.dtype)
-    best = penalties[jnp.argmin(jax.lax.map(leave_one_out, penalties))] * n
+    penalties = jnp.asarray(PENALTIES, C.dtype) * n
+    weight = 1 / (s[:, None] + penalties)
+    leverage = Z**2 @ weight + 1 / n
+    residual = target[:, None] - Z @ (weight * coefficients[:, None])
+    left_out = jnp.where(jnp.arange(max_n)[:, None] < n, residual / jnp.where(leverage < 1, 1 - leverage, 1), 0)
+    best = penalties[jnp.argmin(jnp.sum(left_out**2, axis=0))]
     beta = C.T @ (U @ (U.T @ target / (s + best))) if dual else U @ (coefficients / (s + best))
     return beta, offset - mean @ beta
 
@@ -160,15 +154,43 @@ def _centred(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array, Array,
     return (phi - mean) * counted[:, None], (y - offset) * counted, mean, offset
 
 
-def downstream_error(
-    probe: str, W: Array, c: Array, x: Array, y: Array, n: int | Array, width: int | Array, x_test: Array, y_test: Array
+def downstream_errors(
+    probe: str,
+    W: Array,
+    c: Array,
+    x: Array,
+    y: Array,
+    n: Array,
+    sizes: Sequence[int],
+    width: int | Array,
+    x_test: Array,
+    y_test: Array,
 ) -> Array:
-    """Test error of the probe fitted on the first n rows of (x, y), a scalar.
+    """Test errors of the probe fitted on the first n_k rows of (x, y), for every k: (k,).
 
-    W (max_width, d), c (max_width,), x (max_n, d), y (max_n,), x_test (n_test, d), y_test (n_test,).
+    W (max_width, d), c (max_width,), x (max_n, d), y (max_n,), n (k,) of which each is at most sizes[k] <= max_n,
+    x_test (n_test, d), y_test (n_test,).
     """
-    v = preactivations(W, x)
-    scale2 = mean_square(v, n, width)
-    beta, intercept = PROBES[probe](features(v, scale2, c, width), y, n)
-    decision = features(preactivations(W, x_test), scale2, c, width) @ beta + intercept
-    return jnp.mean((decision >= 0) != (y_test >= 0))
+    V = normalised(W)
+    v = x @ V.T
+    # A neuron that is not used has neither weights nor bias, and so the feature 0.
+    c = jnp.where(jnp.arange(len(c)) < width, c, 0)
+
+    def fit(size: int, n: Array) -> tuple[Array, Array, Array]:
+        square = mean_square(v[:size], n, width)
+        scale = jnp.sqrt(jnp.where(square > 0, square, 1))
+        beta, intercept = PROBES[probe](jax.nn.relu(v[:size] / scale + c), y[:size], n)
+        return scale[None] * c, beta / scale, intercept
+
+    shift, beta, intercept = (
+        jnp.stack(parts) for parts in zip(*(fit(size, n[k]) for k, size in enumerate(sizes)), strict=True)
+    )
+
+    def decisions(x: Array) -> Array:
+        # σ(v/s + c)·β = σ(v + s c)·(β/s)
+        v = V @ x
+        return jnp.stack([jax.nn.relu(v + shift[k]) @ beta[k] for k in range(len(sizes))]) + intercept
+
+    # Few samples at a time, whose V x stays in a core's cache while every classifier reads it.
+    decided = jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK)
+    return jnp.mean((decided >= 0) != (y_test >= 0)[:, None], axis=0)

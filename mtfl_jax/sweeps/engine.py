@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute
+import scipy.linalg.lapack  # noqa: F401 - jaxlib calls this LAPACK, and only libraries loaded already can be limited
 import threadpoolctl
 from jax.sharding import Mesh, PartitionSpec
 
