@@ -139,6 +139,7 @@ def _guess(value: Any, names: Sequence[str]) -> str:
 _SIZE = _integer(1)
 # Named here because inside the class `data`, `tasks`, `network` and `probe` are its fields.
 _LAW, _FAMILY, _BIAS = _choice(tuple(data.LAWS)), _choice(tasks.FAMILIES), _choice(network.BIASES)
+_PRECISION, _KERNEL = _choice(network.PRECISIONS), _choice(network.KERNELS)
 _LOSS, _PROBE = _choice((*losses.LOSSES, "mixture")), _choice((*probe.PROBES, "none"))
 
 
@@ -179,6 +180,8 @@ class Config:
     head_steps: int = _field("choice", _SIZE, "head steps a round")
     split_batch: bool = _field("choice", _flag, "whether the heads get n1 samples of their own")
     samples: str = _field("choice", _choice(("fresh", "fixed")), "new samples every step, or one training set")
+    precision: str = _field("choice", _PRECISION, "precision of the factors of the training's matrix products")
+    kernel: str = _field("choice", _KERNEL, "pallas: the training's hidden layer is never in a GPU's memory")
     optimizer: str = _field("choice", _choice(tuple(updates.OPTIMIZERS)), "optimiser of joint")
     lr: float = _field("knob", _number(0), "peak learning rate of joint")
     momentum: float = _field("knob", _number(0, 1), "momentum of the optimisers momentum and nesterov")
@@ -248,6 +251,10 @@ class Config:
                 )
             if isinstance(self.measure_at, tuple) and self.measure_at[-1] > self.steps:
                 raise ConfigError("measure_at", list(self.measure_at), f"allowed: steps from 1 to steps={self.steps}")
+        if "shared_inputs" in used and not self.shared_inputs:
+            for key, only in (("precision", "float32"), ("kernel", "plain")):
+                if getattr(self, key) != only:
+                    raise ConfigError(key, getattr(self, key), f"allowed with shared_inputs=false: {only}")
         if self.algorithm == "population":
             for key, allowed in (("data", "gaussian"), ("loss", "linear"), ("shared_inputs", True)):
                 if getattr(self, key) != allowed:
@@ -306,7 +313,8 @@ class Config:
         """Whether the moment path gives this cell's row: `learning.moments` says where it holds."""
         forgotten = self.weight_decay is None and self.label_noise == 0 and self.bias != "trained"
         linear = self.shared_inputs and set(self.loss_names) == {"linear"}
-        return self.algorithm == "one_step" and linear and forgotten and self.r <= moments.MAX_R
+        plainly = (self.precision, self.kernel) == network.EXACT and self.r <= moments.MAX_R
+        return self.algorithm == "one_step" and linear and forgotten and plainly
 
     def program(self) -> experiment.Program:
         """What this cell compiles to, unpadded."""
@@ -336,6 +344,7 @@ class Config:
             steps=self.steps,
             record=self.record,
             measure=self.measure,
+            arithmetic=network.Arithmetic(self.precision, self.kernel),
         )
 
 
@@ -347,13 +356,14 @@ LISTS = ("losses", "measure_at")
 _ALWAYS = frozenset(
     "d r width num_tasks measure seed data nuisance_scale label_noise tasks network bias algorithm loss probe".split()
 )
-_IN_STEPS = frozenset("n2 steps measure_at samples shared_inputs weight_decay".split())
+_TRAINED = frozenset("shared_inputs precision kernel".split())
+_IN_STEPS = _TRAINED | frozenset("n2 steps measure_at samples weight_decay".split())
 _BY_ALGORITHM: dict[str, frozenset[str]] = {
-    "one_step": frozenset("n1 n2 shared_inputs lr_a lr_w weight_decay".split()),
+    "one_step": _TRAINED | frozenset("n1 n2 lr_a lr_w weight_decay".split()),
     "alternating": _IN_STEPS | {"lr_a", "lr_w", "head_steps", "split_batch"},
     "joint": _IN_STEPS | {"optimizer", "lr", "schedule"},
-    "random_features": frozenset("n1 shared_inputs lr_a".split()),
-    "oracle": frozenset("n1 shared_inputs lr_a".split()),
+    "random_features": _TRAINED | {"n1", "lr_a"},
+    "oracle": _TRAINED | {"n1", "lr_a"},
     "population": frozenset("lr_a lr_w".split()),
 }
 

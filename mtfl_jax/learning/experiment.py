@@ -14,7 +14,7 @@ from flax import struct
 from jax import Array
 
 from mtfl_jax.learning import data, draws, keys, limits, measures, moments, network, probe, tasks, updates
-from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.network import EXACT, Arithmetic, Params
 from mtfl_jax.learning.tasks import Tasks
 from mtfl_jax.learning.updates import Batch
 
@@ -39,7 +39,7 @@ class Program(NamedTuple):
     `probes` are pairs of a classifier and the family of its task; each is fitted on every n_down. `measure`: one of
     MEASURES. `groups`, where not empty, make it a program of the moment path: a training gives a row for each of
     several (task family, r, width, num_tasks); a group (width, k) says that the next k of them have at most that width,
-    and their families are among `families`.
+    and their families are among `families`. `arithmetic` is that of the training; measurements are in float32.
     """
 
     data: str
@@ -69,6 +69,7 @@ class Program(NamedTuple):
     measure: str = "all"
     families: tuple[str, ...] = ()
     groups: tuple[tuple[int, int], ...] = ()
+    arithmetic: Arithmetic = EXACT
 
 
 ROWED = ("r", "width", "num_tasks", "parity_size", "family")
@@ -193,10 +194,12 @@ def _at_once(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Batch | None]:
     if p.algorithm == "one_step":
         features = draw_batch(p, cell, of, "features", 0)
         rates = {"lr_a": cell.lr_a, "lr_w": cell.lr_w, "shrink": cell.shrink}
-        return updates.one_step(params, heads, features, p.losses, **rates, train_bias=p.bias == "trained"), features
+        return updates.one_step(
+            params, heads, features, p.losses, **rates, train_bias=p.bias == "trained", how=p.arithmetic
+        ), features
     if p.algorithm == "oracle":
         params = network.inside_span(params, cell.r, cell.d)
-    return updates.head_step(params, heads, p.losses, cell.lr_a), heads
+    return updates.head_step(params, heads, p.losses, cell.lr_a, p.arithmetic), heads
 
 
 def _train(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Array]:
@@ -217,6 +220,7 @@ def _train(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Array]:
                 shrink=cell.shrink,
                 head_steps=p.head_steps,
                 train_bias=train_bias,
+                how=p.arithmetic,
             )
             return moved, state[1]
 
@@ -237,7 +241,7 @@ def _train(p: Program, cell: Cell, of: Tasks) -> tuple[Params, Array]:
     )
 
     def update_all(state: updates.State, step: Array) -> updates.State:
-        return updates.joint_update(*state, draw_batch(p, cell, of, "features", step), p.losses, rule)
+        return updates.joint_update(*state, draw_batch(p, cell, of, "features", step), p.losses, rule, p.arithmetic)
 
     return updates.train(update_all, (params, rule.init(params)), p.steps, p.record)
 

@@ -1,6 +1,6 @@
 """The multitask objective and the algorithms that decrease it.
 
-L = (1/T) Σ_t L_t with L_t the mean over samples of ℓ_t(y F_t).
+L = (1/T) Σ_t L_t with L_t the mean over samples of ℓ_t(y F_t). `how` is how its matrix products are computed.
 
 Source: arXiv 2307.06887: a simple gradient-based multitask algorithm on a two-layer ReLU network (v1), whose
 heads are updated first (final). The formulas, the optimisers and the schedules are ours.
@@ -15,7 +15,7 @@ import optax
 from jax import Array
 
 from mtfl_jax.learning import losses, network
-from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.network import EXACT, Arithmetic, Params
 
 
 class Batch(NamedTuple):
@@ -31,25 +31,27 @@ class Batch(NamedTuple):
     num_tasks: int | Array
 
 
-def task_losses(params: Params, batch: Batch, names: Sequence[str]) -> Array:
+def task_losses(params: Params, batch: Batch, names: Sequence[str], how: Arithmetic = EXACT) -> Array:
     """L_t of every task, (T,); zero for padded tasks."""
-    values = losses.margin_losses(names, batch.y * network.outputs(params, batch.x))
+    values = losses.margin_losses(names, batch.y * network.outputs(params, batch.x, how))
     n, num_tasks = values.shape
     counted = (jnp.arange(n) < batch.n)[:, None] & (jnp.arange(num_tasks) < batch.num_tasks)
     return jnp.sum(jnp.where(counted, values, 0), axis=0) / batch.n
 
 
-def objective(params: Params, batch: Batch, names: Sequence[str]) -> Array:
+def objective(params: Params, batch: Batch, names: Sequence[str], how: Arithmetic = EXACT) -> Array:
     """L = (1/T) Σ_t L_t, a scalar."""
-    return jnp.sum(task_losses(params, batch, names)) / batch.num_tasks
+    return jnp.sum(task_losses(params, batch, names, how)) / batch.num_tasks
 
 
-def head_step(params: Params, batch: Batch, names: Sequence[str], lr_a: float | Array) -> Params:
+def head_step(
+    params: Params, batch: Batch, names: Sequence[str], lr_a: float | Array, how: Arithmetic = EXACT
+) -> Params:
     """a_t ← a_t − η_a ∇_{a_t} L_t for every task."""
 
     def total(A: Array) -> Array:
         # L_t depends on no other head, so the gradient of the sum holds each task's own.
-        return jnp.sum(task_losses(params | {"A": A}, batch, names))
+        return jnp.sum(task_losses(params | {"A": A}, batch, names, how))
 
     return params | {"A": params["A"] - lr_a * jax.grad(total)(params["A"])}
 
@@ -62,11 +64,12 @@ def representation_step(
     shrink: float | Array,
     *,
     train_bias: bool = False,
+    how: Arithmetic = EXACT,
 ) -> Params:
     """W ← (1 − shrink) W − η_w ∇_W L, where shrink = η_w λ_w; a trained bias takes b ← b − η_w ∇_b L."""
 
     def loss(moved: Params) -> Array:
-        return objective(params | moved, batch, names)
+        return objective(params | moved, batch, names, how)
 
     moved = {name: params[name] for name in (("W", "b") if train_bias else ("W",))}
     grads = jax.grad(loss)(moved)
@@ -86,11 +89,12 @@ def alternating_round(
     shrink: float | Array,
     head_steps: int = 1,
     train_bias: bool = False,
+    how: Arithmetic = EXACT,
 ) -> Params:
     """`head_steps` head steps on `heads`, then one representation step on `features` with shrink = η_w λ_w."""
     for _ in range(head_steps):
-        params = head_step(params, heads, names, lr_a)
-    return representation_step(params, features, names, lr_w, shrink, train_bias=train_bias)
+        params = head_step(params, heads, names, lr_a, how)
+    return representation_step(params, features, names, lr_w, shrink, train_bias=train_bias, how=how)
 
 
 def one_step(
@@ -103,12 +107,15 @@ def one_step(
     lr_w: float | Array = 1.0,
     shrink: float | Array = 1.0,
     train_bias: bool = False,
+    how: Arithmetic = EXACT,
 ) -> Params:
     """A⁺ = −η_a ∇_A L(A = 0) on `heads`, then W⁺ = (1 − η_w λ_w) W − η_w ∇_W L(A⁺) on `features`.
 
     One round from `params` with A = 0; `shrink` is η_w λ_w, and 1 (the default) forgets the initial weights.
     """
-    return alternating_round(params, heads, features, names, lr_a=lr_a, lr_w=lr_w, shrink=shrink, train_bias=train_bias)
+    return alternating_round(
+        params, heads, features, names, lr_a=lr_a, lr_w=lr_w, shrink=shrink, train_bias=train_bias, how=how
+    )
 
 
 class Optimizer(NamedTuple):
@@ -197,10 +204,15 @@ def _rotated(rule: optax.GradientTransformation, q: Array) -> optax.GradientTran
 
 
 def joint_update(
-    params: Params, state: optax.OptState, batch: Batch, names: Sequence[str], rule: optax.GradientTransformation
+    params: Params,
+    state: optax.OptState,
+    batch: Batch,
+    names: Sequence[str],
+    rule: optax.GradientTransformation,
+    how: Arithmetic = EXACT,
 ) -> tuple[Params, optax.OptState]:
     """One update of W, A and a trained b together by `rule` on the gradient of L."""
-    grads = jax.grad(objective)(params, batch, names)
+    grads = jax.grad(objective)(params, batch, names, how)
     updates, state = rule.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
