@@ -12,7 +12,7 @@ from jax import export
 import mtfl_jax
 from mtfl_jax import config
 from mtfl_jax.config import ConfigError
-from mtfl_jax.learning import experiment, kernels, network
+from mtfl_jax.learning import experiment, kernels, keys, network
 from mtfl_jax.learning.network import Arithmetic
 from mtfl_jax.sweeps import engine
 from mtfl_jax.sweeps.grid import Grid
@@ -146,6 +146,7 @@ def test_precision_is_recorded_and_changes_the_training_only():
     table = mtfl_jax.sweep(**SMALL, algorithm=["one_step", "population"], precision=network.PRECISIONS, seed=0)
     trained = table[table["algorithm"] == "one_step"]
     assert list(trained["precision"]) == list(network.PRECISIONS)
+    assert set(table["draws"]) == {keys.SCHEMA}
     assert trained["subspace_distance"].nunique() == 3
     # Nothing of the population limit is trained.
     assert table[table["algorithm"] == "population"]["precision"].isna().all()

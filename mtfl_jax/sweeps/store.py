@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtfl_jax.config import FIELDS, ConfigError
+from mtfl_jax.learning import keys
 from mtfl_jax.sweeps import grid
 from mtfl_jax.sweeps.tables import LISTS, MEASUREMENTS, RESULTS, distinct, files_of, read, whole
 
@@ -33,9 +34,12 @@ def _settings() -> dict[str, pa.DataType]:
 
 
 def schema() -> pa.Schema:
-    """Columns of a results table: settings, `step`, the row's status, the measurements, and its identity."""
+    """Columns of a results table: settings, the scheme of draws, `step`, the row's status, the measurements, and its
+    identity.
+    """
     columns = [pa.field(name, kind) for name, kind in _settings().items()]
-    columns += [pa.field("step", pa.int64()), pa.field("status", pa.string()), pa.field("diverged_step", pa.int64())]
+    columns += [pa.field("draws", pa.int64()), pa.field("step", pa.int64())]
+    columns += [pa.field("status", pa.string()), pa.field("diverged_step", pa.int64())]
     for name in MEASUREMENTS:
         whole = name in ("directions_recovered", "num_params", "train_samples")
         kind = pa.list_(pa.float64()) if name in LISTS else pa.int64() if whole else pa.float64()
@@ -52,7 +56,12 @@ def rows(cells: "grid.Grid", index: np.ndarray, steps: np.ndarray, measured: Map
     for name, kind in _settings().items():
         values = cells.column(name, index, _text if name in _STRINGS else None)
         columns[name] = pa.array(values, kind, mask=~cells.bears(name, index), from_pandas=True)
-    columns |= {**measured, "step": steps, "id": grid.row_ids(cells.ids[index], steps)}
+    columns |= {
+        **measured,
+        "draws": np.full(len(index), keys.SCHEMA),
+        "step": steps,
+        "id": grid.row_ids(cells.ids[index], steps),
+    }
     return pa.table([pa.array(columns[field.name], field.type) for field in schema()], schema=schema())
 
 
@@ -133,7 +142,6 @@ def unwritable(folder: str | os.PathLike[str], error: OSError) -> ConfigError:
 
 def environment() -> dict[str, Any]:
     """Versions, device and numerics of this process."""
-    from mtfl_jax.learning import keys
     from mtfl_jax.sweeps import engine
 
     packages = ("mtfl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "pandas", "pyarrow")
