@@ -149,11 +149,20 @@ def grid() -> dict[str, Any]:
     return swept({**axes, "seed": range(64)})
 
 
+def on_cpu() -> bool:
+    """Whether the devices are a CPU's cores."""
+    from mtfl_jax.sweeps import engine
+
+    return engine.devices()[0].platform == "cpu"
+
+
 def alternating(data: str) -> dict[str, Any]:
-    """64 trainings of 200 rounds, warm: the engine's second sweep in the process, rows and all."""
+    """64 trainings (10,240 on an accelerator) of 200 rounds, warm: the engine's second sweep in the process, rows and
+    all.
+    """
     axes = {"algorithm": "alternating", "steps": 200, "n2": 512, "d": 64, "r": 4, "width": 256, "num_tasks": 32}
     axes |= {"loss": "logistic", "data": data, "measure": "recovery", "probe": "none", "measure_at": "last"}
-    runs, start = 64, time.perf_counter()
+    runs, start = 64 if on_cpu() else 10_240, time.perf_counter()
     _, progress, _ = executed({**axes, "seed": range(runs)})
     cold = time.perf_counter() - start
     seconds = seconds_of(lambda: executed({**axes, "seed": range(runs)}))
@@ -260,6 +269,36 @@ def normals() -> dict[str, Any]:
     }
 
 
+def precision() -> dict[str, Any]:
+    """Every measurement under each precision of the training: means, and the mean and standard error of the difference
+    to float32 on the same seeds; and trainings a second, warm.
+    """
+    from mtfl_jax.learning import network
+
+    names = ("subspace_distance", "directions_recovered", "feature_energy", "spectral_ratio", "train_loss", "test_loss")
+    names += ("task_error", "downstream_error", "contrastive_loss")
+    kinds: dict[str, dict[str, Any]] = {"one_step": {}, "alternating": {"n2": 512, "measure_at": "last"}}
+    runs = 32 if on_cpu() else 1024
+    out: dict[str, Any] = {"runs": runs}
+    for algorithm, own in kinds.items():
+        axes = {"algorithm": algorithm, "data": "rademacher", "seed": range(runs), **own}
+        out[algorithm], exact = {}, None
+        for name in network.PRECISIONS:
+            # Neither takes the moment path, which is float32's alone.
+            each = {**axes, "precision": name}
+            table = executed(each, moments="never")[2]
+            seconds = seconds_of(lambda each=each: executed(each, moments="never"))
+            values = table.sort_by("seed").select(names).to_pandas().astype(float)
+            exact = values if exact is None else exact
+            out[algorithm][name] = {
+                "rate": runs / float(np.median(seconds)),
+                "mean": values.mean().to_dict(),
+                "difference": (values - exact).mean().to_dict(),
+                "standard_error": (values - exact).sem().to_dict(),
+            }
+    return out
+
+
 def machine() -> dict[str, Any]:
     """The device, its peak rates, and the versions."""
     from mtfl_jax.sweeps import store
@@ -267,7 +306,7 @@ def machine() -> dict[str, Any]:
     return {**store.environment(), "sgemm_peak": sgemm_peak(), "copy_bandwidth": copy_bandwidth()}
 
 
-WORK = (planning, rows, grid, alternating, one_step, measuring, scaling, normals, machine)
+WORK = (planning, rows, grid, alternating, one_step, measuring, scaling, normals, precision, machine)
 
 
 def main() -> None:

@@ -31,6 +31,17 @@ def cells(count: int) -> list[tuple[int, int, int, int]]:
 # PyTorch
 
 
+def on_gpu() -> bool:
+    """Whether PyTorch runs on a GPU here."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+BATCH = {"cpu": 8, "cuda": 512}
+"""Trainings of `alternating` at once where they are batched, the fastest found on a CPU; on a GPU what fills it."""
+
+
 def tables(num_tasks: int, r: int, batch: tuple[int, ...] = ()):
     """Balanced truth tables (…, T, 2^r)."""
     import torch
@@ -44,7 +55,7 @@ def labels(x, table):
     import torch
 
     r = int(np.log2(table.shape[-1]))
-    index = ((x[..., :r] >= 0) * 2 ** torch.arange(r)).sum(-1)
+    index = ((x[..., :r] >= 0) * 2 ** torch.arange(r, device=x.device)).sum(-1)
     at = index.unsqueeze(-2).expand(*table.shape[:-1], x.shape[-2])
     return table.gather(-1, at).transpose(-1, -2)
 
@@ -57,24 +68,41 @@ def distance(W, r: int):
     return torch.linalg.svdvals(V[..., r:])[..., 0] if V.shape[-1] > r else torch.zeros(W.shape[:-2])
 
 
-def alternating(runs: int) -> None:
+def round_of(W, b, A, table) -> None:
+    """A round of `alternating` on the networks W (runs, width, d), b (runs, 1, width), A (runs, T, width), in place."""
+    import torch
+
+    c = ALTERNATING
+    n, T = c["n"], A.shape[1]
+    x = torch.randn(len(W), n, W.shape[-1], device=W.device)
+    y = labels(x, table)
+    h = torch.baddbmm(b, x, W.mT).relu_()
+    g = torch.sigmoid(-y * torch.bmm(h, A.mT)).mul_(y).div_(-n)
+    A.baddbmm_(g.mT, h, alpha=-c["lr_a"])
+    g = torch.sigmoid(-y * torch.bmm(h, A.mT)).mul_(y).div_(-n * T)
+    W.baddbmm_(torch.bmm(g, A).mul_(h > 0).mT, x, alpha=-c["lr_w"])
+
+
+@functools.cache
+def compiled_round(mode: str):
+    """`round_of` by torch.compile; the mode "reduce-overhead" is CUDA graphs."""
+    import torch
+
+    return torch.compile(round_of, mode=mode)
+
+
+def alternating(runs: int, do: Callable[..., None] = round_of) -> None:
     """Trainings of `alternating` at once, by bmm."""
     import torch
 
     c = ALTERNATING
-    n, d, r, width, T = (c[name] for name in ("n", "d", "r", "width", "num_tasks"))
+    d, r, width, T = (c[name] for name in ("d", "r", "width", "num_tasks"))
     W = torch.randn(runs, width, d) / d**0.5
     b = torch.rand(runs, 1, width) * 2 - 1
     A = torch.zeros(runs, T, width)
     table = tables(T, r, (runs,))
     for _ in range(c["steps"]):
-        x = torch.randn(runs, n, d)
-        y = labels(x, table)
-        h = torch.baddbmm(b, x, W.mT).relu_()
-        g = torch.sigmoid(-y * torch.bmm(h, A.mT)).mul_(y).div_(-n)
-        A.baddbmm_(g.mT, h, alpha=-c["lr_a"])
-        g = torch.sigmoid(-y * torch.bmm(h, A.mT)).mul_(y).div_(-n * T)
-        W.baddbmm_(torch.bmm(g, A).mul_(h > 0).mT, x, alpha=-c["lr_w"])
+        do(W, b, A, table)
     distance(W, r)
 
 
@@ -185,10 +213,18 @@ def of_work(work: str, variant: str) -> tuple[Callable[[int], object], int]:
     """The function of a count that does the work, and its threads."""
     cores = len(os.sched_getaffinity(0))
     threads = 1 if variant == "processes" else cores
+
+    def batches(count: int, mode: str | None = None) -> None:
+        batch = min(count, BATCH["cuda" if on_gpu() else "cpu"])
+        for _ in range(-(-count // batch)):
+            alternating(batch, compiled_round(mode) if mode else round_of)
+
     if work == "alternating":
         choices: dict[str, Callable[[int], object]] = {
             "loop": lambda count: [alternating(1) for _ in range(count)],
-            "batched": lambda count: [alternating(8) for _ in range(-(-count // 8))],
+            "batched": batches,
+            "compiled": lambda count: batches(count, "default"),
+            "graphs": lambda count: batches(count, "reduce-overhead"),
             "processes": lambda count: [alternating(1) for _ in range(count)],
             "jit": lambda count: jax_alternating(False, count),
             "jit_vmap": lambda count: jax_alternating(True, count),
@@ -211,10 +247,13 @@ def timed(work: str, variant: str, count: int, repeats: int = 3) -> list[float]:
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
+        torch.set_default_device("cuda" if on_gpu() else "cpu")
     seconds = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
         do(count)
+        if not variant.startswith("jit") and on_gpu():
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
 

@@ -8,11 +8,13 @@ one_step     a 61,440-cell grid end to end and cold, against PyTorch on a random
 measuring    the measurements' share of a row
 scaling      time against the size of the grid, d, width, n and seeds
 normals      10^8 draws: moments, tails, distribution, and the time of one
+precision    every measurement under float32, TensorFloat-32 and bfloat16 trainings of the same seeds; runs a second
 
 Ratios are of medians in one run on one machine, each thing in a process of its own. The bench extra installs PyTorch.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -49,6 +51,17 @@ def peer(work: str, variant: str, count: int) -> dict[str, Any]:
     return {"rate": float(np.median(rates)), "least": float(rates.min()), "greatest": float(rates.max())}
 
 
+@functools.cache
+def machine() -> dict[str, Any]:
+    """What everything is measured on."""
+    return ours("machine")
+
+
+def on_gpu() -> bool:
+    """Whether JAX runs on a GPU here."""
+    return not machine()["devices"][0].startswith("cpu")
+
+
 def bookkeeping() -> dict[str, Any]:
     """Cells planned and rows stored."""
     return {"plan": {"100k": ours("planning", "1000"), "1m": ours("planning", "10000")}, "store": ours("rows")}
@@ -80,8 +93,10 @@ def alternating() -> dict[str, Any]:
         rates = of["runs"] / np.asarray(of["seconds"])
         of |= {"rate": float(np.median(rates)), "least": float(rates.min()), "greatest": float(rates.max())}
     counts = {"loop": 8, "batched": 16, "processes": 8, "jit": 8, "jit_vmap": 16}
+    if on_gpu():
+        counts = {"loop": 8, "batched": 2048, "compiled": 2048, "graphs": 2048, "jit": 8, "jit_vmap": 2048}
     peers = {variant: peer("alternating", variant, count) for variant, count in counts.items()}
-    best = max(peers[variant]["rate"] for variant in ("loop", "batched", "processes"))
+    best = max(peers[variant]["rate"] for variant in counts if not variant.startswith("jit"))
     ratios = {data: found[data]["rate"] / best for data in ("gaussian", "rademacher")}
     return {**found, "peers": peers, "ratio_to_best_torch": ratios}
 
@@ -90,11 +105,13 @@ def one_step() -> dict[str, Any]:
     """Seconds of the grid, ours end to end and cold, the peers' by their rate on a sample of the cells."""
     found: dict[str, Any] = {data: ours("one_step", data) for data in ("gaussian", "rademacher")}
     counts = {"loop": 48, "batched": 48, "processes": 48, "moments": 480}
+    if on_gpu():
+        del counts["processes"]
     peers = {variant: peer("one_step", variant, count) for variant, count in counts.items()}
     cells = found["gaussian"]["cells"]
     for of in peers.values():
         of["grid_seconds"] = cells / of["rate"]
-    best = min(peers[variant]["grid_seconds"] for variant in ("loop", "batched", "processes"))
+    best = min(peers[variant]["grid_seconds"] for variant in counts if variant != "moments")
     ratios = {data: best / found[data]["wall_seconds"] for data in ("gaussian", "rademacher")}
     by_moments = peers["moments"]["grid_seconds"] / found["gaussian"]["wall_seconds"]
     return {**found, "peers": peers, "ratio_to_best_torch": ratios, "ratio_to_torch_by_moments": by_moments}
@@ -110,12 +127,19 @@ def scaling() -> dict[str, Any]:
     return ours("scaling")
 
 
+def precision() -> dict[str, Any]:
+    """What reduced precision does to the measurements and to the time."""
+    return ours("precision")
+
+
 def normals() -> dict[str, Any]:
     """The quality and the cost of normal draws."""
     return ours("normals")
 
 
-BENCHMARKS = {f.__name__: f for f in (bookkeeping, hydra, grid, alternating, one_step, measuring, scaling, normals)}
+BENCHMARKS = {
+    f.__name__: f for f in (bookkeeping, hydra, grid, alternating, one_step, measuring, scaling, normals, precision)
+}
 
 THRESHOLD = 0.2
 """How much a time may grow, or a rate or ratio fall, before --compare objects."""
@@ -153,13 +177,12 @@ def main() -> None:
     if unknown := [name for name in chosen if name not in BENCHMARKS]:
         parser.error(f"{unknown[0]}: allowed: {', '.join(BENCHMARKS)}")
     old = json.loads(given.compare.read_text()) if given.compare else {}
-    machine = ours("machine")
-    kind, cores = machine["devices"][0].split(": ")[-1].replace(" ", "-"), len(machine["devices"])
-    path = RESULTS / f"{kind}-{cores}.json"
+    kind, count = machine()["devices"][0].split(": ")[-1].replace(" ", "-"), len(machine()["devices"])
+    path = RESULTS / f"{kind}-{count}.json"
     results = json.loads(path.read_text()) if path.exists() else {}
     for name in chosen:
         print(name, flush=True)
-        results[name] = {**BENCHMARKS[name](), "machine": machine}
+        results[name] = {**BENCHMARKS[name](), "machine": machine()}
         print(json.dumps(results[name], indent=2), flush=True)
         RESULTS.mkdir(exist_ok=True)
         path.write_text(json.dumps(results, indent=2) + "\n")

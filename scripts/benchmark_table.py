@@ -1,0 +1,162 @@
+"""Write the README's benchmark tables from benchmarks/results/: `python scripts/benchmark_table.py [--check]`.
+
+What stands between the markers is replaced. With --check nothing is written, and the exit status is 1 where it would
+be.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+START, END = "<!-- benchmarks: python scripts/benchmark_table.py -->", "<!-- benchmarks end -->"
+
+Row = Sequence[str]
+
+
+def table(columns: Row, rows: Sequence[Row]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def spread(of: dict[str, Any]) -> str:
+    """A rate with the least and the greatest of its repeats."""
+    return f"{of['rate']:.3g} ({of['least']:.3g}–{of['greatest']:.3g})"
+
+
+def size(number: float) -> str:
+    """A number of seconds to three digits."""
+    return f"{number:.3g}" if number < 100 else f"{number:,.0f}"
+
+
+def rows_of(found: dict[str, Any]) -> Iterator[Row]:
+    """The rows of what was measured: work, ours, best other, ratio, aim, peak memory of our process."""
+
+    def memory(of: dict[str, Any]) -> str:
+        return f"{of['peak_mib'] / 1024:.2g} GiB"
+
+    if of := found.get("alternating"):
+        torch = {name: peer for name, peer in of["peers"].items() if not name.startswith("jit")}
+        best = max(torch, key=lambda name: torch[name]["rate"])
+        for data, aim in (("gaussian", "2.2 and 65%"), ("rademacher", "2.2 and 75%")):
+            own = of[data]
+            yield (
+                f"`alternating`, 200 rounds, {own['runs']:,} trainings, {data}",
+                f"{spread(own)} a second, {own['share_of_peak']:.0%} of sgemm peak; cold {size(own['cold_seconds'])} s",
+                f"PyTorch ({best}) {spread(torch[best])}",
+                f"{of['ratio_to_best_torch'][data]:.2f}",
+                aim,
+                memory(own),
+            )
+        for name in ("jit", "jit_vmap"):
+            peer = of["peers"][name]
+            called = "one jit a run" if name == "jit" else "jit and vmap over seeds"
+            ratio = of["gaussian"]["rate"] / peer["rate"]
+            yield "the same, gaussian", "", f"plain JAX ({called}) {spread(peer)}", f"{ratio:.2f}", "", ""
+    if of := found.get("one_step"):
+        torch = {name: peer for name, peer in of["peers"].items() if name != "moments"}
+        best = min(torch, key=lambda name: torch[name]["grid_seconds"])
+        for data, aim in (("gaussian", "20"), ("rademacher", "30")):
+            own = of[data]
+            yield (
+                f"`one_step`, {own['cells']:,} cells, recovery only, {data}, cold",
+                f"{size(own['wall_seconds'])} s, of which compiles {size(own['compile_seconds'])} s (beside the runs)",
+                f"PyTorch ({best}) {size(torch[best]['grid_seconds'])} s",
+                f"{of['ratio_to_best_torch'][data]:.1f}",
+                aim,
+                memory(own),
+            )
+        seconds = of["peers"]["moments"]["grid_seconds"]
+        ratio = f"{of['ratio_to_torch_by_moments']:.2f}"
+        yield "the same, gaussian", "", f"PyTorch, given the moment algorithm, {size(seconds)} s", ratio, "", ""
+    if of := found.get("measuring"):
+        text = f"{of['measuring_share']:.0%} of a row's {1e3 * of['row_seconds']:.3g} ms a core"
+        yield "all measurements and a probe at five n_down, `one_step`", text, "", "", "50%", memory(of)
+    if of := found.get("hydra"):
+        ours, other = of["seconds"]["fused"], of["seconds"]["basic"]
+        text = f"stock sweeper {size(other)} s"
+        yield f"a {of['cells']}-cell grid, cold", f"{size(ours)} s", text, f"{of['ratio']:.1f}", "20", ""
+    if of := found.get("grid"):
+        text = f"{size(of['wall_seconds'])} s, compiles {size(of['compile_seconds'])} s, "
+        text += f"{of['cells_per_second']:.0f} cells a second, {of['share_of_peak']:.0%} of sgemm peak"
+        yield f"the {of['cells']}-cell grid above, everything measured, cold", text, "", "", "", memory(of)
+    if of := found.get("scaling"):
+        cells = ", ".join(f"{each:.0f}" for each in of["microseconds_per_cell"].values())
+        yield "µs a cell of a small cell, 10³, 10⁴, 10⁵ cells", cells, "", "", "flat", memory(of)
+        exponents = ", ".join(f"{name} {value:.2f}" for name, value in of["exponents"].items())
+        yield "exponents of a training's time", exponents, "", "", "1", ""
+    if of := found.get("bookkeeping"):
+        plans = [of["plan"][name] for name in ("100k", "1m")]
+        text = "; ".join(f"{size(each['seconds'])} s" for each in plans)
+        yield "plan 100,000 cells; 1,000,000", text, "", "", "5 s; 60 s", memory(plans[1])
+        text = f"{size(of['store']['write_seconds'])} s; {size(of['store']['load_seconds'])} s"
+        yield "write 1,000,000 rows; load them", text, "", "", "20 s", memory(of["store"])
+    if of := found.get("normals"):
+        worst = np.abs(of["moments_in_standard_errors"]).max()
+        text = f"{of['nanoseconds']['ours']:.1f} ns each; first six moments within {worst:.1f} standard errors,"
+        text += f" Kolmogorov–Smirnov p = {of['kolmogorov_smirnov_p']:.2f}"
+        stock = of["nanoseconds"]["jax.random.normal"]
+        ratio = f"{stock / of['nanoseconds']['ours']:.1f}"
+        yield f"{of['draws']:.1e} normals", text, f"`jax.random.normal` {stock:.1f} ns", ratio, "", memory(of)
+
+
+def precisions(of: dict[str, Any]) -> str:
+    """What reduced precision does to every measurement."""
+    rows = []
+    for algorithm in ("one_step", "alternating"):
+        exact = of[algorithm]["float32"]
+        for name, mean in exact["mean"].items():
+            cells = [f"`{algorithm}` {name}", f"{mean:.4g}"]
+            for precision in ("tensorfloat32", "bfloat16"):
+                found = of[algorithm][precision]
+                cells.append(f"{found['difference'][name]:+.1e} ± {found['standard_error'][name]:.0e}")
+            rows.append(cells)
+        rates = [f"{of[algorithm][name]['rate']:.3g}" for name in ("float32", "tensorfloat32", "bfloat16")]
+        rows.append([f"`{algorithm}` trainings a second", *rates])
+    return table([f"mean of {of['runs']} seeds", "float32", "tensorfloat32 less it", "bfloat16 less it"], rows)
+
+
+def text() -> str:
+    """All tables, a section a device."""
+    parts = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        found = json.loads(path.read_text())
+        machine = next(iter(found.values()))["machine"]
+        parts.append(
+            f"`{path.name}`: {len(machine['devices'])} × {machine['devices'][0]}, JAX {machine['versions']['jax']},"
+            f" float32; matrix products at most {machine['sgemm_peak'] / 1e9:,.0f} GFLOP/s, copies"
+            f" {machine['copy_bandwidth'] / 1e9:.3g} GB/s. Rates are medians (least–greatest)."
+        )
+        parts.append(table(["work", "ours", "best other", "ratio", "aim", "peak memory"], list(rows_of(found))))
+        if "precision" in found:
+            parts.append("<details><summary>What the precision of a training does to every measurement</summary>")
+            parts.append(precisions(found["precision"]))
+            parts.append("The same seeds in every column; ± is one standard error.\n\n</details>")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Replace what stands between the markers, or check it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README is not up to date")
+    given = parser.parse_args()
+    readme = ROOT / "README.md"
+    before = readme.read_text(encoding="utf-8")
+    head, _, rest = before.partition(START)
+    _, end, tail = rest.partition(END)
+    if not end:
+        sys.exit(f"{readme}: the markers are missing; allowed: {START} … {END}")
+    after = f"{head}{START}\n\n{text()}\n\n{END}{tail}"
+    if given.check:
+        sys.exit(0 if after == before else f"{readme}: not up to date; run scripts/benchmark_table.py")
+    readme.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
