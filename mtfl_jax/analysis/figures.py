@@ -44,8 +44,9 @@ STYLES: Mapping[str, Mapping[str, Any]] = {
     "alternating": {"color": "#009E73", "marker": "D", "linestyle": "-"},
     "joint": {"color": "#CC79A7", "marker": "v", "linestyle": "-."},
     "population": {"color": "#E69F00", "marker": "P", "linestyle": (0, (6, 2))},
+    "single": {"color": "#56B4E9", "marker": "X", "linestyle": (0, (3, 1))},
 }
-"""The look of each algorithm, the same in every figure."""
+"""The look of each algorithm, and of one_step on a single task, the same in every figure."""
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#000000")
 _MARKERS = "os^DvPX*"
