@@ -24,6 +24,9 @@ PENALTIES = np.logspace(2, -4, 7)
 
 MAX_ITERATIONS = 300
 
+ROUNDING = 4
+"""Errors of a Gram matrix's eigenvalues, in units of the largest times the machine's epsilon."""
+
 TEST_BLOCK = 128
 """Test samples that are classified at a time."""
 
@@ -51,25 +54,39 @@ def ridge(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
     """Ridge regression of y on phi with a free intercept, λ by leave-one-out squared error.
 
     phi (max_n, m), y (max_n,), of which the first n rows count. Minimises Σ_i (y_i − φ_i·β − β₀)² + λ n ‖β‖² and
-    returns (β (m,), β₀). Solved in the smaller of primal and dual.
+    returns (β (m,), β₀). Solved in the smaller of primal and dual. A λ n below the rounding of the features' Gram
+    matrix is raised to it.
     """
     C, target, mean, offset = _centred(phi, y, n)
     max_n, m = C.shape
-    dual = max_n <= m
-    s, U = jnp.linalg.eigh(C @ C.T if dual else C.T @ C)
-    # Centred features have at least one eigenvalue 0. Its rounding, beside the weakest penalties, would carry leverages
-    # past 1 and with them the choice of λ.
-    s = jnp.where(s > s[-1] * len(s) * jnp.finfo(s.dtype).eps, s, 0)
-    Z = U * jnp.sqrt(s) if dual else C @ U
-    coefficients = Z.T @ target
-
-    penalties = jnp.asarray(PENALTIES, C.dtype) * n
-    weight = 1 / (s[:, None] + penalties)
-    leverage = Z**2 @ weight + 1 / n
-    residual = target[:, None] - Z @ (weight * coefficients[:, None])
-    left_out = jnp.where(jnp.arange(max_n)[:, None] < n, residual / jnp.where(leverage < 1, 1 - leverage, 1), 0)
+    counted = (jnp.arange(max_n) < n).astype(C.dtype)
+    if dual := max_n <= m:
+        gram = C @ C.T
+        # Centred features lack the constant direction. With an eigenvalue of the others' size there, its rounding
+        # is small beside the weakest penalties; the target has no part in it.
+        constant = jnp.trace(gram) / n
+        gram += (constant / n) * counted[:, None] * counted
+    else:
+        gram = C.T @ C
+    s, U = jnp.linalg.eigh(gram)
+    s = jnp.maximum(s, 0)
+    penalties = jnp.maximum(jnp.asarray(PENALTIES, C.dtype) * n, ROUNDING * jnp.finfo(C.dtype).eps * s[-1])
+    # A sample's residual without it is its residual over one less its leverage.
+    if dual:
+        coefficients = U.T @ target
+        weight = 1 / (s[:, None] + penalties)
+        residual = U @ (weight * coefficients[:, None])
+        kept = U**2 @ weight - 1 / n / (constant + penalties)
+    else:
+        Z = C @ U
+        coefficients = Z.T @ target
+        weight = 1 / (s[:, None] + penalties)
+        residual = target[:, None] - Z @ (weight * coefficients[:, None])
+        kept = 1 - (Z**2 @ weight + 1 / n)
+    left_out = jnp.where(counted[:, None] > 0, residual / jnp.where(kept > 0, kept, 1), 0)
     best = penalties[jnp.argmin(jnp.sum(left_out**2, axis=0))]
-    beta = C.T @ (U @ (U.T @ target / (s + best))) if dual else U @ (coefficients / (s + best))
+    beta = U @ (coefficients / (s + best))
+    beta = C.T @ beta if dual else beta
     return beta, offset - mean @ beta
 
 
