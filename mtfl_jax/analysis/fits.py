@@ -267,8 +267,11 @@ class Fit:
 
     def value(self, name: str) -> str:
         """A parameter with its interval, as text."""
-        low, high = self.intervals[name]
-        return f"{self.parameters[name]:.3g} ({low:.3g} to {high:.3g})"
+        numbers = (self.parameters[name], *self.intervals[name])
+        if name in MODELS[self.model].exponents:
+            numbers = tuple(round(number, 6) + 0.0 for number in numbers)  # 0 is what 1e-17 is here.
+        value, low, high = numbers
+        return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
     def resampled(self) -> str:
         """What the intervals come from resampling, as text."""
