@@ -267,10 +267,10 @@ class Fit:
 
     def value(self, name: str) -> str:
         """A parameter with its interval, as text."""
-        numbers = (self.parameters[name], *self.intervals[name])
+        value, (low, high) = self.parameters[name], self.intervals[name]
         if name in MODELS[self.model].exponents:
-            numbers = tuple(round(number, 6) + 0.0 for number in numbers)  # 0 is what 1e-17 is here.
-        value, low, high = numbers
+            # 0 is what 1e-17 is here.
+            value, low, high = (round(number, 6) + 0.0 for number in (value, low, high))
         return f"{value:.3g} ({low:.3g} to {high:.3g})"
 
     def resampled(self) -> str:

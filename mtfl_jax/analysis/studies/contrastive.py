@@ -45,9 +45,13 @@ def findings(table: pd.DataFrame) -> Findings:
     r = int(rows["r"].iloc[0])
     at_once = rows[rows["algorithm"].isin(["one_step", "random_features"])]
     kernels = _distances(at_once[at_once["algorithm"] == at_once["algorithm"].min()], r)
-    laws = {family: fits.fit(own, "num_tasks", "distance") for family, own in kernels.groupby("tasks")}
+    laws = {
+        family: fits.fit(kernels[kernels["tasks"] == family], "num_tasks", "distance")
+        for family in LIMITS
+        if family in set(kernels["tasks"])
+    }
     steps = rows[rows["algorithm"] == "alternating"]
-    statements = [_rate(str(family), law) for family, law in laws.items()]
+    statements = [_rate(family, law) for family, law in laws.items()]
     statements += _aligned(at_once, r) + _falls(steps)
     drawings = [_kernel_drawing(kernels, laws, r)] if len(kernels) else []
     drawings.append(_feature_drawing(at_once, steps, r))
@@ -65,7 +69,7 @@ def _distances(rows: pd.DataFrame, r: int) -> pd.DataFrame:
         np.linalg.norm(K - limits[family]) / np.linalg.norm(limits[family])
         for K, family in zip(found, rows["tasks"], strict=True)
     ]
-    return rows[["tasks", "num_tasks", "seed"]].assign(K=found, distance=apart)
+    return rows[["tasks", "num_tasks", "seed"]].assign(K=pd.Series(found, rows.index, object), distance=apart)
 
 
 def _rate(family: str, law: fits.Fit) -> Statement:
@@ -88,12 +92,13 @@ def _contrast(rows: pd.DataFrame) -> pd.Series:
 def _aligned(rows: pd.DataFrame, r: int) -> list[Statement]:
     """Whether one step sets orthants apart, where K tells them all apart: with the most tasks of each family."""
     out = []
-    for family, own in rows.groupby("tasks"):
+    for family in sorted(rows["tasks"].unique()):
+        own = rows[rows["tasks"] == family]
         most = own["num_tasks"].max()
         own = own[own["num_tasks"] == most]
         after, before = (_contrast(own[own["algorithm"] == name]) for name in ("one_step", "random_features"))
         gain = describe.estimate(after - before)
-        what = f"{str(family).capitalize()} tasks, T = {most}: cosine of two samples of one orthant less that of others"
+        what = f"{family.capitalize()} tasks, T = {most}: cosine of two samples of one orthant less that of others"
         if not gain.n:
             out.append(Statement(None, f"{what}: before or after is missing."))
             continue
@@ -104,7 +109,8 @@ def _aligned(rows: pd.DataFrame, r: int) -> list[Statement]:
 
 def _falls(rows: pd.DataFrame) -> list[Statement]:
     out = []
-    for family, own in rows.groupby("tasks"):
+    for family in sorted(rows["tasks"].unique()):
+        own = rows[rows["tasks"] == family]
         first, last = own["step"].min(), own["step"].max()
         start, end = (own[own["step"] == step].set_index("seed")["contrastive_loss"] for step in (first, last))
         change = describe.estimate(end - start)
@@ -146,13 +152,13 @@ def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int) ->
     for index, (name, law) in enumerate(laws.items()):
         if law.supported:
             x = kernels["num_tasks"].unique().astype(float)
-            distance.plot(x, law.predict(x), color=figures.style(str(name), index)["color"], linewidth=0.6)
+            distance.plot(x, law.predict(x), color=figures.style(name, index)["color"], linewidth=0.6)
     distance.set(ylabel="relative distance of K to its limit")
     distance.legend(fontsize=7)
     caption = (
         f"The contrastive kernel of {2**r} orthants: of one seed as tasks grow in number, and its limit; its"
-        f" eigenvalues, means of {describe.seeds(kernels)}; its distance to the limit (Frobenius norms), means with bands of one"
-        " standard error and fitted power laws (thin)."
+        f" eigenvalues, means of {describe.seeds(kernels)}; its distance to the limit (Frobenius norms), means with"
+        " bands of one standard error and fitted power laws (thin)."
     )
     return Drawing("contrastive-kernel", figure, caption)
 
