@@ -139,7 +139,7 @@ def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int) ->
     for ax, (title, K) in zip(panels, images, strict=False):
         image = ax.imshow(K, vmin=-1, vmax=1, cmap="cividis", origin="lower")
         ax.set(title=f"K, {family}, {title}", xlabel="orthant", ylabel="orthant")
-    figure.colorbar(image, ax=panels[:4], shrink=0.6, label="share of tasks that agree less the others")
+    figure.colorbar(image, ax=panels[:3], label="agreement less disagreement")
     spectrum, distance = panels[4:]
     for index, T in enumerate(shown):
         values = np.stack([np.linalg.eigvalsh(K)[::-1] for K in own[own["num_tasks"] == T]["K"]]).mean(0)

@@ -59,8 +59,8 @@ def _single(rows: pd.DataFrame) -> Statement:
     if of.empty:
         return Statement(None, "Whether one task is too few: no rows of a single balanced task.")
     by_r = ", ".join(
-        f"{describe.estimate(own['directions_recovered'])} of {r} directions ({1 - _all(own).mean:.0%} of {len(own)} runs"
-        " miss at least one)"
+        f"{describe.estimate(own['directions_recovered'])} of {r} directions ({1 - _all(own).mean:.0%} of"
+        f" {len(own)} runs miss at least one)"
         for r, own in of.groupby("r")
     )
     shares = [_all(own).mean for _, own in of.groupby(["d", "r"])]

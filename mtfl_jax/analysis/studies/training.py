@@ -1,0 +1,176 @@
+"""Many steps against one: learning rates, fresh and fixed samples, one loss and differing losses over tasks."""
+
+import numpy as np
+import pandas as pd
+
+from mtfl_jax.analysis import describe, figures
+from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+
+CLAIM = (
+    "The simple gradient algorithm recovers the directions also when it is run for many steps, for a range of learning"
+    " rates, and with losses that differ over the tasks; fresh samples at every step do no worse than a fixed set."
+)
+NAMES = {"alternating": "alternating (SGD)", "joint": "joint (Adam)"}
+RATES = {"alternating": "lr_w", "joint": "lr"}
+
+
+def findings(table: pd.DataFrame) -> Findings:
+    """Recovery along many steps. Raises ValueError where nothing was trained in steps."""
+    steps = table[table["algorithm"].isin(list(NAMES))]
+    if steps.empty:
+        raise ValueError("training needs rows of alternating or joint: there are none")
+    at_once = table[table["algorithm"] == "one_step"]
+    kinds = [name for name in NAMES if name in set(steps["algorithm"])]
+    by_rate = {name: _at_loss(steps[steps["algorithm"] == name], name) for name in kinds}
+    best = {name: _best(by_rate[name][by_rate[name]["samples"] == "fresh"], RATES[name]) for name in kinds}
+    statements = [_against_one(name, best[name], at_once) for name in kinds]
+    statements += [_fresh(name, by_rate[name]) for name in kinds]
+    statements += [_losses(name, steps[steps["algorithm"] == name]) for name in kinds]
+    drawings = [_maps(by_rate), _curves(steps, by_rate, best, at_once)]
+    return Findings("Many steps", CLAIM, statements, drawings, [_listing(by_rate), _loss_listing(steps)])
+
+
+def _at_loss(rows: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows at the loss for which several rates were tried."""
+    return rows[rows["loss"] == rows.groupby("loss")[RATES[name]].nunique().idxmax()]
+
+
+def _last(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["step"] == rows["step"].max()]
+
+
+def _distance(rows: pd.DataFrame) -> describe.Estimate:
+    """Mean subspace distance, a diverged training counting as 1."""
+    return describe.estimate(rows["subspace_distance"].astype(float).fillna(1.0))
+
+
+def _best(rows: pd.DataFrame, rate: str) -> pd.DataFrame:
+    """The rows at the rate that ends at the least mean distance."""
+    ends = {at: _distance(own).mean for at, own in _last(rows).groupby(rate)}
+    return rows[rows[rate] == min(ends, key=lambda at: ends[at])] if ends else rows
+
+
+def _against_one(name: str, rows: pd.DataFrame, at_once: pd.DataFrame) -> Statement:
+    """Many steps at the best rate tried, against one step from as many samples."""
+    if rows.empty or at_once.empty:
+        return Statement(None, f"{NAMES[name]} against one step: one of them is missing.")
+    end = _last(rows)
+    one = at_once[at_once["train_samples"] == at_once["train_samples"].max()]
+    found, once = _distance(end), _distance(one)
+    rate = describe.number(end[RATES[name]].iloc[0])
+    text = (
+        f"{NAMES[name]}, {RATES[name]} = {rate}: subspace distance {found} after {end['step'].iloc[0]} steps on"
+        f" {end['train_samples'].iloc[0]:,} fresh samples; one step on {one['train_samples'].iloc[0]:,}: {once}."
+    )
+    every = float((end["directions_recovered"] == end["r"]).mean())
+    return Statement(every >= 0.95, f"{text} All directions are found in {every:.0%} of runs.")
+
+
+def _fresh(name: str, rows: pd.DataFrame) -> Statement:
+    """Fresh samples against a fixed set, each at its best rate, by seed."""
+    rate = RATES[name]
+    ends = {
+        kind: _last(_best(rows[rows["samples"] == kind], rate)).set_index("seed")["subspace_distance"].astype(float)
+        for kind in ("fresh", "fixed")
+    }
+    gain = describe.estimate(ends["fixed"] - ends["fresh"])
+    if not gain.n:
+        return Statement(None, f"{NAMES[name]}, fresh against fixed samples: one of them is missing.")
+    text = (
+        f"{NAMES[name]}: subspace distance {describe.estimate(ends['fresh'])} on fresh samples,"
+        f" {describe.estimate(ends['fixed'])} on a fixed set, each at its best rate."
+    )
+    return Statement(gain.mean > -3 * gain.error, text)
+
+
+def _losses(name: str, rows: pd.DataFrame) -> Statement:
+    """Whether differing losses over tasks recover as well as the best single loss."""
+    ends = {str(loss): _last(_best(own[own["samples"] == "fresh"], RATES[name])) for loss, own in rows.groupby("loss")}
+    found = {loss: _distance(end) for loss, end in ends.items() if len(end)}
+    if "mixture" not in found or len(found) < 2:
+        return Statement(None, f"{NAMES[name]}, differing losses: no mixture, or nothing to compare.")
+    shares = (ends["mixture"]["directions_recovered"] == ends["mixture"]["r"]).astype(float)
+    others = ", ".join(f"{loss} {value}" for loss, value in found.items() if loss != "mixture")
+    text = (
+        f"{NAMES[name]}, differing losses over tasks: subspace distance {found['mixture']}, all directions found in"
+        f" {shares.mean():.0%} of runs; one loss for all: {others}."
+    )
+    return Statement(bool(shares.mean() >= 0.95), text)
+
+
+def _maps(by_rate: dict[str, pd.DataFrame]) -> Drawing:
+    """Subspace distance by learning rate and step, for each algorithm and kind of samples."""
+    kinds = [(name, samples) for name in by_rate for samples in ("fresh", "fixed")]
+    figure, panels = figures.panels(len(kinds), columns=2)
+    for ax, (name, samples) in zip(panels, kinds, strict=True):
+        rows = by_rate[name][by_rate[name]["samples"] == samples]
+        if rows.empty:
+            ax.set_axis_off()
+            continue
+        rows = rows.assign(distance=rows["subspace_distance"].astype(float).fillna(1.0))
+        grid = rows.pivot_table(index=RATES[name], columns="step", values="distance")
+        image = ax.imshow(grid, vmin=0, vmax=1, cmap="cividis", origin="lower", aspect="auto")
+        ax.set_xticks(range(len(grid.columns)), [str(step) for step in grid.columns], fontsize=6)
+        ax.set_yticks(range(len(grid)), [describe.number(rate) for rate in grid.index], fontsize=7)
+        ax.set(title=f"{NAMES[name]}, {samples} samples", xlabel="steps", ylabel=f"learning rate {RATES[name]}")
+        figure.colorbar(image, ax=ax, label="subspace distance")
+    seeds = describe.seeds(pd.concat(list(by_rate.values())))
+    caption = (
+        f"Subspace distance (0 perfect, 1 a direction missed) by learning rate and number of steps; means of {seeds}."
+    )
+    return Drawing("training-rates", figure, caption)
+
+
+def _curves(
+    steps: pd.DataFrame, by_rate: dict[str, pd.DataFrame], best: dict[str, pd.DataFrame], at_once: pd.DataFrame
+) -> Drawing:
+    """Along the steps: the algorithms against one step; fresh against fixed samples; the losses."""
+    figure, panels = figures.panels(1 + 2 * len(by_rate))
+    figures.curves(panels[0], pd.concat(list(best.values())), "step", "subspace_distance", by="algorithm", log="x")
+    for place, (samples, own) in enumerate(at_once.groupby("train_samples")):
+        style = (":", "--")[place % 2]
+        label = f"one step, {samples:,} samples"
+        panels[0].axhline(_distance(own).mean, color="black", linewidth=0.8, linestyle=style, label=label)
+    for place, (name, rows) in enumerate(by_rate.items()):
+        fresh, losses = panels[1 + 2 * place :][:2]
+        chosen = [_best(rows[rows["samples"] == kind], RATES[name]) for kind in ("fresh", "fixed")]
+        figures.curves(fresh, pd.concat(chosen), "step", "test_loss", by="samples", log="x")
+        own = steps[(steps["algorithm"] == name) & (steps["samples"] == "fresh")]
+        each = [_best(part, RATES[name]) for _, part in own.groupby("loss")]
+        figures.curves(losses, pd.concat(each), "step", "subspace_distance", by="loss", log="x")
+        fresh.set_title(NAMES[name], fontsize=9)
+        losses.set_title(NAMES[name], fontsize=9)
+    for ax in panels:
+        ax.legend(fontsize=6)
+        ax.set_xlabel("steps")
+        if ax.get_ylabel() == figures.label("subspace_distance"):
+            ax.set_ylim(-0.03, 1.03)
+    caption = (
+        "Along the steps, each at the best learning rate tried: the algorithms on fresh samples, with one step as"
+        " horizontal lines; the test loss on fresh and on fixed samples; the distance under each loss. Means of"
+        f" {describe.seeds(steps)}, bands: one standard error."
+    )
+    return Drawing("training", figure, caption)
+
+
+def _listing(by_rate: dict[str, pd.DataFrame]) -> Listing:
+    """The end of every training by its rate."""
+    rows = []
+    for name, own in by_rate.items():
+        for (samples, rate), at in _last(own).groupby(["samples", RATES[name]]):
+            loss = describe.estimate(at["test_loss"])
+            diverged = int((at["status"] != "ok").sum())
+            rows.append([NAMES[name], samples, describe.number(rate), str(_distance(at)), str(loss), str(diverged)])
+    columns = ["algorithm", "samples", "rate", "subspace distance", "test loss", "diverged"]
+    return Listing("After the last step, by learning rate", pd.DataFrame(rows, columns=columns))
+
+
+def _loss_listing(steps: pd.DataFrame) -> Listing:
+    rows = []
+    for (name, loss), own in steps[steps["samples"] == "fresh"].groupby(["algorithm", "loss"]):
+        end = _last(_best(own, RATES[str(name)]))
+        share = float(np.mean(end["directions_recovered"] == end["r"]))
+        error = str(describe.estimate(end["task_error"]))
+        rows.append([NAMES[str(name)], loss, str(_distance(end)), error, f"{share:.0%}"])
+    columns = ["algorithm", "loss", "subspace distance", "task error", "all found"]
+    return Listing("After the last step, by loss", pd.DataFrame(rows, columns=columns))
