@@ -239,7 +239,9 @@ def _programs(kinds: Sequence[_Kind], lanes: np.ndarray) -> tuple[np.ndarray, li
             bucket_of_kind[[members[i] for i in group]] = len(programs)
             sizes: dict[str, Any] = dict(zip(SIZES, pad, strict=False))
             first = len(SIZES) + probed
-            groups = [(width, count) for width, count in zip(widths, pad[first:], strict=True) if count]
+            # A group may be of a width that only other programs have.
+            most = sizes["width"]
+            groups = [(min(width, most), count) for width, count in zip(widths, pad[first:], strict=True) if count]
             programs.append(blank._replace(**sizes, n_down=tuple(pad[len(SIZES) : first]), groups=tuple(groups)))
     return bucket_of_kind, programs
 

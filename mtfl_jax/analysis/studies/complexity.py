@@ -103,9 +103,13 @@ def _said(law: Law) -> Statement:
     flat = law.features == "one_step"
     claim = f"claimed within {FLAT} of 0" if flat else f"claimed at least {law.r - SLACK:g}"
     lost = f", {law.fit.censored} of {law.fit.points} never reach {EPSILON:.0%} error" if law.fit.censored else ""
+    low, high = law.fit.intervals["exponent"]
+    if flat and law.fit.held_out["constant"] <= law.fit.held_out_error and max(-low, high) <= FLAT:
+        errors = [fits.factor(law.fit.held_out[name]) for name in ("constant", "power")]
+        text = f"a constant predicts the largest d to a {errors[0]}, a power law to a {errors[1]}"
+        return Statement(True, f"{what}{text}, its exponent being in {low:.2g} to {high:.2g}.")
     if not law.fit.supported:
         return Statement(None, f"{what}no law: {law.fit.why}{lost}.")
-    low, high = law.fit.intervals["exponent"]
     allowed = (-FLAT, FLAT) if flat else (law.r - SLACK, np.inf)
     inside, outside = allowed[0] <= low and high <= allowed[1], high < allowed[0] or low > allowed[1]
     text = f"{what}exponent in d {law.fit.value('exponent')}, {claim}{lost}."
@@ -135,7 +139,9 @@ def _drawing(rows: pd.DataFrame, laws: list[Law], along: pd.DataFrame, growth: d
             look = figures.style(law.features, 0) | {"marker": {2: "o", 3: "s"}.get(law.r, "^")}
             _points(ax, law.points, f"{curve}_star", look, f"{NAMES[law.features]}, r = {law.r}")
             _line(ax, law.fit, law.points["d"], look)
-        ax.set(xscale="log", yscale="log", xlabel=figures.label("d"), ylabel=f"{SIZES[curve]} to {EPSILON:.0%} error")
+        ax.set_xscale("log", base=2)
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.set(yscale="log", xlabel=figures.label("d"), ylabel=f"{SIZES[curve]} to {EPSILON:.0%} error")
     look = figures.style("random_features", 0)
     _points(diagonal, along, "n_down_star", look, "random")
     for model, fit in growth.items():
@@ -146,9 +152,9 @@ def _drawing(rows: pd.DataFrame, laws: list[Law], along: pd.DataFrame, growth: d
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=7)
     caption = (
-        f"Samples and neurons at which the error of the r-parity of the directions falls to {EPSILON:.0%}, by d; right,"
-        f" along d = 2r. Points are crossings of the mean error of {describe.seeds(rows)}; an upward arrow is at least,"
-        f" a downward one at most that many; lines are the fitted laws."
+        f"Samples and neurons at which the error of the r-parity of the directions falls to {EPSILON:.0%}, by d;"
+        f" right, along d = 2r. Points are crossings of the mean error of {describe.seeds(rows)}; a triangle that"
+        " points up says at least, one that points down at most; lines are the fitted laws."
     )
     return Drawing("complexity", figure, caption)
 

@@ -1,0 +1,113 @@
+"""Scaling laws of recovery and test loss against T, n1, n2, d, width and steps: the exponents are the product."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from mtfl_jax.analysis import describe, figures, fits
+from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+
+CLAIM = (
+    "The recovery of the directions improves as a power of the number of tasks and of the samples, and worsens as a"
+    " power of the input dimension; the test loss of a trained network follows power laws too, some with a floor."
+)
+AXES = ("num_tasks", "n1", "n2", "d", "width", "step")
+SIGNS = {"num_tasks": -1, "n1": -1, "n2": -1, "d": 1}
+"""Which way the distance of one step should go along an axis; none is claimed along the others."""
+MODELS = ("power", "power_floor")
+LEAST = 4
+"""A law is fitted to this many points or more."""
+
+
+class Law(NamedTuple):
+    """A measurement along one axis, all else at its usual value: what was trained, the rows, the fit."""
+
+    what: str
+    y: str
+    x: str
+    rows: pd.DataFrame
+    fit: fits.Fit
+
+
+def findings(table: pd.DataFrame) -> Findings:
+    """The law of each measurement along each axis that has enough values. Raises ValueError where none has."""
+    rows = table[table["status"] == "ok"]
+    at_once = rows[rows["algorithm"] == "one_step"]
+    trained = rows[rows["algorithm"] == "joint"]
+    fixed = _last(trained[trained["samples"] == "fixed"])
+    laws = _laws("one step", at_once, "subspace_distance", AXES[:-1])
+    laws += _laws("joint, fixed samples", fixed, "test_loss", AXES[:-1])
+    laws += _laws("joint, fresh samples", trained[trained["samples"] == "fresh"], "test_loss", ("step",))
+    if not laws:
+        raise ValueError(f"scaling needs {LEAST} values of an axis or more, of {', '.join(AXES)}: none has them")
+    statements = [_said(law) for law in laws]
+    names = {f"{law.y.replace('_', ' ')} of {law.what} against {law.x}": law.fit for law in laws}
+    listing = Listing("Exponents", fits.table_of(names))
+    return Findings("Scaling laws", CLAIM, statements, [_drawing(laws)], [listing])
+
+
+def _last(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["step"] == rows["step"].max()]
+
+
+def _laws(what: str, rows: pd.DataFrame, y: str, axes: tuple[str, ...]) -> list[Law]:
+    """A law along each axis, at the value of the other axes that most rows have."""
+    rows = rows[rows[y].notna() & (rows[y].astype(float) > 0)]
+    found = []
+    for x in axes:
+        own = rows
+        for other in (name for name in axes if name != x):
+            # What is missing bears on no row.
+            if own[other].notna().any():
+                own = own[own[other] == _usual(rows, other, axes)]
+        if own[x].nunique() >= LEAST:
+            best = min((fits.fit(own, x, y, model) for model in MODELS), key=_extrapolates)
+            found.append(Law(what, y, x, own, best))
+    return found
+
+
+def _usual(rows: pd.DataFrame, name: str, axes: tuple[str, ...]) -> object:
+    """The value of an axis at which most other axes vary."""
+    others = [axis for axis in axes if axis != name and rows[axis].notna().any()]
+    counts = rows.groupby(name)[others].nunique().sum(axis=1)
+    return counts.idxmax()
+
+
+def _extrapolates(fit: fits.Fit) -> tuple[bool, float]:
+    """Supported laws first, then by the error of predicting the largest x."""
+    return not fit.supported, fit.held_out_error if np.isfinite(fit.held_out_error) else np.inf
+
+
+def _said(law: Law) -> Statement:
+    text = f"{law.what.capitalize()}, {law.fit.sentence()}."
+    sign = SIGNS.get(law.x) if law.what == "one step" else None
+    if not law.fit.supported or sign is None:
+        return Statement(True if law.fit.supported else None, text)
+    low, high = law.fit.intervals["exponent"]
+    # A law with a floor falls with exponent > 0 in its own form.
+    falls = (low, high) if law.fit.model == "power" else (-high, -low)
+    right, wrong = (falls[1] < 0, falls[0] > 0) if sign < 0 else (falls[0] > 0, falls[1] < 0)
+    return Statement(True if right else False if wrong else None, text)
+
+
+def _drawing(laws: list[Law]) -> Drawing:
+    figure, panels = figures.panels(len(laws), columns=3)
+    for ax, law in zip(panels, laws, strict=True):
+        figures.curves(ax, law.rows, law.x, law.y, log="xy")
+        # One line, whose look says what was trained.
+        line = ax.get_lines()[0]
+        look = figures.style({"one step": "one_step"}.get(law.what, "joint"), 0)
+        line.set(color=look["color"], marker=look["marker"], linestyle="none")
+        for band in ax.collections:
+            band.set_facecolor(look["color"])
+        if law.fit.supported:
+            x = np.geomspace(float(law.rows[law.x].min()), float(law.rows[law.x].max()), 50)
+            ax.plot(x, law.fit.predict(x), color="black", linewidth=0.9)
+        ax.set_title(law.what, fontsize=9)
+    rows = pd.concat([law.rows for law in laws])
+    caption = (
+        f"Means of {describe.seeds(rows)}, bands: one standard error; lines are the fitted laws of the table, where the"
+        " data support one."
+    )
+    return Drawing("scaling", figure, caption)
