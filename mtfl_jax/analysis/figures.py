@@ -145,7 +145,7 @@ def _log_x(ax: Axes, column: pd.Series) -> None:
     ticks = np.sort(column.dropna().unique()).astype(float)
     if len(ticks) <= 12:
         texts = [f"{tick:g}" for tick in ticks]
-        every = max(1, -(-sum(map(len, texts)) // 26))
+        every = max(1, -(-len(texts) * max(map(len, texts)) // 28))
         ax.set_xticks(ticks[::-1][::every], texts[::-1][::every])
         ax.xaxis.set_minor_locator(NullLocator())
 

@@ -23,7 +23,7 @@ def findings(table: pd.DataFrame) -> Findings:
     odd = at_once["parity_size"] == "3"
     plain = at_once[~odd]
     balanced = plain[plain["tasks"] == "balanced"]
-    steps = table[table["algorithm"] == "alternating"]
+    steps = table[table["algorithm"].isin(["alternating", "joint"])]
     statements = [_many(balanced), _single(balanced)]
     statements += _uniform(plain, steps[steps["tasks"] == "uniform"])
     statements += _odd(at_once[odd], steps[steps["parity_size"] == "3"])
@@ -48,8 +48,8 @@ def _many(rows: pd.DataFrame) -> Statement:
     of = rows[rows["num_tasks"] == most]
     shares = [_all(own).mean for _, own in of.groupby(["d", "r"])]
     text = (
-        f"With {most} balanced tasks one step finds all directions in {min(shares):.0%} of runs or more at each of"
-        f" {len(shares)} pairs of d and r (subspace distance {describe.estimate(of['subspace_distance'])})."
+        f"With {most} balanced tasks one step finds all directions in at least {min(shares):.0%} of runs at each"
+        f" of {len(shares)} pairs of d and r (subspace distance {describe.estimate(of['subspace_distance'])})."
     )
     return Statement(min(shares) >= FOUND, text)
 
@@ -79,7 +79,7 @@ def _uniform(at_once: pd.DataFrame, steps: pd.DataFrame) -> list[Statement]:
         last = steps["step"].max()
         after = describe.estimate(steps["subspace_distance"][steps["step"] == last])
         tasks = describe.values(steps["num_tasks"])
-        text = f"{last} rounds on {tasks} uniform tasks end at subspace distance {after}."
+        text = f"{last} steps on {tasks} uniform tasks end at subspace distance {after}."
         out.append(Statement(after.mean < 0.5, text))
     return out
 
@@ -88,11 +88,11 @@ def _odd(at_once: pd.DataFrame, steps: pd.DataFrame) -> list[Statement]:
     out = []
     for bias, fails in (("zero", True), ("random", False)):
         parts = []
-        for name, rows in (("one step", at_once), ("rounds", steps)):
+        for name, rows in (("one step", at_once), ("steps", steps)):
             own = rows[rows["bias"] == bias]
             own = own[own["step"] == own["step"].max()]
             if len(own):
-                often = f"{own['step'].iloc[0]} rounds" if name == "rounds" else name
+                often = f"{own['step'].iloc[0]} steps" if name == "steps" else name
                 parts.append((often, describe.estimate(own["subspace_distance"])))
         if parts:
             text = f"3-parities with {'no' if fails else 'random'} biases end at subspace distance "
@@ -142,7 +142,7 @@ def _families(rows: pd.DataFrame) -> Drawing:
 
 
 def _cures(at_once: pd.DataFrame, odd: pd.DataFrame, steps: pd.DataFrame) -> Drawing:
-    """What more steps and biases do for uniform tasks and for odd parities."""
+    """What more steps do for uniform tasks, and biases for odd parities."""
     figure, panels = figures.panels(2)
     parts = ((panels[0], "uniform", "bias", at_once[at_once["tasks"] == "uniform"]), (panels[1], "parity", "bias", odd))
     for ax, family, by, first in parts:
@@ -152,11 +152,11 @@ def _cures(at_once: pd.DataFrame, odd: pd.DataFrame, steps: pd.DataFrame) -> Dra
             level = describe.estimate(last["subspace_distance"]).mean
             ax.axhline(level, color="black", linewidth=0.8, linestyle=(":", "--")[place % 2], label=f"one step, {bias}")
         name = "uniform tasks" if family == "uniform" else "3-parities"
-        ax.set(xlabel="rounds of alternating", ylabel=f"subspace distance, {name}", ylim=(-0.03, 1.03))
+        ax.set(xlabel="steps", ylabel=f"subspace distance, {name}", ylim=(-0.03, 1.03))
         if ax.get_legend_handles_labels()[0]:
             ax.legend(title="biases", fontsize=7, title_fontsize=7)
     caption = (
-        f"Subspace distance along many rounds, where one step fails; horizontal lines are one step. Means of"
+        f"Subspace distance along many steps, where one step fails; horizontal lines are one step. Means of"
         f" {describe.seeds(steps)}, bands: one standard error."
     )
     return Drawing("recovery-cures", figure, caption)

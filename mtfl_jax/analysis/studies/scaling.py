@@ -15,7 +15,9 @@ CLAIM = (
 AXES = ("num_tasks", "n1", "n2", "d", "width", "step")
 SIGNS = {"num_tasks": -1, "n1": -1, "n2": -1, "d": 1}
 """Which way the distance of one step should go along an axis; none is claimed along the others."""
-MODELS = ("power", "power_floor")
+MODELS = ("power", "power_floor", "broken_power")
+FAR = 2.0
+"""A law that misses the largest x by more than this factor, when fitted to the smaller ones, is not established."""
 LEAST = 4
 """A law is fitted to this many points or more."""
 
@@ -81,13 +83,15 @@ def _extrapolates(fit: fits.Fit) -> tuple[bool, float]:
 
 def _said(law: Law) -> Statement:
     text = f"{law.what.capitalize()}, {law.fit.sentence()}."
+    if not law.fit.supported:
+        return Statement(None, text)
+    if law.fit.held_out_error > np.log(FAR):
+        return Statement(None, f"{text} It misses the largest {law.x} by more than a factor {FAR:g}.")
     sign = SIGNS.get(law.x) if law.what == "one step" else None
-    if not law.fit.supported or sign is None:
-        return Statement(True if law.fit.supported else None, text)
-    low, high = law.fit.intervals["exponent"]
-    # A law with a floor falls with exponent > 0 in its own form.
-    falls = (low, high) if law.fit.model == "power" else (-high, -low)
-    right, wrong = (falls[1] < 0, falls[0] > 0) if sign < 0 else (falls[0] > 0, falls[1] < 0)
+    if sign is None:
+        return Statement(True, text)
+    low, high = law.fit.intervals[fits.MODELS[law.fit.model].exponents[-1]]
+    right, wrong = (high < 0, low > 0) if sign < 0 else (low > 0, high < 0)
     return Statement(True if right else False if wrong else None, text)
 
 
