@@ -40,3 +40,23 @@ def mtfl(tmp_path):
 def repository():
     """The checkout that the tests are of."""
     return Path(__file__).parents[1]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, capsys):
+    """Run main() with arguments in an empty folder: (exit status, stdout, stderr)."""
+    from mtfl_jax.__main__ import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["mtfl", *args])
+        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return (status, *capsys.readouterr())
+
+    return run

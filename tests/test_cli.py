@@ -9,29 +9,10 @@ import pandas as pd
 import pytest
 
 import mtfl_jax
-from mtfl_jax.__main__ import main
 from mtfl_jax.analysis import page
 from mtfl_jax.sweeps.tables import MEASUREMENTS
 
 SMALL = ["d=16", "r=2", "width=16", "num_tasks=4", "n1=256", "n2=256", "n_down=32", "n_test=128"]
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch, capsys):
-    """Run main() with arguments in an empty folder: (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["mtfl", *args])
-        monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-        try:
-            main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return (status, *capsys.readouterr())
-
-    return run
 
 
 BAD = [

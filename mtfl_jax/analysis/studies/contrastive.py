@@ -46,7 +46,7 @@ def findings(table: pd.DataFrame) -> Findings:
     at_once = rows[rows["algorithm"].isin(["one_step", "random_features"])]
     kernels = _distances(at_once[at_once["algorithm"] == at_once["algorithm"].min()], r)
     laws = {
-        family: fits.fit(kernels[kernels["tasks"] == family], "num_tasks", "distance")
+        family: fits.fit(kernels[kernels["tasks"] == family], "num_tasks", "distance", at_most="at_most")
         for family in LIMITS
         if family in set(kernels["tasks"])
     }
@@ -69,7 +69,10 @@ def _distances(rows: pd.DataFrame, r: int) -> pd.DataFrame:
         np.linalg.norm(K - limits[family]) / np.linalg.norm(limits[family])
         for K, family in zip(found, rows["tasks"], strict=True)
     ]
-    return rows[["tasks", "num_tasks", "seed"]].assign(K=pd.Series(found, rows.index, object), distance=apart)
+    rows = rows[["tasks", "num_tasks", "seed"]].assign(K=pd.Series(found, rows.index, object), distance=apart)
+    # K moves in steps of 2/T: one that is at its limit is nearer than that.
+    there = rows["distance"] == 0
+    return rows.assign(at_most=there, distance=rows["distance"].where(~there, 1 / rows["num_tasks"]))
 
 
 def _rate(family: str, law: fits.Fit) -> Statement:

@@ -152,7 +152,8 @@ def _cures(at_once: pd.DataFrame, odd: pd.DataFrame, steps: pd.DataFrame) -> Dra
             level = describe.estimate(last["subspace_distance"]).mean
             ax.axhline(level, color="black", linewidth=0.8, linestyle=(":", "--")[place % 2], label=f"one step, {bias}")
         name = "uniform tasks" if family == "uniform" else "3-parities"
-        ax.set(xlabel="steps", ylabel=f"subspace distance, {name}", ylim=(-0.03, 1.03))
+        called = " and ".join(sorted(steps["algorithm"][steps["tasks"] == family].unique()))
+        ax.set(xlabel=f"steps of {called}", ylabel=f"subspace distance, {name}", ylim=(-0.03, 1.03))
         if ax.get_legend_handles_labels()[0]:
             ax.legend(title="biases", fontsize=7, title_fontsize=7)
     caption = (

@@ -82,7 +82,7 @@ def _extrapolates(fit: fits.Fit) -> tuple[bool, float]:
 
 
 def _said(law: Law) -> Statement:
-    text = f"{law.what.capitalize()}, {law.fit.sentence()}."
+    text = f"{law.what.capitalize()}, against {law.x}: {law.fit.sentence()}."
     if not law.fit.supported:
         return Statement(None, text)
     if law.fit.held_out_error > np.log(FAR):

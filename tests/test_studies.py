@@ -1,0 +1,289 @@
+"""The studies: their grids at every size, a tiny run of each, and verdicts that follow the data."""
+
+import itertools
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from test_page import frame
+
+from mtfl_jax import config
+from mtfl_jax.analysis import studies
+from mtfl_jax.analysis.studies import contrastive
+from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.plan import plan
+
+STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "scaling")
+
+
+def test_these_are_the_studies():
+    assert {path.stem for path in config.conf_dir().glob("study/*.yaml")} == {*STUDIES, "quickstart", "none"}
+    assert all(studies.known(name) for name in STUDIES)
+
+
+@pytest.mark.parametrize("size", ["default", "large"])
+@pytest.mark.parametrize("study", STUDIES)
+def test_grids_of_valid_cells_at_every_size(study, size):
+    with initialize_config_dir(str(config.conf_dir()), **config.HYDRA_BASE):
+        given = [f"study={study}", f"size={size}"]
+        whole = compose("config", given)
+
+        def values(choices):
+            return config.cell_values(compose("config", [*given, *(f"{key}={name}" for key, name in choices.items())]))
+
+        sweep = config.plain(whole.sweep)
+        grid = Grid(sweep["axes"], values, grids=sweep["grids"], zipped=sweep["zip"], where=sweep["where"])
+        buckets = plan(grid)
+    assert whole.size == size
+    assert sum(len(bucket.cells) for bucket in buckets) == len(grid) > 100
+    for bucket in buckets:
+        assert all(width <= bucket.program.width for width, _ in bucket.program.groups)
+
+
+def test_the_large_size_is_larger():
+    def cells(*given):
+        with initialize_config_dir(str(config.conf_dir()), **config.HYDRA_BASE):
+            return compose("config", list(given))
+
+    for study in STUDIES:
+        small, large = (cells(f"study={study}", f"size={size}") for size in ("default", "large"))
+        seeds = [len(range(*map(int, re.findall(r"\d+", own.sweep.axes.seed)))) for own in (small, large)]
+        assert seeds[1] >= 4 * seeds[0]
+
+
+TINY = {
+    "recovery": ["d=8", "width=16", "n1=256", "n2=128", "steps=4", "sweep.axes.seed=[0,1]"],
+    "downstream": ["d=8", "r=2", "width=32", "n1=128", "n_test=64", "steps=3", "num_tasks=4", "n2=32",
+                   "sweep.axes.seed=[0,1]"],
+    "complexity": [
+        "sweep.axes.seed=[0,1]",
+        "n_test=64",
+        "sweep.grids=[{r:2,d:[8,16],n1:[64,128],n2:[64,128],n_down:[8,16,32]},"
+        "{algorithm:random_features,num_tasks:1,n1:64,width:32,r:2,d:[4,8,16],n_down:[8,16,32]},"
+        "{algorithm:random_features,num_tasks:1,n1:64,width:32,r:3,d:6,n_down:[8,16,32]}]",
+    ],
+    "contrastive": ["d=8", "r=2", "width=16", "n1=128", "n2=128", "n_test=64", "steps=4", "sweep.axes.seed=[0,1]"],
+    "training": ["d=8", "r=2", "width=16", "num_tasks=4", "n1=128", "n2=64", "n_test=64", "steps=4",
+                 "sweep.axes.seed=[0,1]"],
+    "scaling": [
+        "sweep.axes.seed=[0,1]",
+        "steps=4",
+        "n_test=64",
+        "width=16",
+        "num_tasks=8",
+        "sweep.grids=[{measure:recovery,n1:64,n2:[64,128,256,512],d:8},"
+        "{algorithm:joint,samples:fixed,n2:[32,64,128,256],d:8},{algorithm:joint,samples:fresh,n2:64,d:8}]",
+    ],
+}  # fmt: skip
+FIGURES = {
+    "recovery": ["recovery", "recovery-families", "recovery-cures"],
+    "downstream": ["downstream"],
+    "complexity": ["complexity"],
+    "contrastive": ["contrastive-kernel", "contrastive-features"],
+    "training": ["training-rates", "training"],
+    "scaling": ["scaling"],
+}
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_tiny_run(study, here, tmp_path):
+    status, out, err = here(f"study={study}", *TINY[study], "hydra.run.dir=q")
+    assert status == 0, err
+    page = (tmp_path / "q" / "report" / "index.html").read_text()
+    assert "could not be made" not in page + out + err
+    assert page.count("<figure") == len(FIGURES[study])
+    for name in FIGURES[study]:
+        assert (tmp_path / "q" / "report" / f"{name}.png").stat().st_size > 1000
+        assert (tmp_path / "q" / "report" / f"{name}.pdf").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_table_of_another_study_is_refused(study):
+    rows = pd.DataFrame({"algorithm": ["oracle"] * 2, "step": 1, "status": "ok", "seed": [0, 1], "r": 2, "d": 4})
+    with pytest.raises(ValueError, match=f"^{study} needs "):
+        studies.of(study, frame(rows))
+
+
+# Verdicts follow the data
+
+
+def verdicts(study, rows):
+    """The verdict of each statement, by its text."""
+    return {said.text: said.supported for said in studies.of(study, frame(rows)).statements}
+
+
+def of(found, *words):
+    """The verdict of the one statement that has these words."""
+    (verdict,) = [supported for text, supported in found.items() if all(word in text for word in words)]
+    return verdict
+
+
+def product(**axes):
+    names, values = list(axes), [value if isinstance(value, list | range) else [value] for value in axes.values()]
+    return pd.DataFrame(list(itertools.product(*values)), columns=names).assign(step=1, status="ok")
+
+
+def noise(rows, scale=0.02):
+    return 1 + scale * np.random.default_rng(0).standard_normal(len(rows))
+
+
+def complexity_rows(learned, random):
+    """Errors that fall through 10% at n* (and m*): learned and random are functions of d and r."""
+    sizes = [2**k for k in range(1, 15)]
+    out = []
+    for algorithm, star in (("one_step", learned), ("random_features", random)):
+        for r, d in itertools.product((2, 3), (8, 12, 16, 24, 32)):
+            for axis, other in (("n_down", {"width": 1024}), ("width", {"n_down": 4096})):
+                rows = product(algorithm=algorithm, r=r, d=d, seed=range(6), **{axis: sizes}, **other)
+                spread = 1 + 0.05 * np.random.default_rng(d).standard_normal(6)[rows["seed"]]
+                rows["downstream_error"] = 0.5 / (1 + 4 * rows[axis] / (star(d, r) * spread))
+                out.append(rows)
+    for r in (1, 4, 5, 6):
+        rows = product(algorithm="random_features", r=r, d=2 * r, seed=range(6), n_down=sizes, width=1024)
+        rows["downstream_error"] = 0.5 / (1 + 4 * rows["n_down"] / (random(2 * r, r) * noise(rows)))
+        out.append(rows)
+    rows = pd.concat(out).drop_duplicates(["algorithm", "r", "d", "seed", "n_down", "width"], ignore_index=True)
+    return rows.assign(subspace_distance=0.1, num_tasks=64, n1=64, n2=64)
+
+
+def test_complexity_verdicts():
+    found = verdicts(
+        "complexity", complexity_rows(lambda d, r: 20, lambda d, r: 2 * np.exp(0.5 * d) if d == 2 * r else d**r / 4)
+    )
+    for r, what in itertools.product((2, 3), ("samples", "neurons")):
+        assert of(found, "Learned", f"r = {r}", what) is True
+        assert of(found, "Random features, ", f"r = {r}", what) is True
+    assert of(found, "Along d = 2r") is True
+    found = verdicts("complexity", complexity_rows(lambda d, r: 2 * d, lambda d, r: d**1.0))
+    for r in (2, 3):
+        assert of(found, "Learned", f"r = {r}", "samples") is False
+        assert of(found, "Random features, ", f"r = {r}", "samples") is False
+    assert of(found, "Along d = 2r") is False
+    never = complexity_rows(lambda d, r: 20, lambda d, r: 1e9)
+    found = verdicts("complexity", never)
+    assert of(found, "Random features, ", "r = 2", "samples") is None
+    assert any("never reach 10%" in text for text in found)
+
+
+def downstream_rows(**errors):
+    """Errors of features against samples: error = max(0.5 − share · log2(n) / 10, 0)."""
+    sizes = [2**k for k in range(4, 11)]
+    out = []
+    for name, fall in errors.items():
+        algorithm, tasks = ("one_step", 1) if name == "single" else (name, 128 if name == "one_step" else 64)
+        for axis, other in (("n_down", {"width": 512}), ("width", {"n_down": 256})):
+            rows = product(
+                algorithm=algorithm, num_tasks=tasks, probe_tasks="parity", seed=range(4), **{axis: sizes}, **other
+            )
+            rows["downstream_error"] = np.maximum(0.5 - fall * (np.log2(rows[axis]) - 4), 0)
+            out.append(rows)
+    return pd.concat(out, ignore_index=True).assign(r=4, d=64)
+
+
+def test_downstream_verdicts():
+    found = verdicts("downstream", downstream_rows(one_step=0.2, oracle=0.25, random_features=0.01, single=0.05))
+    assert list(found.values()) == [True] * 4
+    found = verdicts("downstream", downstream_rows(one_step=0.1, oracle=0.4, random_features=0.1, single=0.2))
+    assert list(found.values()) == [False] * 4
+    found = verdicts("downstream", downstream_rows(random_features=0.1))
+    assert list(found.values()) == [None] * 2
+
+
+def recovery_rows(many, single, uniform):
+    sizes = {1: single, 16: many, 256: many}
+    rows = product(
+        algorithm="one_step", tasks="balanced", d=[32, 64], num_tasks=list(sizes), seed=range(8), bias="zero"
+    )
+    rows["subspace_distance"] = rows["num_tasks"].map(sizes)
+    more = product(algorithm="one_step", tasks="uniform", d=64, num_tasks=256, seed=range(8), bias="zero")
+    rows = pd.concat([rows, more.assign(subspace_distance=uniform)], ignore_index=True)
+    found = np.where(rows["subspace_distance"] < 0.5, 4, 2)
+    return rows.assign(r=4, n1=64, n2=64, width=64, directions_recovered=found, feature_energy=0.5, spectral_ratio=1.0)
+
+
+def test_recovery_verdicts():
+    assert list(verdicts("recovery", recovery_rows(0.1, 0.9, 0.7)).values()) == [True, True, True]
+    assert list(verdicts("recovery", recovery_rows(0.8, 0.1, 0.2)).values()) == [False, False, False]
+    alone = recovery_rows(0.1, 0.9, 0.7)
+    assert list(verdicts("recovery", alone[alone["tasks"] == "uniform"]).values()) == [None, None, True]
+
+
+def contrastive_rows(shift, after):
+    """Kernels of T balanced truth tables, plus a shift; similarity 1 within an orthant and `1 − after` without."""
+    rng, rows = np.random.default_rng(0), []
+    for algorithm, T, seed in itertools.product(("one_step", "random_features"), (1, 4, 16, 64, 256), range(6)):
+        tables = np.where(rng.random((T, 8)).argsort(axis=1).argsort(axis=1) < 4, 1, -1)
+        kernel = (tables.T @ tables / T + shift).ravel().tolist()
+        gap = after if algorithm == "one_step" else 0.05
+        similar = [1.0, 1 - gap, 1 - gap, 1 - gap + 0.001 * rng.standard_normal()]
+        rows.append([algorithm, "balanced", T, seed, kernel, similar])
+    columns = ["algorithm", "tasks", "num_tasks", "seed", "contrastive_kernel", "feature_similarity"]
+    return pd.DataFrame(rows, columns=columns).assign(r=3, step=1, status="ok")
+
+
+def test_contrastive_verdicts():
+    found = verdicts("contrastive", contrastive_rows(0, 0.8))
+    assert of(found, "Distance of K") is True
+    assert of(found, "cosine of two samples") is True
+    found = verdicts("contrastive", contrastive_rows(0.5, 0.04))
+    assert of(found, "Distance of K") is not True
+    assert of(found, "cosine of two samples") is False
+
+
+def test_limits_of_the_kernel():
+    """Every row of the balanced limit sums to 0, as each task's table does; halves agree on half of all halfspaces."""
+    np.testing.assert_allclose(contrastive.limit("balanced", 3).sum(axis=0), 0, atol=1e-12)
+    for family in contrastive.LIMITS:
+        np.testing.assert_allclose(np.diag(contrastive.limit(family, 3)), 1)
+    v, z = np.random.default_rng(0).standard_normal((100_000, 2)), 2 * ((np.arange(4)[:, None] >> np.arange(2)) & 1) - 1
+    tables = np.sign(v @ z.T)
+    # Means of 10^5 signs: 5 standard errors.
+    np.testing.assert_allclose(contrastive.limit("halfspace", 2), tables.T @ tables / len(v), atol=5 / np.sqrt(len(v)))
+
+
+def training_rows(fresh, fixed, mixture):
+    """The last distances of alternating: fresh and fixed samples under logistic, fresh ones under the mixture."""
+    out = []
+    for loss, samples, last in (
+        ("logistic", "fresh", fresh),
+        ("logistic", "fixed", fixed),
+        ("mixture", "fresh", mixture),
+    ):
+        for rate, step in itertools.product((1.0, 10.0) if loss == "logistic" else (10.0,), (1, 64)):
+            rows = product(algorithm="alternating", loss=loss, samples=samples, lr_w=rate, seed=range(6)).assign(
+                step=step
+            )
+            end = last if rate == 10 and step == 64 else 0.9
+            out.append(rows.assign(subspace_distance=end * noise(rows, 0.001)))
+    rows = pd.concat(out, ignore_index=True).assign(train_samples=1000)
+    one = product(algorithm="one_step", seed=range(6)).assign(subspace_distance=0.3, train_samples=1000)
+    rows = pd.concat([rows, one], ignore_index=True)
+    return rows.assign(
+        r=4, directions_recovered=np.where(rows["subspace_distance"] < 0.5, 4, 1), test_loss=0.5, task_error=0.1
+    )
+
+
+def test_training_verdicts():
+    assert list(verdicts("training", training_rows(0.1, 0.2, 0.1)).values()) == [True, True, True]
+    assert list(verdicts("training", training_rows(0.6, 0.2, 0.6)).values()) == [False, False, False]
+    alone = training_rows(0.1, 0.2, 0.1)
+    alone = alone[(alone["samples"] == "fresh") & (alone["loss"] == "logistic")]
+    assert list(verdicts("training", alone).values()) == [None, None, None]
+
+
+def scaling_rows(exponent):
+    rows = product(algorithm="one_step", n2=[64, 128, 256, 512, 1024], seed=range(8))
+    values = 0.5 * (rows["n2"] / 64) ** exponent * noise(rows)
+    return rows.assign(subspace_distance=values, d=64, n1=64, width=64, num_tasks=64)
+
+
+def test_scaling_verdicts():
+    assert list(verdicts("scaling", scaling_rows(-0.5)).values()) == [True]
+    assert list(verdicts("scaling", scaling_rows(0.2)).values()) == [False]
+    rows = scaling_rows(0.0)
+    rows["subspace_distance"] *= noise(rows, 0.3)
+    assert list(verdicts("scaling", rows).values()) == [None]
+    with pytest.raises(ValueError, match="scaling needs 4 values"):
+        verdicts("scaling", rows[rows["n2"] < 512])
