@@ -130,7 +130,7 @@ def text() -> str:
         machine = next(iter(found.values()))["machine"]
         parts.append(
             f"`{path.name}`: {len(machine['devices'])} × {machine['devices'][0]}, JAX {machine['versions']['jax']},"
-            f" float32; matrix products at most {machine['sgemm_peak'] / 1e9:,.0f} GFLOP/s, copies"
+            f" float32; when the run began, matrix products {machine['sgemm_peak'] / 1e9:,.0f} GFLOP/s and copies"
             f" {machine['copy_bandwidth'] / 1e9:.3g} GB/s. Rates are medians (least–greatest)."
         )
         parts.append(table(["work", "ours", "best other", "ratio", "aim", "peak memory"], list(rows_of(found))))

@@ -430,6 +430,19 @@ def test_a_learned_feature_beats_noise():
     assert abs(chance - 0.5) < 5 * 0.5 / np.sqrt(400)
 
 
+def test_ridge_of_many_samples_and_features_in_float32():
+    """1024 samples of 256 points, 1024 random features: the parity of three coordinates is a small part of the largest
+    eigenvalue, and the samples hold every point, so that none is misclassified (in float64, and here).
+    """
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((1024, 8))
+    x, x_test = (rng.choice([-1.0, 1.0], (n, 8)) for n in (1024, 256))
+    c = np.asarray(probe.biases(keys.root(0), 1024))
+    for width in (1024, 1000):
+        args = W[:width], c[:width], x, np.prod(x[:, :3], axis=1), x_test, np.prod(x_test[:, :3], axis=1)
+        assert error_of(*args, n=1024, width=width, dtype=np.float32) == 0
+
+
 def test_ridge_in_float32_chooses_as_in_float64():
     """Few samples, more features, and a weakest penalty beside which the rounding of an eigenvalue is large: the λ
     chosen has a leave-one-out error within a tenth of the least, which rounding of what is near a tie allows.
