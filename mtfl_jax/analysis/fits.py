@@ -255,7 +255,7 @@ class Fit:
         if np.isnan(list(self.parameters.values())).any():
             return "—"
         names = (self.x,) if isinstance(self.x, str) else self.x
-        words = {name: f"{value:.3g}" for name, value in self.parameters.items()}
+        words = {name: self._text(name, value) for name, value in self.parameters.items()}
         if self.model == "broken_power":
             turn = self.parameters["exponent_after"] - self.parameters["exponent_before"]
             words |= {"sharp": f"{1 / SHARPNESS:g}", "turn": f"{SHARPNESS * turn:.3g}"}
@@ -267,11 +267,12 @@ class Fit:
 
     def value(self, name: str) -> str:
         """A parameter with its interval, as text."""
-        value, (low, high) = self.parameters[name], self.intervals[name]
-        if name in MODELS[self.model].exponents:
-            # 0 is what 1e-17 is here.
-            value, low, high = (round(number, 6) + 0.0 for number in (value, low, high))
-        return f"{value:.3g} ({low:.3g} to {high:.3g})"
+        value, low, high = (self._text(name, number) for number in (self.parameters[name], *self.intervals[name]))
+        return f"{value} ({low} to {high})"
+
+    def _text(self, name: str, value: float) -> str:
+        """A parameter's value as text; an exponent of 1e-17 is 0."""
+        return f"{round(value, 6) + 0.0 if name in MODELS[self.model].exponents else value:.3g}"
 
     def resampled(self) -> str:
         """What the intervals come from resampling, as text."""

@@ -104,11 +104,11 @@ def _said(law: Law) -> Statement:
     claim = f"claimed within {FLAT} of 0" if flat else f"claimed at least {law.r - SLACK:g}"
     lost = f", {law.fit.censored} of {law.fit.points} never reach {EPSILON:.0%} error" if law.fit.censored else ""
     low, high = law.fit.intervals["exponent"]
-    if flat and law.fit.held_out["constant"] <= law.fit.held_out_error and max(-low, high) <= FLAT:
-        errors = [fits.factor(law.fit.held_out[name]) for name in ("constant", "power")]
-        text = f"a constant predicts the largest d to a {errors[0]}, a power law to a {errors[1]}"
-        return Statement(True, f"{what}{text}, its exponent being in {low:.2g} to {high:.2g}.")
     if not law.fit.supported:
+        if flat and law.fit.held_out["constant"] <= law.fit.held_out_error and max(-low, high) <= FLAT:
+            errors = [fits.factor(law.fit.held_out[name]) for name in ("constant", "power")]
+            text = f"a constant predicts the largest d to {errors[0]}, a power law to {errors[1]}"
+            return Statement(True, f"{what}{text}, its exponent being in {low:.2g} to {high:.2g}.")
         return Statement(None, f"{what}no law: {law.fit.why}{lost}.")
     allowed = (-FLAT, FLAT) if flat else (law.r - SLACK, np.inf)
     inside, outside = allowed[0] <= low and high <= allowed[1], high < allowed[0] or low > allowed[1]
@@ -125,7 +125,7 @@ def _exponential(growth: dict[str, fits.Fit]) -> Statement:
         return Statement(None, f"Along d = 2r random features, samples n*: {found.why}.")
     text = (
         f"Along d = 2r random features take n* = exp({found.value('rate')} · d) samples up to a factor; an exponential"
-        f" predicts the largest d to a {fits.factor(found.held_out_error)}, a power law to a"
+        f" predicts the largest d to {fits.factor(found.held_out_error)}, a power law to"
         f" {fits.factor(power.held_out_error)}."
     )
     grows = found.intervals["rate"][0] > 0
@@ -151,10 +151,12 @@ def _drawing(rows: pd.DataFrame, laws: list[Law], along: pd.DataFrame, growth: d
         ax.grid(alpha=0.3)
         if ax.get_legend_handles_labels()[0]:
             ax.legend(fontsize=7)
+    samples_of = describe.values(_curves(rows, "width")["n_down"]) or "—"
     caption = (
         f"Samples and neurons at which the error of the r-parity of the directions falls to {EPSILON:.0%}, by d;"
-        f" right, along d = 2r. Points are crossings of the mean error of {describe.seeds(rows)}; a triangle that"
-        " points up says at least, one that points down at most; lines are the fitted laws."
+        f" right, along d = 2r. m* is from {samples_of} samples, and rises steeply where n* comes near that. Points are"
+        f" crossings of the mean error of {describe.seeds(rows)}; a triangle that points up says at least, one that"
+        " points down at most; lines are the fitted laws."
     )
     return Drawing("complexity", figure, caption)
 
