@@ -47,7 +47,7 @@ def findings(table: pd.DataFrame) -> Findings:
     kernels = _distances(at_once[at_once["algorithm"] == at_once["algorithm"].min()], r)
     laws = {
         family: fits.fit(kernels[kernels["tasks"] == family], "num_tasks", "distance", at_most="at_most")
-        for family in LIMITS
+        for family in sorted(LIMITS)
         if family in set(kernels["tasks"])
     }
     steps = rows[rows["algorithm"] == "alternating"]
@@ -142,7 +142,7 @@ def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int) ->
     for ax, (title, K) in zip(panels, images, strict=False):
         image = ax.imshow(K, vmin=-1, vmax=1, cmap="cividis", origin="lower")
         ax.set(title=f"K, {family}, {title}", xlabel="orthant", ylabel="orthant")
-    figure.colorbar(image, ax=panels[:3], label="agreement less disagreement")
+    figure.colorbar(image, ax=panels[2], label="agreement less disagreement")
     spectrum, distance = panels[4:]
     for index, T in enumerate(shown):
         values = np.stack([np.linalg.eigvalsh(K)[::-1] for K in own[own["num_tasks"] == T]["K"]]).mean(0)

@@ -144,10 +144,10 @@ def _families(rows: pd.DataFrame) -> Drawing:
 def _cures(at_once: pd.DataFrame, odd: pd.DataFrame, steps: pd.DataFrame) -> Drawing:
     """What more steps do for uniform tasks, and biases for odd parities."""
     figure, panels = figures.panels(2)
-    parts = ((panels[0], "uniform", "bias", at_once[at_once["tasks"] == "uniform"]), (panels[1], "parity", "bias", odd))
-    for ax, family, by, first in parts:
-        figures.curves(ax, steps[steps["tasks"] == family], "step", "subspace_distance", by=by, log="x")
-        for place, (bias, own) in enumerate(first.groupby(by)):
+    parts = ((panels[0], "uniform", at_once[at_once["tasks"] == "uniform"]), (panels[1], "parity", odd))
+    for ax, family, first in parts:
+        figures.curves(ax, steps[steps["tasks"] == family], "step", "subspace_distance", by="bias", log="x")
+        for place, (bias, own) in enumerate(first.groupby("bias")):
             last = own[own["num_tasks"] == own["num_tasks"].max()]
             level = describe.estimate(last["subspace_distance"]).mean
             ax.axhline(level, color="black", linewidth=0.8, linestyle=(":", "--")[place % 2], label=f"one step, {bias}")

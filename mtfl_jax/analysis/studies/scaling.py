@@ -112,6 +112,6 @@ def _drawing(laws: list[Law]) -> Drawing:
     rows = pd.concat([law.rows for law in laws])
     caption = (
         f"Means of {describe.seeds(rows)}, bands: one standard error; lines are the fitted laws of the table, where the"
-        " data support one."
+        " data support one: robust fits of the logarithm, which lie below the mean where rows are skewed."
     )
     return Drawing("scaling", figure, caption)
