@@ -40,7 +40,10 @@ def findings(table: pd.DataFrame) -> Findings:
     fixed = _last(trained[trained["samples"] == "fixed"])
     laws = _laws("one step", at_once, "subspace_distance", AXES[:-1])
     laws += _laws("joint, fixed samples", fixed, "test_loss", AXES[:-1])
-    laws += _laws("joint, fresh samples", trained[trained["samples"] == "fresh"], "test_loss", ("step",))
+    fresh = trained[trained["samples"] == "fresh"]
+    laws += [
+        law for y in ("test_loss", "subspace_distance") for law in _laws("joint, fresh samples", fresh, y, ("step",))
+    ]
     if not laws:
         raise ValueError(f"scaling needs {LEAST} values of an axis or more, of {', '.join(AXES)}: none has them")
     statements = [_said(law) for law in laws]
