@@ -210,14 +210,16 @@ def test_recovery_verdicts():
     assert list(verdicts("recovery", alone[alone["tasks"] == "uniform"]).values()) == [None, None, True]
 
 
-def contrastive_rows(shift, after):
-    """Kernels of T balanced truth tables, plus a shift; similarity 1 within an orthant and `1 − after` without."""
+def contrastive_rows(shift, after, slope=0.0):
+    """Kernels of T balanced truth tables, plus a shift; similarity 1 within an orthant, `1 − after` at distance 1 and
+    falling by `slope` to distance 3.
+    """
     rng, rows = np.random.default_rng(0), []
     for algorithm, T, seed in itertools.product(("one_step", "random_features"), (1, 4, 16, 64, 256), range(6)):
         tables = np.where(rng.random((T, 8)).argsort(axis=1).argsort(axis=1) < 4, 1, -1)
         kernel = (tables.T @ tables / T + shift).ravel().tolist()
         gap = after if algorithm == "one_step" else 0.05
-        similar = [1.0, 1 - gap, 1 - gap, 1 - gap + 0.001 * rng.standard_normal()]
+        similar = [1.0, 1 - gap, 1 - gap - slope / 2, 1 - gap - slope + 0.001 * rng.standard_normal()]
         rows.append([algorithm, "balanced", T, seed, kernel, similar])
     columns = ["algorithm", "tasks", "num_tasks", "seed", "contrastive_kernel", "feature_similarity"]
     return pd.DataFrame(rows, columns=columns).assign(r=3, step=1, status="ok")
@@ -230,6 +232,18 @@ def test_contrastive_verdicts():
     found = verdicts("contrastive", contrastive_rows(0.5, 0.04))
     assert of(found, "Distance of K") is not True
     assert of(found, "cosine of two samples") is False
+
+
+def test_contrastive_compares_orthants_with_the_kernel():
+    """The limit of balanced tasks is the same between any two orthants, halfspaces' falls with their distance."""
+    assert of(verdicts("contrastive", contrastive_rows(0, 0.8)), "opposite orthants") is True
+    assert of(verdicts("contrastive", contrastive_rows(0, 0.4, 0.5)), "opposite orthants") is False
+    assert of(verdicts("contrastive", contrastive_rows(0, 0.4, 0.1)), "opposite orthants") is None
+    for slope, verdict in ((0.5, True), (0.0, False), (-0.5, False)):
+        rows = contrastive_rows(0, 0.4, slope).assign(tasks="halfspace")
+        kernel = contrastive.limit("halfspace", 3).ravel().tolist()
+        rows["contrastive_kernel"] = [[value * (1 + 0.01 / T) for value in kernel] for T in rows["num_tasks"]]
+        assert of(verdicts("contrastive", rows), "opposite orthants") is verdict
 
 
 def test_limits_of_the_kernel():
@@ -266,11 +280,19 @@ def training_rows(fresh, fixed, mixture):
 
 
 def test_training_verdicts():
-    assert list(verdicts("training", training_rows(0.1, 0.2, 0.1)).values()) == [True, True, True]
-    assert list(verdicts("training", training_rows(0.6, 0.2, 0.6)).values()) == [False, False, False]
+    assert list(verdicts("training", training_rows(0.1, 0.2, 0.1)).values()) == [True, False, True, True]
+    assert list(verdicts("training", training_rows(0.6, 0.2, 0.6)).values()) == [False, False, False, False]
+    wide = training_rows(0.1, 0.2, 0.1)
+    wide.loc[(wide["loss"] == "logistic") & (wide["step"] == 64), ["directions_recovered", "subspace_distance"]] = (
+        4,
+        0.1,
+    )
+    assert of(verdicts("training", wide), "all directions are found", "rates") is True
+    wide.loc[(wide["lr_w"] == 1) & (wide["seed"] == 0) & (wide["step"] == 64), "directions_recovered"] = None
+    assert of(verdicts("training", wide), "all directions are found", "rates") is False
     alone = training_rows(0.1, 0.2, 0.1)
-    alone = alone[(alone["samples"] == "fresh") & (alone["loss"] == "logistic")]
-    assert list(verdicts("training", alone).values()) == [None, None, None]
+    alone = alone[(alone["samples"] == "fresh") & (alone["loss"] == "logistic") & (alone["lr_w"] == 1)]
+    assert list(verdicts("training", alone).values()) == [None, None, None, None]
 
 
 def scaling_rows(exponent):
@@ -279,11 +301,23 @@ def scaling_rows(exponent):
     return rows.assign(subspace_distance=values, d=64, n1=64, width=64, num_tasks=64)
 
 
+def test_the_exponents_table_says_what_the_statements_say():
+    cut = scaling_rows(-0.5)
+    cut.loc[cut["n2"] == 1024, "subspace_distance"] /= 1000
+    for rows in (scaling_rows(-0.5), cut):
+        found = studies.of("scaling", frame(rows))
+        in_table = [cell == "yes" for cell in found.listings[0].table["supported"]]
+        assert in_table == [said.supported is True for said in found.statements]
+
+
 def test_scaling_verdicts():
     assert list(verdicts("scaling", scaling_rows(-0.5)).values()) == [True]
     assert list(verdicts("scaling", scaling_rows(0.2)).values()) == [False]
     rows = scaling_rows(0.0)
     rows["subspace_distance"] *= noise(rows, 0.3)
     assert list(verdicts("scaling", rows).values()) == [None]
+    cut = scaling_rows(-0.5)
+    cut.loc[cut["n2"] == 1024, "subspace_distance"] /= 1000
+    assert list(verdicts("scaling", cut).values()) == [None]
     with pytest.raises(ValueError, match="scaling needs 4 values"):
         verdicts("scaling", rows[rows["n2"] < 512])

@@ -9,12 +9,15 @@ from mtfl_jax.analysis import describe, figures, fits
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
 
 CLAIM = (
-    "After a step of the heads the multitask loss is pseudo-contrastive: features of two samples are aligned as far as"
-    " they share labels across tasks, which the kernel K = (1/T) Σ_t f_t f_tᵀ says of their orthants. With many tasks K"
-    " nears its limit at the rate T^-1/2, and the features of one orthant are set apart from the others'."
+    "After a step of the heads the multitask loss is pseudo-contrastive: it aligns samples that usually share labels"
+    " across tasks, which the kernel K = (1/T) Σ_t f_t f_tᵀ says of their orthants. With many tasks K nears its limit"
+    " at the rate T^-1/2, and the features of one orthant are set apart from the others'. A finer reading, ours:"
+    " between orthants too, features differ in cosine where K differs."
 )
 TOLERANCE = 0.1
 """How far from −1/2 the exponent of K's distance to its limit may be."""
+FLAT = 0.1
+"""K, or the cosine, that changes by less than this between the nearest and farthest orthants is flat."""
 
 
 def _balanced(orthants: int, cosine: np.ndarray) -> np.ndarray:
@@ -52,7 +55,7 @@ def findings(table: pd.DataFrame) -> Findings:
     }
     steps = rows[rows["algorithm"] == "alternating"]
     statements = [_rate(family, law) for family, law in laws.items()]
-    statements += _aligned(at_once, r) + _falls(steps)
+    statements += _aligned(at_once, r) + _between(at_once, r) + _falls(steps)
     drawings = [_kernel_drawing(kernels, laws, r)] if len(kernels) else []
     drawings.append(_feature_drawing(at_once, steps, r))
     names = {f"distance of K to its limit, {family} tasks": law for family, law in laws.items()}
@@ -107,6 +110,34 @@ def _aligned(rows: pd.DataFrame, r: int) -> list[Statement]:
             continue
         text = f"{what} {describe.estimate(before)} before and {describe.estimate(after)} after one step."
         out.append(Statement(gain.mean > 3 * gain.error and gain.mean > 0.1, text))
+    return out
+
+
+def _between(rows: pd.DataFrame, r: int) -> list[Statement]:
+    """Whether the features of different orthants differ in cosine where K does: from Hamming distance 1 to r."""
+    if r < 2:
+        return []
+    places = np.arange(2**r)
+    apart = np.bitwise_count(places[:, None] ^ places)
+    out = []
+    rows = rows[rows["algorithm"] == "one_step"]
+    for family, own in rows.groupby("tasks"):
+        most = own["num_tasks"].max()
+        own = own[own["num_tasks"] == most]
+        kernels = [np.reshape(np.asarray(kernel, float), apart.shape) for kernel in own["contrastive_kernel"]]
+        of_kernel = describe.estimate(pd.Series([K[apart == r].mean() - K[apart == 1].mean() for K in kernels]))
+        of_cosine = describe.estimate(own["feature_similarity"].map(lambda found: found[r] - found[1]))
+        text = (
+            f"{str(family).capitalize()} tasks, T = {most}, from neighbouring to opposite orthants: K changes by"
+            f" {of_kernel}, the cosine of the features after one step by {of_cosine}."
+        )
+        if not of_kernel.n or not of_cosine.n:
+            out.append(Statement(None, text))
+            continue
+        flat = [abs(change.mean) < FLAT for change in (of_kernel, of_cosine)]
+        agree = flat[0] == flat[1] and (flat[0] or of_kernel.mean * of_cosine.mean > 0)
+        close = any(abs(abs(change.mean) - FLAT) < 3 * change.error for change in (of_kernel, of_cosine))
+        out.append(Statement(None if close else agree, text))
     return out
 
 

@@ -48,7 +48,9 @@ def findings(table: pd.DataFrame) -> Findings:
         raise ValueError(f"scaling needs {LEAST} values of an axis or more, of {', '.join(AXES)}: none has them")
     statements = [_said(law) for law in laws]
     names = {f"{law.y.replace('_', ' ')} of {law.what} against {law.x}": law.fit for law in laws}
-    listing = Listing("Exponents", fits.table_of(names))
+    whys = [_why(law) for law in laws]
+    table_of = fits.table_of(names).assign(supported=[f"no: {why}" if why else "yes" for why in whys])
+    listing = Listing("Exponents", table_of)
     return Findings("Scaling laws", CLAIM, statements, [_drawing(laws)], [listing])
 
 
@@ -84,12 +86,21 @@ def _extrapolates(fit: fits.Fit) -> tuple[bool, float]:
     return not fit.supported, fit.held_out_error if np.isfinite(fit.held_out_error) else np.inf
 
 
+def _why(law: Law) -> str:
+    """Why a law is not established; empty where it is."""
+    if not law.fit.supported:
+        return law.fit.why
+    if law.fit.held_out_error > np.log(FAR):
+        return f"it misses the largest {law.x} by more than a factor {FAR:g}"
+    return ""
+
+
 def _said(law: Law) -> Statement:
     text = f"{law.what.capitalize()}, against {law.x}: {law.fit.sentence()}."
     if not law.fit.supported:
         return Statement(None, text)
-    if law.fit.held_out_error > np.log(FAR):
-        return Statement(None, f"{text} It misses the largest {law.x} by more than a factor {FAR:g}.")
+    if why := _why(law):
+        return Statement(None, f"{text} {why[0].upper()}{why[1:]}.")
     sign = SIGNS.get(law.x) if law.what == "one step" else None
     if sign is None:
         return Statement(True, text)
@@ -108,13 +119,14 @@ def _drawing(laws: list[Law]) -> Drawing:
         line.set(color=look["color"], marker=look["marker"], linestyle="none")
         for band in ax.collections:
             band.set_facecolor(look["color"])
-        if law.fit.supported:
+        if not _why(law):
             x = np.geomspace(float(law.rows[law.x].min()), float(law.rows[law.x].max()), 50)
             ax.plot(x, law.fit.predict(x), color="black", linewidth=0.9)
         ax.set_title(law.what, fontsize=9)
     rows = pd.concat([law.rows for law in laws])
     caption = (
         f"Means of {describe.seeds(rows)}, bands: one standard error; lines are the fitted laws of the table, where the"
-        " data support one: robust fits of the logarithm, which lie below the mean where rows are skewed."
+        " data support one: robust fits of the logarithm, which lie below the mean where rows are skewed. Of"
+        f" {', '.join(MODELS)} each is the one that predicts the largest x best, so its held-out error is a low one."
     )
     return Drawing("scaling", figure, caption)

@@ -1,6 +1,5 @@
 """Many steps against one: learning rates, fresh and fixed samples, one loss and differing losses over tasks."""
 
-import numpy as np
 import pandas as pd
 
 from mtfl_jax.analysis import describe, figures
@@ -12,6 +11,10 @@ CLAIM = (
 )
 NAMES = {"alternating": "alternating (SGD)", "joint": "joint (Adam)"}
 RATES = {"alternating": "lr_w", "joint": "lr"}
+ENOUGH = 0.95
+"""The share of runs that must find all directions."""
+WIDE = 10.0
+"""The factor between the greatest and the least rate that makes a range."""
 
 
 def findings(table: pd.DataFrame) -> Findings:
@@ -24,6 +27,7 @@ def findings(table: pd.DataFrame) -> Findings:
     by_rate = {name: _at_loss(steps[steps["algorithm"] == name], name) for name in kinds}
     best = {name: _best(by_rate[name][by_rate[name]["samples"] == "fresh"], RATES[name]) for name in kinds}
     statements = [_against_one(name, best[name], at_once) for name in kinds]
+    statements += [_range(name, by_rate[name]) for name in kinds]
     statements += [_fresh(name, by_rate[name]) for name in kinds]
     statements += [_losses(name, steps[steps["algorithm"] == name]) for name in kinds]
     drawings = [_maps(by_rate), _curves(steps, by_rate, best, at_once)]
@@ -44,6 +48,11 @@ def _distance(rows: pd.DataFrame) -> describe.Estimate:
     return describe.estimate(rows["subspace_distance"].astype(float).fillna(1.0))
 
 
+def _all_found(rows: pd.DataFrame) -> pd.Series:
+    """Whether each run found all directions, as 0 or 1; a diverged one did not."""
+    return (rows["directions_recovered"] == rows["r"]).fillna(False).astype(float)
+
+
 def _best(rows: pd.DataFrame, rate: str) -> pd.DataFrame:
     """The rows at the rate that ends at the least mean distance."""
     ends = {at: _distance(own).mean for at, own in _last(rows).groupby(rate)}
@@ -62,23 +71,38 @@ def _against_one(name: str, rows: pd.DataFrame, at_once: pd.DataFrame) -> Statem
         f"{NAMES[name]}, {RATES[name]} = {rate}: subspace distance {found} after {end['step'].iloc[0]} steps on"
         f" {end['train_samples'].iloc[0]:,} fresh samples; one step on {one['train_samples'].iloc[0]:,}: {once}."
     )
-    every = float((end["directions_recovered"] == end["r"]).mean())
-    return Statement(every >= 0.95, f"{text} All directions are found in {every:.0%} of runs.")
+    every = float(_all_found(end).mean())
+    return Statement(every >= ENOUGH, f"{text} All directions are found in {every:.0%} of runs.")
+
+
+def _range(name: str, rows: pd.DataFrame) -> Statement:
+    """At which of the rates tried, on fresh samples, all directions are found in nearly all runs."""
+    end = _last(rows[rows["samples"] == "fresh"])
+    rate = RATES[name]
+    shares = _all_found(end).groupby(end[rate]).mean()
+    if len(shares) < 2:
+        return Statement(None, f"{NAMES[name]}, range of learning rates: fewer than two were tried on fresh samples.")
+    good = shares.index[shares >= ENOUGH]
+    found = f"at {rate} = {describe.values(pd.Series(good))}" if len(good) else "at none"
+    text = (
+        f"{NAMES[name]}: all directions are found in {ENOUGH:.0%} of runs or more {found}, of {len(shares)} rates from"
+        f" {describe.number(shares.index[0])} to {describe.number(shares.index[-1])}."
+    )
+    return Statement(bool(len(good)) and bool(good.max() >= WIDE * good.min()), text)
 
 
 def _fresh(name: str, rows: pd.DataFrame) -> Statement:
     """Fresh samples against a fixed set, each at its best rate, by seed."""
     rate = RATES[name]
-    ends = {
-        kind: _last(_best(rows[rows["samples"] == kind], rate)).set_index("seed")["subspace_distance"].astype(float)
-        for kind in ("fresh", "fixed")
-    }
+    last = {kind: _last(_best(rows[rows["samples"] == kind], rate)) for kind in ("fresh", "fixed")}
+    ends = {kind: own.set_index("seed")["subspace_distance"].astype(float).fillna(1.0) for kind, own in last.items()}
     gain = describe.estimate(ends["fixed"] - ends["fresh"])
     if not gain.n:
         return Statement(None, f"{NAMES[name]}, fresh against fixed samples: one of them is missing.")
     text = (
-        f"{NAMES[name]}: subspace distance {describe.estimate(ends['fresh'])} on fresh samples,"
-        f" {describe.estimate(ends['fixed'])} on a fixed set, each at its best rate."
+        f"{NAMES[name]}, each at its best rate after the same number of steps: subspace distance"
+        f" {describe.estimate(ends['fresh'])} on {last['fresh']['train_samples'].iloc[0]:,} fresh samples,"
+        f" {describe.estimate(ends['fixed'])} on a fixed set of {last['fixed']['train_samples'].iloc[0]:,}."
     )
     return Statement(gain.mean > -3 * gain.error, text)
 
@@ -89,13 +113,13 @@ def _losses(name: str, rows: pd.DataFrame) -> Statement:
     found = {loss: _distance(end) for loss, end in ends.items() if len(end)}
     if "mixture" not in found or len(found) < 2:
         return Statement(None, f"{NAMES[name]}, differing losses: no mixture, or nothing to compare.")
-    shares = (ends["mixture"]["directions_recovered"] == ends["mixture"]["r"]).astype(float)
+    shares = _all_found(ends["mixture"])
     others = ", ".join(f"{loss} {value}" for loss, value in found.items() if loss != "mixture")
     text = (
         f"{NAMES[name]}, differing losses over tasks: subspace distance {found['mixture']}, all directions found in"
         f" {shares.mean():.0%} of runs; one loss for all: {others}."
     )
-    return Statement(bool(shares.mean() >= 0.95), text)
+    return Statement(bool(shares.mean() >= ENOUGH), text)
 
 
 def _maps(by_rate: dict[str, pd.DataFrame]) -> Drawing:
@@ -116,7 +140,8 @@ def _maps(by_rate: dict[str, pd.DataFrame]) -> Drawing:
         figure.colorbar(image, ax=ax, label="subspace distance")
     seeds = describe.seeds(pd.concat(list(by_rate.values())))
     caption = (
-        f"Subspace distance (0 perfect, 1 a direction missed) by learning rate and number of steps; means of {seeds}."
+        f"Subspace distance (0 perfect, 1 a direction missed) by learning rate and number of steps, a"
+        f" diverged training counting as 1; means of {seeds}."
     )
     return Drawing("training-rates", figure, caption)
 
@@ -168,9 +193,11 @@ def _listing(by_rate: dict[str, pd.DataFrame]) -> Listing:
 def _loss_listing(steps: pd.DataFrame) -> Listing:
     rows = []
     for (name, loss), own in steps[steps["samples"] == "fresh"].groupby(["algorithm", "loss"]):
-        end = _last(_best(own, RATES[str(name)]))
-        share = float(np.mean(end["directions_recovered"] == end["r"]))
+        rate = RATES[str(name)]
+        end = _last(_best(own, rate))
+        at, least, most = map(describe.number, (end[rate].iloc[0], own[rate].min(), own[rate].max()))
+        share = float(_all_found(end).mean())
         error = str(describe.estimate(end["task_error"]))
-        rows.append([NAMES[str(name)], loss, str(_distance(end)), error, f"{share:.0%}"])
-    columns = ["algorithm", "loss", "subspace distance", "task error", "all found"]
+        rows.append([NAMES[str(name)], loss, f"{at} of {least}…{most}", str(_distance(end)), error, f"{share:.0%}"])
+    columns = ["algorithm", "loss", "best rate", "subspace distance", "task error", "all found"]
     return Listing("After the last step, by loss", pd.DataFrame(rows, columns=columns))
