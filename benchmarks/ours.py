@@ -31,8 +31,8 @@ def sgemm_peak(n: int = 2048, seconds: float = 3.0) -> float:
 
     from mtfl_jax.sweeps import engine
 
-    matrices = [jax.device_put(jnp.ones((n, n)), device) for device in engine.devices()]
-    with jax.default_matmul_precision(engine.MATMUL_PRECISION):
+    matrices = [jax.device_put(jnp.ones((n, n)), device) for device in machine.devices()]
+    with jax.default_matmul_precision(machine.MATMUL_PRECISION):
         product = jax.jit(lambda a: a @ a)
         jax.block_until_ready([product(a) for a in matrices])
         rates, end = [], time.perf_counter() + seconds
@@ -50,7 +50,7 @@ def copy_bandwidth(n: int = 2**26) -> float:
 
     from mtfl_jax.sweeps import engine
 
-    arrays = [jax.device_put(jnp.ones(n), device) for device in engine.devices()]
+    arrays = [jax.device_put(jnp.ones(n), device) for device in machine.devices()]
     copy = jax.jit(lambda a: a + 1)
     jax.block_until_ready([copy(a) for a in arrays])
     each = seconds_of(lambda: jax.block_until_ready([copy(a) for a in arrays]), 7)
@@ -63,7 +63,7 @@ def executed(axes: dict[str, Any], **options: Any) -> tuple[Any, Any, Any]:
     from mtfl_jax.sweeps import engine, store
     from mtfl_jax.sweeps.grid import Grid
 
-    grid = Grid(axes, config.composed)
+    grid = Grid(axes, compose.composed)
     sink = store.Memory()
     progress = engine.execute(grid, sink, **options)
     assert not progress.failures
@@ -86,7 +86,7 @@ def planning(seeds: str) -> dict[str, Any]:
 
     axes = {"d": "32,64,128,256", "width": "64,128,256,512,1024", "num_tasks": "1,4,16,64,256"}
     start = time.perf_counter()
-    grid = Grid({**axes, "seed": f"range(0,{seeds})"}, config.composed)
+    grid = Grid({**axes, "seed": f"range(0,{seeds})"}, compose.composed)
     buckets = plan(grid)
     return {"cells": len(grid), "programs": len(buckets), "seconds": time.perf_counter() - start}
 
@@ -99,7 +99,7 @@ def rows() -> dict[str, Any]:
     from mtfl_jax.sweeps.grid import Grid
 
     axes = {"width": [64, 128], "num_tasks": [1, 4, 16, 64, 256], "seed": range(100_000)}
-    grid = Grid(axes, config.composed)
+    grid = Grid(axes, compose.composed)
     out: dict[str, Any] = {"rows": len(grid)}
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
@@ -153,7 +153,7 @@ def on_cpu() -> bool:
     """Whether the devices are a CPU's cores."""
     from mtfl_jax.sweeps import engine
 
-    return engine.devices()[0].platform == "cpu"
+    return machine.devices()[0].platform == "cpu"
 
 
 def alternating(data: str) -> dict[str, Any]:
@@ -190,17 +190,17 @@ def measuring() -> dict[str, Any]:
     from mtfl_jax.sweeps import engine, plan
     from mtfl_jax.sweeps.grid import Grid
 
-    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(8 * len(engine.devices()))}, config.composed)
+    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(8 * len(machine.devices()))}, compose.composed)
     (bucket,) = plan.plan(cells, "never")
     p = bucket.program
-    mesh, spec = Mesh(np.asarray(engine.devices()), ("lanes",)), PartitionSpec("lanes")
+    mesh, spec = Mesh(np.asarray(machine.devices()), ("lanes",)), PartitionSpec("lanes")
     each = engine._cells_of(cells, bucket, np.arange(8 * mesh.size))
 
     def timed(run: Any) -> float:
         def own(each: Any) -> Any:
             return jax.lax.map(run, each)
 
-        with jax.default_matmul_precision(engine.MATMUL_PRECISION), threadpoolctl.threadpool_limits(1):
+        with jax.default_matmul_precision(machine.MATMUL_PRECISION), threadpoolctl.threadpool_limits(1):
             sharded = jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
             compiled = jax.jit(sharded).lower(each).compile()
             jax.block_until_ready(compiled(each))
@@ -303,7 +303,7 @@ def machine() -> dict[str, Any]:
     """The device, its peak rates, and the versions."""
     from mtfl_jax.sweeps import store
 
-    return {**store.environment(), "sgemm_peak": sgemm_peak(), "copy_bandwidth": copy_bandwidth()}
+    return {**machine.environment(), "sgemm_peak": sgemm_peak(), "copy_bandwidth": copy_bandwidth()}
 
 
 WORK = (planning, rows, grid, alternating, one_step, measuring, scaling, normals, precision, machine)

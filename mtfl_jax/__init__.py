@@ -14,16 +14,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtfl_jax.config import ConfigError as ConfigError
-    from mtfl_jax.sweeps.engine import run as run
-    from mtfl_jax.sweeps.engine import sweep as sweep
+    from mtfl_jax.fields import ConfigError as ConfigError
+    from mtfl_jax.sweeps.api import run as run
+    from mtfl_jax.sweeps.api import sweep as sweep
     from mtfl_jax.sweeps.tables import load as load
 
 _HOMES = {
-    "ConfigError": "mtfl_jax.config",
+    "ConfigError": "mtfl_jax.fields",
     "load": "mtfl_jax.sweeps.tables",
-    "run": "mtfl_jax.sweeps.engine",
-    "sweep": "mtfl_jax.sweeps.engine",
+    "run": "mtfl_jax.sweeps.api",
+    "sweep": "mtfl_jax.sweeps.api",
 }
 
 __all__ = ["ConfigError", "load", "run", "sweep"]

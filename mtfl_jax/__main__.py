@@ -12,25 +12,19 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from mtfl_jax import extend
 from mtfl_jax.analysis import page, report
-from mtfl_jax.config import (
-    HYDRA_BASE,
-    ConfigError,
-    cell_values,
-    conf_dir,
-    memory_share,
-    moments_of,
-    part_of,
-    plain,
-    require_field,
-)
-from mtfl_jax.sweeps import engine, progress, store, tables
+from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
+from mtfl_jax.config import require_field
+from mtfl_jax.fields import ConfigError
+from mtfl_jax.sweeps import api, engine, machine, progress, store, tables
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError
 from mtfl_jax.sweeps.plan import plan
@@ -65,7 +59,7 @@ def grid_of(composed: DictConfig) -> Grid:
         return {key: spec for key, spec in (axes or {}).items() if key not in given}
 
     axes, grids = free(sweep["axes"]), [free(own) for own in sweep["grids"] or ()]
-    values = cell_values(composed)
+    values = {**extend.defaults(), **cell_values(composed)}
     preset = f"{composed.study}_{composed.size}"
     if composed.size != "default" and preset not in GlobalHydra.instance().config_loader().get_group_options(PRESETS):
         raise ConfigError("size", composed.size, f"allowed with study={composed.study}: default")
@@ -74,7 +68,7 @@ def grid_of(composed: DictConfig) -> Grid:
         if not choices:
             return values
         chosen = [f"{key}={name}" for key, name in choices.items()]
-        return cell_values(hydra.compose("config", [*overrides, *chosen]))
+        return {**extend.defaults(), **cell_values(hydra.compose("config", [*overrides, *chosen]))}
 
     return Grid(axes, compose, grids=grids, zipped=sweep["zip"] or (), where=sweep["where"] or ())
 
@@ -84,6 +78,8 @@ def task(composed: DictConfig) -> None:
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = Console()
     try:
+        extensions = extend.load(composed.extensions)
+        extend.store_nodes(conf_dir())
         grid = grid_of(composed)
         memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
         moments = moments_of(composed.moments)
@@ -91,7 +87,7 @@ def task(composed: DictConfig) -> None:
             raise ConfigError("plan", composed.plan, "allowed: run, only")
         if composed.plan == "only":
             remove_if_empty(folder)
-            console.print(report.plan(*engine.forecast(grid, plan(grid, moments), memory_fraction)))
+            console.print(report.plan(*api.forecast(grid, plan(grid, moments), memory_fraction)))
             return
         sink = store.Folder(folder)
     except ConfigError:
@@ -103,7 +99,8 @@ def task(composed: DictConfig) -> None:
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "config": plain(composed),
-        **store.environment(),
+        "extensions": list(extensions),
+        **machine.environment(),
     }
     with progress.stop_on_signals() as signalled, progress.display(console) as show:
 
@@ -145,7 +142,7 @@ def finish(grid: Grid, sink: store.Folder, console: Console) -> None:
     if found is not None and found.claim:
         console.print(report.findings(found))
     elif len(grid) <= SHOWN_CELLS:
-        table = tables.frame(engine.in_order(grid, sink.table())).drop(columns="id")
+        table = tables.frame(api.in_order(grid, sink.table())).drop(columns="id")
         if len(table):
             console.print(report.rows(table))
     if problem is not None:
@@ -213,9 +210,15 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing.
     raised: list[Exception] = []
     try:
+        try:
+            extend.load(named_extensions(sys.argv[1:]))
+            extend.store_nodes(conf_dir())
+        except BAD_INPUT as error:
+            raised.append(error)
         entry = hydra.main(config_path=str(conf_dir()), config_name="config", **HYDRA_BASE)
         try:
-            entry(job_of(raised, os.getpid()))()
+            if not raised:
+                entry(job_of(raised, os.getpid()))()
         except (*BAD_INPUT, JobsFailedError) as error:
             raised.append(error)
         if raised and before == "1":
@@ -231,6 +234,15 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def named_extensions(arguments: list[str]) -> list[str]:
+    """The extensions that a command line names: Hydra must know of their settings before it reads the rest of it."""
+    given = [text for text in arguments if text.lstrip("+").startswith("extensions=")]
+    if not given:
+        return []
+    value = OverridesParser.create().parse_override(given[-1]).value()
+    return [str(one) for one in (value if isinstance(value, list) else [value] if value else [])]
 
 
 def exit_status(error: Exception) -> int:

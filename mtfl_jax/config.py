@@ -1,206 +1,315 @@
-"""Typed configuration of one cell: every field, its kind, what it allows, and what it does.
+"""One cell: the settings there are, which of them bear on it, what it may not be, and what it compiles to.
 
-Defaults live in conf/ (Hydra composes them); this module checks what was composed and turns it into the
-`Program` and `Cell` that `learning.experiment` runs.
+All of it is derived from the records (`mtfl_jax.records`) and from `mtfl_jax.settings`, and derived anew when an
+extension registers more.
 """
 
 import dataclasses
-import difflib
 import functools
-import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
-import hydra
-import numpy as np
+from mtfl_jax import settings
+from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
+from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX, of_network
+from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.algorithms.record import Shared, loss_names
+from mtfl_jax.learning.arithmetic import Arithmetic
+from mtfl_jax.learning.data import LAWS
+from mtfl_jax.learning.losses import LOSSES
+from mtfl_jax.learning.measures import MEASURES
+from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
+from mtfl_jax.learning.probe import NONE, PROBES
+from mtfl_jax.learning.program import Program
+from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
+from mtfl_jax.records import REGISTRIES, Registry, guess
 
-from mtfl_jax.learning import data, experiment, limits, losses, moments, network, probe, tasks, updates
-
-GROUPS = ("data", "tasks", "network", "algorithm", "loss", "probe")
-"""Config groups of a cell: keys whose choice is a file of conf/."""
-
-
-OTHERS = ("study", "size", "sweep", "plan", "moments", "memory_fraction")
-"""Keys of conf/config.yaml that are not a cell's."""
-
-
-class ConfigError(ValueError):
-    """A bad input, said in one line: the key, the value and what is allowed."""
-
-    def __init__(self, key: str, value: object, allowed: str) -> None:
-        super().__init__(f"{key}={value}: {allowed}")
-        self.key, self.value, self.allowed = key, value, allowed
+PROBED = "probe_"
+"""What the settings of a family are called where the downstream task is of it."""
 
 
-HYDRA_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
-"""What Hydra 1.3 must be told and later versions must not."""
-
-
-def conf_dir() -> Path:
-    """The folder of the Hydra configs: inside an installed package, beside it in a checkout."""
-    inside = Path(__file__).parent / "conf"
-    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
-
-
-Parse = Callable[[str, Any], Any]
-
-
-def _field(kind: str, parse: Parse, doc: str) -> Any:
-    return dataclasses.field(metadata={"kind": kind, "parse": parse, "doc": doc})
-
-
-def _integer(low: int, high: float = math.inf) -> Parse:
-    allowed = f"allowed: an integer from {low}" + (f" to {high}" if high < math.inf else "")
-
-    def parse(key: str, value: Any) -> int:
-        try:
-            number = operator.index(value)
-        except TypeError:
-            number = None
-        if number is None or isinstance(value, bool) or not low <= number <= high:
-            raise ConfigError(key, value, allowed)
-        return number
-
-    return parse
-
-
-def _number(low: float, high: float = math.inf) -> Parse:
-    allowed = f"allowed: a finite number from {low:g}" + (f" to {high:g}" if high < math.inf else "")
-
-    def parse(key: str, value: Any) -> float:
-        good = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not good or not math.isfinite(value) or not low <= value <= high:
-            raise ConfigError(key, value, allowed)
-        return float(value)
-
-    return parse
-
-
-def _flag(key: str, value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):
-        raise ConfigError(key, value, "allowed: true, false")
-    return bool(value)
-
-
-def _choice(names: Sequence[str]) -> Parse:
-    def parse(key: str, value: Any) -> str:
-        if value not in names:
-            raise ConfigError(key, value, f"allowed: {', '.join(names)}{_guess(value, names)}")
-        return str(value)
-
-    return parse
-
-
-def _optional(inner: Parse) -> Parse:
-    return lambda key, value: None if value is None else inner(key, value)
-
-
-def _integer_or(low: int, *words: str) -> Parse:
-    def parse(key: str, value: Any) -> int | str:
-        if isinstance(value, str) and value in words:
-            return value
-        try:
-            return _integer(low)(key, value)
-        except ConfigError:
-            raise ConfigError(key, value, f"allowed: {', '.join(words)}, or an integer from {low}") from None
-
-    return parse
-
-
-def _list_of(inner: Parse, *, distinct: bool) -> Parse:
-    """A list, or a single value for a list of one."""
-
-    def parse(key: str, value: Any) -> tuple:
-        scalar = isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | range)
-        items = tuple(inner(key, item) for item in ([value] if scalar else value))
-        if not items or (distinct and len(set(items)) < len(items)):
-            raise ConfigError(key, value, "allowed: a non-empty list" + (" of distinct values" if distinct else ""))
-        return items
-
-    return parse
-
-
-def _measure_at(key: str, value: Any) -> str | tuple[int, ...]:
-    if isinstance(value, str) and value in ("log", "last"):
-        return value
-    try:
-        return tuple(sorted(_list_of(_integer(1), distinct=True)(key, value)))
-    except ConfigError:
-        raise ConfigError(key, value, "allowed: log, last, or a list of distinct step numbers from 1") from None
-
-
-def _guess(value: Any, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(str(value), names, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-_SIZE = _integer(1)
-# Named here because inside the class `data`, `tasks`, `network` and `probe` are its fields.
-_LAW, _FAMILY, _BIAS = _choice(tuple(data.LAWS)), _choice(tasks.FAMILIES), _choice(network.BIASES)
-_PRECISION, _KERNEL = _choice(network.PRECISIONS), _choice(network.KERNELS)
-_LOSS, _PROBE = _choice((*losses.LOSSES, "mixture")), _choice((*probe.PROBES, "none"))
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
-    """One cell. A `shape` field changes array shapes, a `choice` names code; both are compiled in. A `knob` is a
-    traced number: changing it compiles nothing.
+class Kind(NamedTuple):
+    """Records of one kind, and which of them a cell chooses. group: the config group of that choice, where it has one;
+    prefix: before their settings' names.
     """
 
-    d: int = _field("shape", _SIZE, "ambient dimension")
-    r: int = _field("shape", _SIZE, "ground-truth directions, r <= d")
-    width: int = _field("shape", _SIZE, "hidden neurons")
-    num_tasks: int = _field("shape", _SIZE, "tasks trained together (T)")
-    n1: int = _field("shape", _SIZE, "samples of a head step")
-    n2: int = _field("shape", _SIZE, "samples of a representation step")
-    n_down: tuple[int, ...] = _field("shape", _list_of(_SIZE, distinct=True), "samples of the downstream probe")
-    n_test: int = _field("shape", _SIZE, "samples of every test measurement")
-    steps: int = _field("shape", _SIZE, "rounds of alternating, updates of joint")
-    seed: int = _field("knob", _integer(0, 2**31 - 1), "seed of every draw")
+    registry: Registry[Any]
+    chosen: Rule
+    group: str = ""
+    prefix: str = ""
 
-    data: str = _field("choice", _LAW, "input law")
-    nuisance_scale: float = _field("knob", _number(0), "scale of the inputs orthogonal to the directions")
-    label_noise: float = _field("knob", _number(0, 0.5), "probability that a training label is flipped")
-    basis: str = _field("choice", _choice(("haar", "axis")), "basis in which coordinate-wise optimisers work")
-    shared_inputs: bool = _field("choice", _flag, "whether the tasks share their inputs")
 
-    tasks: str = _field("choice", _FAMILY, "task family")
-    parity_size: int | str = _field("knob", _integer_or(1, "any", "all"), "coordinates of each parity task")
+def _owned_by_algorithm(name: str) -> Callable[[View], tuple[str, ...]]:
+    def chosen(c: View) -> tuple[str, ...]:
+        return (getattr(c, name),) if name in _names(ALGORITHMS[c.algorithm]) else ()
 
-    network: str = _field("choice", _choice(("two_layer_relu",)), "network")
-    bias: str = _field("choice", _BIAS, "biases of the hidden layer")
-    bias_scale: float = _field("knob", _number(0), "random biases are uniform on [-bias_scale, bias_scale]")
+    return chosen
 
-    algorithm: str = _field("choice", _choice(experiment.ALGORITHMS), "how the representation is made")
-    lr_a: float = _field("knob", _number(0), "learning rate of the heads")
-    lr_w: float = _field("knob", _number(0), "learning rate of the representation")
-    weight_decay: float | None = _field("knob", _optional(_number(0)), "λ_w; null in one_step means 1/lr_w")
-    head_steps: int = _field("choice", _SIZE, "head steps a round")
-    split_batch: bool = _field("choice", _flag, "whether the heads get n1 samples of their own")
-    samples: str = _field("choice", _choice(("fresh", "fixed")), "new samples every step, or one training set")
-    precision: str = _field("choice", _PRECISION, "precision of the factors of the training's matrix products")
-    kernel: str = _field("choice", _KERNEL, "pallas: the training's hidden layer is never in a GPU's memory")
-    optimizer: str = _field("choice", _choice(tuple(updates.OPTIMIZERS)), "optimiser of joint")
-    lr: float = _field("knob", _number(0), "peak learning rate of joint")
-    momentum: float = _field("knob", _number(0, 1), "momentum of the optimisers momentum and nesterov")
-    schedule: str = _field("choice", _choice(tuple(updates.SCHEDULES)), "learning-rate schedule of joint")
-    measure_at: str | tuple[int, ...] = _field("choice", _measure_at, "steps at which to measure")
 
-    loss: str = _field("choice", _LOSS, "loss of the margin")
-    losses: tuple[str, ...] = _field(
-        "choice",
-        _list_of(_choice(tuple(losses.LOSSES)), distinct=False),
-        "losses of a mixture; task t takes the (t mod k)-th",
-    )
+KINDS = (
+    Kind(LAWS, rule("data")(lambda c: (c.data,)), "data"),
+    Kind(FAMILIES, rule("tasks")(lambda c: (c.tasks,)), "tasks"),
+    Kind(ACTIVATIONS, rule("network")(lambda c: (c.network.removeprefix(PREFIX),)), "network"),
+    Kind(ALGORITHMS, rule("algorithm")(lambda c: (c.algorithm,)), "algorithm"),
+    Kind(OPTIMIZERS, rule("algorithm", "optimizer")(_owned_by_algorithm("optimizer"))),
+    Kind(SCHEDULES, rule("algorithm", "schedule")(_owned_by_algorithm("schedule"))),
+    Kind(LOSSES, rule("loss", "losses")(loss_names), "loss"),
+    Kind(
+        MEASURES,
+        rule("measure")(lambda c: tuple(name for name, measure in MEASURES.items() if c.measure in measure.sets)),
+    ),
+    Kind(PROBES, rule("probe")(lambda c: () if c.probe == NONE else (c.probe,)), "probe"),
+    Kind(FAMILIES, rule("probe", "probe_tasks")(lambda c: () if c.probe == NONE else (c.probe_tasks,)), prefix=PROBED),
+)
+"""Everything that a cell chooses by name."""
 
-    measure: str = _field("choice", _choice(experiment.MEASURES), "recovery: of the first layer only; and the probe")
-    probe: str = _field("choice", _PROBE, "downstream classifier")
-    probe_tasks: str = _field("choice", _FAMILY, "family of the downstream task")
-    probe_parity_size: int | str = _field(
-        "knob", _integer_or(1, "any", "all"), "coordinates of a parity downstream task"
-    )
+GROUPS = tuple(kind.group for kind in KINDS if kind.group)
+"""Config groups of a cell: keys whose choice is a file of conf/ or a record of an extension."""
+
+
+class Part(NamedTuple):
+    """An entry of a program that follows from settings; those of `of` are not in it by their own names, and it is there
+    where the first of them bears.
+    """
+
+    of: tuple[str, ...]
+    rule: Rule
+
+
+@rule("algorithm", "steps", "measure_at")
+def recorded(c: View) -> tuple[int, ...]:
+    """Numbers of updates after which a cell is measured; 0 where nothing is trained."""
+    algorithm = ALGORITHMS[c.algorithm]
+    if not algorithm.stepped:
+        return (algorithm.record,)
+    if isinstance(c.measure_at, tuple):
+        return c.measure_at
+    return {"last": lambda: (c.steps,), "log": lambda: _powers(c.steps)}[c.measure_at]()
+
+
+def _powers(steps: int) -> tuple[int, ...]:
+    return (*(2**k for k in range(steps.bit_length()) if 2**k < steps), steps)
+
+
+PARTS = {
+    "losses": Part(("loss", "losses"), rule("loss", "losses")(loss_names)),
+    "noisy": Part(("label_noise",), rule("label_noise")(lambda c: c.label_noise > 0)),
+    "fixed_samples": Part(("samples",), rule("samples")(lambda c: c.samples == "fixed")),
+    "rotated": Part(("basis",), rule("basis")(lambda c: c.basis == "haar")),
+    "arithmetic": Part(
+        ("network", "precision", "kernel"),
+        rule("network", "precision", "kernel")(
+            # What does not bear is None: nothing is trained on samples then.
+            lambda c: Arithmetic(c.precision or "float32", c.kernel or "plain", of_network(c.network).name)
+        ),
+    ),
+    "probes": Part(
+        ("probe", "probe_tasks", "n_down"),
+        rule("probe", "probe_tasks")(lambda c: () if c.probe == NONE else ((c.probe, c.probe_tasks),)),
+    ),
+}
+"""Entries of a program beside the settings that are in it by name, and `record`."""
+
+_TAKEN = {name for part in PARTS.values() for name in part.of} | {"measure_at"}
+
+
+class Derived(NamedTuple):
+    """What follows from the records there are.
+
+    bears: of each field whether it bears on a cell's row. sources: the extensions that a cell uses, in words. checks:
+    rules that raise ConfigError. prefixes: whether a training of fewer steps is the beginning of a longer one. shared:
+    whether a pass gives a cell's row among others'. rows: the settings in which the cells of such a pass may differ.
+    """
+
+    fields: dict[str, Field]
+    bears: dict[str, Rule]
+    sources: Rule
+    checks: tuple[Rule, ...]
+    prefixes: Rule
+    shared: Rule
+    rows: Rule
+
+    @property
+    def planning(self) -> tuple[Rule, ...]:
+        """The rules on which a plan depends, beside shapes and choices."""
+        return (*self.bears.values(), self.prefixes, self.shared, self.rows, *(part.rule for part in PARTS.values()))
+
+
+FIELDS: dict[str, Field] = {}
+"""Every setting of a cell by name; the same dict always, filled by `refresh`."""
+
+_derived: list[Derived] = []
+
+
+def derived() -> Derived:
+    """What follows from the records there are now."""
+    return _derived[-1]
+
+
+def refresh() -> None:
+    """Derive everything anew from the records. Raises ValueError where two of them claim one name."""
+    fields: dict[str, Field] = {}
+    for field in (*settings.ALWAYS[:4], *settings.USED[:5], *settings.ALWAYS[4:], *settings.USED[5:]):
+        fields[field.name] = field
+    for kind in KINDS:
+        for record in kind.registry.values():
+            for field in getattr(record, "settings", ()):
+                if kind.registry is FAMILIES and field.kind != "knob":
+                    raise ValueError(f"tasks {record.name}: {field.name} is a {field.kind}; allowed: knobs")
+                found = _renamed(field, kind.prefix)
+                if fields.setdefault(found.name, found) != found:
+                    raise ValueError(f"{kind.registry.kind} {record.name}: there is a setting {found.name} already")
+    FIELDS.clear()
+    FIELDS.update(fields)
+    always = {field.name for field in settings.ALWAYS}
+    bears = {name: _always(field) if name in always else _used(name) for name, field in fields.items()}
+    _derived[:] = [
+        Derived(
+            fields,
+            bears,
+            _sources(fields, bears),
+            tuple(_checks()),
+            _by_algorithm({name: record.prefix for name, record in ALGORITHMS.items()}, False),
+            _by_algorithm({name: record.shared and record.shared.holds for name, record in ALGORITHMS.items()}, False),
+            _by_algorithm(
+                {name: record.shared and record.shared.rows for name, record in ALGORITHMS.items()}, frozenset()
+            ),
+        )
+    ]
+
+
+def _renamed(field: Field, prefix: str) -> Field:
+    if not prefix:
+        return field
+    return dataclasses.replace(field, name=prefix + field.name, doc=f"{field.doc}, of the downstream task")
+
+
+def _sources(fields: Mapping[str, Field], bears: Mapping[str, Rule]) -> Rule:
+    """The extensions that a cell's choices are from; empty where there are none."""
+    if not any(registry.source(name) for registry in REGISTRIES for name in registry):
+        return rule()(lambda c: "")
+    chosen = {name: field for name, field in fields.items() if field.type.names is not None}
+
+    def sources(c: View) -> str:
+        found = (field.type.source(getattr(c, name)) for name, field in chosen.items() if bears[name].within(c))
+        return " ".join(sorted({one for several in found for one in several.split()}))
+
+    return Rule(frozenset(chosen).union(*(bears[name].reads for name in chosen)), sources)
+
+
+def _names(record: Any) -> tuple[str, ...]:
+    """The settings that bear on a record: its own, and those it uses."""
+    own = tuple(field.name for field in getattr(record, "settings", ()))
+    return (*own, *getattr(record, "uses", ()))
+
+
+def _always(field: Field) -> Rule:
+    return field.when or rule()(lambda c: True)
+
+
+def _used(name: str) -> Rule:
+    """Whether a setting is used by something that the cell chooses."""
+    users: list[tuple[Kind, dict[str, Rule | None]]] = []
+    reads: set[str] = set()
+    for kind in KINDS:
+        own = name.removeprefix(kind.prefix) if name.startswith(kind.prefix) else None
+        found: dict[str, Rule | None] = {
+            record.name: getattr(record, "when", {}).get(own)
+            for record in kind.registry.values()
+            if own in _names(record) and not (kind.prefix and own in getattr(record, "uses", ()))
+        }
+        if found:
+            users.append((kind, found))
+            reads |= kind.chosen.reads.union(*(when.reads for when in found.values() if when))
+    reads_of = frozenset(reads)
+
+    def bears(c: View) -> bool:
+        for kind, found in users:
+            for chosen in kind.chosen.within(c):
+                if chosen in found and ((when := found[chosen]) is None or when.within(c)):
+                    return True
+        return False
+
+    return Rule(reads_of, bears)
+
+
+def _by_algorithm(rules: Mapping[str, Rule | None], otherwise: Any) -> Rule:
+    """The outcome of the chosen algorithm's own rule."""
+    reads = frozenset({"algorithm"}).union(*(own.reads for own in rules.values() if own))
+
+    def outcome(c: View) -> Any:
+        own = rules[c.algorithm]
+        return otherwise if own is None else own.within(c)
+
+    return Rule(reads, outcome)
+
+
+def _checks() -> Iterable[Rule]:
+    """The checks of every cell, and those of what it chooses."""
+    yield settings.r_at_most_d
+    for kind in KINDS:
+        for record in kind.registry.values():
+            own = tuple(getattr(record, "rules", ()))
+            if getattr(record, "table", False):
+                own = (*own, _table_fits(record.name))
+            yield from (_check(kind, record, each) for each in own)
+
+
+def _table_fits(name: str) -> Rule:
+    @rule("r", "tasks")
+    def fits(c: View) -> None:
+        if c.r > MAX_TABLE_R:
+            free = ", ".join(family.name for family in FAMILIES.values() if not family.table)
+            raise ConfigError(
+                "r", c.r, f"tasks={name} holds tables of 2^r values; allowed: r <= {MAX_TABLE_R}, or {free}"
+            )
+
+    return fits
+
+
+def _check(kind: Kind, record: Any, own: Rule) -> Rule:
+    """A record's check, of the cells that choose it."""
+    prefixed = {"tasks", *(field.name for field in getattr(record, "settings", ()))} if kind.prefix else set()
+    names = {name: kind.prefix + name for name in prefixed}
+    reads = frozenset(names.get(name, name) for name in own.reads)
+
+    def check(c: View) -> None:
+        if record.name in kind.chosen.within(c):
+            try:
+                own.within(c, names)
+            except ConfigError as error:
+                allowed = error.allowed
+                for name, called in names.items():
+                    allowed = allowed.replace(f"{name}=", f"{called}=")
+                raise ConfigError(names.get(error.key, error.key), error.value, allowed) from None
+
+    return Rule(reads | kind.chosen.reads, check)
+
+
+class Config:
+    """The settings of one cell, as attributes; immutable and hashable."""
+
+    __slots__ = ("__dict__", "values")
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = dict(values)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        try:
+            return self.values[name]
+        except KeyError:
+            raise AttributeError(f"no setting {name}") from None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.values == other.values
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.values.items())))
+
+    def __repr__(self) -> str:
+        return f"Config({self.values})"
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Config":
@@ -215,230 +324,88 @@ class Config:
         for key, value in values.items():
             require_field(key, value)
         parsed = {}
-        for name, spec in FIELDS.items():
+        for name, field in FIELDS.items():
             if name not in values:
                 raise ConfigError(name, "(missing)", "required")
-            parsed[name] = spec.metadata["parse"](name, values[name])
-        return cls(**parsed)
+            parsed[name] = field.type.parse(name, values[name])
+        return cls(parsed)
+
+    def replace(self, **values: Any) -> "Config":
+        """The config with other values, as they are."""
+        return Config({**self.values, **values})
 
     def check(self) -> None:
         """Check the rules between values. Raises ConfigError."""
-        if self.r > self.d:
-            raise ConfigError("r", self.r, f"allowed: at most d={self.d}")
-        used = self.used()
-        for key, family in (("tasks", self.tasks), ("probe_tasks", self.probe_tasks)):
-            if key in used and tasks.needs_table(family) and self.r > tasks.MAX_TABLE_R:
-                free = ", ".join(name for name in tasks.FAMILIES if not tasks.needs_table(name))
-                raise ConfigError(
-                    "r",
-                    self.r,
-                    f"{key}={family} holds tables of 2^r values; allowed: r <= {tasks.MAX_TABLE_R}, or {free}",
-                )
-        if self.measure == "contrastive" and self.r > experiment.MAX_KERNEL_R:
-            raise ConfigError("r", self.r, f"allowed with measure=contrastive: r <= {experiment.MAX_KERNEL_R}")
-        for key in ("parity_size", "probe_parity_size"):
-            size = getattr(self, key)
-            if key in used and isinstance(size, int) and size > self.r:
-                raise ConfigError(key, size, f"allowed: any, all, or an integer from 1 to r={self.r}")
-        if self.algorithm in experiment.TRAINED_IN_STEPS:
-            if self.weight_decay is None:
-                raise ConfigError("weight_decay", None, f"allowed in {self.algorithm}: a finite number from 0")
-            if "linear" in self.loss_names and self.weight_decay == 0:
-                raise ConfigError(
-                    "loss",
-                    self.loss,
-                    f"the linear loss is unbounded in {self.algorithm}; allowed: weight_decay > 0, or another loss",
-                )
-            if isinstance(self.measure_at, tuple) and self.measure_at[-1] > self.steps:
-                raise ConfigError("measure_at", list(self.measure_at), f"allowed: steps from 1 to steps={self.steps}")
-        if "shared_inputs" in used and not self.shared_inputs:
-            for key, only in (("precision", "float32"), ("kernel", "plain")):
-                if getattr(self, key) != only:
-                    raise ConfigError(key, getattr(self, key), f"allowed with shared_inputs=false: {only}")
-        if self.algorithm == "population":
-            for key, allowed in (("data", "gaussian"), ("loss", "linear"), ("shared_inputs", True)):
-                if getattr(self, key) != allowed:
-                    raise ConfigError(key, getattr(self, key), f"allowed with algorithm=population: {allowed}")
-            if self.bias == "trained":
-                raise ConfigError("bias", self.bias, "allowed with algorithm=population: zero, random")
-            if self.r > limits.MAX_POPULATION_R:
-                raise ConfigError("r", self.r, f"allowed with algorithm=population: r <= {limits.MAX_POPULATION_R}")
+        for check in derived().checks:
+            check(self.values)
 
-    @property
-    def loss_names(self) -> tuple[str, ...]:
-        """The losses of the tasks, in turn."""
-        return self.losses if self.loss == "mixture" else (self.loss,)
+    @functools.cached_property
+    def used(self) -> frozenset[str]:
+        """The fields that bear on this cell's row; the others are missing in it."""
+        return frozenset(name for name, bears in derived().bears.items() if bears(self.values))
+
+    @functools.cached_property
+    def bearing(self) -> dict[str, Any]:
+        """The values that bear on the row, None for the others."""
+        return {name: value if name in self.used else None for name, value in self.values.items()}
 
     @property
     def record(self) -> tuple[int, ...]:
-        """Numbers of updates after which the cell is measured; 0 where nothing is trained."""
-        if self.algorithm not in experiment.TRAINED_IN_STEPS:
-            return (0,) if self.algorithm in ("random_features", "oracle") else (1,)
-        if isinstance(self.measure_at, tuple):
-            return self.measure_at
-        if self.measure_at == "last":
-            return (self.steps,)
-        return (*(2**k for k in range(self.steps.bit_length()) if 2**k < self.steps), self.steps)
-
-    def used(self) -> frozenset[str]:
-        """The fields that bear on this cell's row; the others are left empty in it."""
-        used = set(_ALWAYS | _BY_ALGORITHM[self.algorithm])
-        used |= {"parity_size"} if self.tasks == "parity" else set()
-        used |= {"bias_scale"} if self.bias == "random" else set()
-        used |= {"losses"} if self.loss == "mixture" else set()
-        used |= {"n_test"} if self.measure != "recovery" or self.probe != "none" else set()
-        if self.algorithm == "alternating" and self.split_batch:
-            used |= {"n1"}
-        if self.algorithm == "joint":
-            used |= {"momentum"} if self.optimizer in ("momentum", "nesterov") else set()
-            used |= set() if updates.OPTIMIZERS[self.optimizer].equivariant else {"basis"}
-        if self.probe != "none":
-            used |= {"n_down", "probe_tasks"}
-            used |= {"probe_parity_size"} if self.probe_tasks == "parity" else set()
-        return frozenset(used)
+        """Numbers of updates after which the cell is measured."""
+        return tuple(recorded(self.values))
 
     @property
     def prefixes(self) -> bool:
-        """Whether a training of fewer steps is the beginning of this one: where no rate depends on their number."""
-        return self.algorithm == "alternating" or (self.algorithm == "joint" and self.schedule == "constant")
+        """Whether a training of fewer steps is the beginning of this one."""
+        return bool(derived().prefixes(self.values))
 
     @property
-    def probe_key(self) -> tuple[str, str, int]:
-        """What tells downstream probes apart: the classifier, its task family, its parity's size (0: any, −1: all)."""
-        size = self.probe_parity_size
-        return self.probe, self.probe_tasks, size if isinstance(size, int) else {"any": 0, "all": -1}[size]
+    def shared(self) -> Shared | None:
+        """The pass that gives this cell's row among others', where one does."""
+        return ALGORITHMS[self.algorithm].shared if derived().shared(self.values) else None
 
     @property
-    def by_moments(self) -> bool:
-        """Whether the moment path gives this cell's row: `learning.moments` says where it holds."""
-        forgotten = self.weight_decay is None and self.label_noise == 0 and self.bias != "trained"
-        linear = self.shared_inputs and set(self.loss_names) == {"linear"}
-        plainly = (self.precision, self.kernel) == network.EXACT and self.r <= moments.MAX_R
-        return self.algorithm == "one_step" and linear and forgotten and plainly
+    def rows(self) -> frozenset[str]:
+        """The settings in which the cells of such a pass may differ."""
+        return frozenset(derived().rows(self.values))
 
-    def program(self) -> experiment.Program:
-        """What this cell compiles to, unpadded."""
-        return experiment.Program(
-            data=self.data,
-            tasks=self.tasks,
-            algorithm=self.algorithm,
-            losses=self.loss_names,
-            probes=() if self.probe == "none" else (self.probe_key[:2],),
-            d=self.d,
-            r=self.r,
-            width=self.width,
-            num_tasks=self.num_tasks,
-            n1=self.n1,
-            n2=self.n2,
-            n_down=() if self.probe == "none" else self.n_down,
-            n_test=self.n_test,
-            bias=self.bias,
-            shared_inputs=self.shared_inputs,
-            noisy=self.label_noise > 0,
-            rotated=self.basis == "haar",
-            head_steps=self.head_steps,
-            split_batch=self.split_batch,
-            fixed_samples=self.samples == "fixed",
-            optimizer=self.optimizer,
-            schedule=self.schedule,
-            steps=self.steps,
-            record=self.record,
-            measure=self.measure,
-            arithmetic=network.Arithmetic(self.precision, self.kernel),
+    @property
+    def probe_key(self) -> tuple[Any, ...]:
+        """What tells downstream probes apart: the classifier, its task family, and that family's settings by name."""
+        own = ((field.name, self.values[PROBED + field.name]) for field in FAMILIES[self.probe_tasks].settings)
+        return self.probe, self.probe_tasks, tuple(own)
+
+    @property
+    def exact(self) -> frozenset[str]:
+        """The sizes that no program of this cell may pad."""
+        chosen = ((kind.registry[name] for name in kind.chosen(self.values)) for kind in KINDS)
+        return frozenset(size for records in chosen for record in records for size in getattr(record, "exact", ()))
+
+    def program(self) -> Program:
+        """What this cell compiles to, unpadded: only what bears on its row."""
+        values = {
+            name: self.values[name]
+            for name, field in FIELDS.items()
+            if field.kind != "knob" and name in self.used and name not in _TAKEN
+        }
+        parts = {name: part.rule(self.bearing) for name, part in PARTS.items() if part.of[0] in self.used}
+        n_down = () if self.probe == NONE else self.n_down
+        return Program(**values, **parts, record=self.record, n_down=n_down)
+
+    @property
+    def traced(self) -> tuple[str, ...]:
+        """The settings that its training has as traced numbers, the probe's aside."""
+        return tuple(
+            name
+            for name, field in FIELDS.items()
+            if name in self.used and (field.padded or field.kind == "knob") and not name.startswith(PROBED)
         )
-
-
-FIELDS: dict[str, dataclasses.Field] = {spec.name: spec for spec in dataclasses.fields(Config)}
-
-LISTS = ("losses", "measure_at")
-"""Fields whose value may be a list, so that a flat list of them is one value and not an axis."""
-
-_ALWAYS = frozenset(
-    "d r width num_tasks measure seed data nuisance_scale label_noise tasks network bias algorithm loss probe".split()
-)
-_TRAINED = frozenset("shared_inputs precision kernel".split())
-_IN_STEPS = _TRAINED | frozenset("n2 steps measure_at samples weight_decay".split())
-_BY_ALGORITHM: dict[str, frozenset[str]] = {
-    "one_step": _TRAINED | frozenset("n1 n2 lr_a lr_w weight_decay".split()),
-    "alternating": _IN_STEPS | {"lr_a", "lr_w", "head_steps", "split_batch"},
-    "joint": _IN_STEPS | {"optimizer", "lr", "schedule"},
-    "random_features": _TRAINED | {"n1", "lr_a"},
-    "oracle": _TRAINED | {"n1", "lr_a"},
-    "population": frozenset("lr_a lr_w".split()),
-}
-
-
-def memory_share(value: Any) -> float:
-    """`memory_fraction` checked. Raises ConfigError."""
-    share = float(_number(0, 1)("memory_fraction", value))
-    if share == 0:
-        raise ConfigError("memory_fraction", value, "allowed: a number above 0, up to 1")
-    return share
-
-
-def moments_of(value: Any) -> str:
-    """`moments` checked. Raises ConfigError."""
-    return str(_choice(("auto", "always", "never"))("moments", value))
-
-
-def part_of(value: Any) -> tuple[int, int]:
-    """`sweep.part` "k/K" as (k, K), null as (1, 1). Raises ConfigError."""
-    if value is None:
-        return 1, 1
-    k, _, of = str(value).partition("/")
-    if not (k.isdigit() and of.isdigit() and 1 <= int(k) <= int(of)):
-        raise ConfigError("sweep.part", value, "allowed: k/K with 1 <= k <= K")
-    return int(k), int(of)
 
 
 def require_field(key: str, value: object) -> None:
     """Raise ConfigError unless `key` names a field."""
     if key not in FIELDS:
-        guess = _guess(key, list(FIELDS))
-        raise ConfigError(key, value, f"unknown key{guess}; allowed: {', '.join(FIELDS)}")
+        raise ConfigError(key, value, f"unknown key{guess(key, FIELDS)}; allowed: {', '.join(FIELDS)}")
 
 
-def composed(choices: Mapping[str, str]) -> Mapping[str, Any]:
-    """The values of a cell for choices of config groups, as `mtfl GROUP=CHOICE …` composes them."""
-    return _composed(tuple(choices.items()))
-
-
-@functools.cache
-def _composed(choices: tuple[tuple[str, str], ...]) -> dict[str, Any]:
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.singleton import Singleton
-
-    # A caller may be inside a Hydra app of its own: its state is put back as it was.
-    state = Singleton.get_state()
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(conf_dir()), **HYDRA_BASE):
-            return cell_values(compose("config", [f"{key}={name}" for key, name in choices]))
-    finally:
-        Singleton.set_state(state)
-
-
-def plain(node: Any) -> dict[str, Any]:
-    """A Hydra config node as plain values, resolved."""
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
-
-
-def cell_values(composed: Any) -> dict[str, Any]:
-    """The plain values of a composed Hydra config, without the keys that are not a cell's."""
-    return {key: value for key, value in plain(composed).items() if key not in OTHERS}
-
-
-def from_keywords(**values: Any) -> Config:
-    """The Config of keyword arguments, as `mtfl KEY=VALUE …` composes it. Raises ConfigError."""
-    for key, value in values.items():
-        require_field(key, value)
-    choices = {}
-    for key in GROUPS:
-        if key in values:
-            choices[key] = FIELDS[key].metadata["parse"](key, values[key])
-    return Config.from_mapping({**composed(choices), **values})
+refresh()

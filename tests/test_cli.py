@@ -175,6 +175,8 @@ def test_analysis_imports_no_jax(tmp_path):
 
 
 def test_engine_uses_one_device_a_core(tmp_path):
-    code = "import os; from mtfl_jax.sweeps import engine; assert len(engine.devices()) == len(os.sched_getaffinity(0))"
+    code = (
+        "import os; from mtfl_jax.sweeps import engine; assert len(machine.devices()) == len(os.sched_getaffinity(0))"
+    )
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

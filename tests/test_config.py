@@ -16,7 +16,7 @@ CHOICES = sorted(
 
 
 def composed(*overrides):
-    with initialize_config_dir(str(conf_dir()), **config.HYDRA_BASE):
+    with initialize_config_dir(str(conf_dir()), **compose.HYDRA_BASE):
         return compose("config", list(overrides))
 
 
@@ -50,7 +50,7 @@ def test_keywords_compose_as_the_command_line_does():
 
 
 def test_keywords_leave_the_callers_hydra_alone():
-    with initialize_config_dir(str(conf_dir()), **config.HYDRA_BASE):
+    with initialize_config_dir(str(conf_dir()), **compose.HYDRA_BASE):
         config._composed.cache_clear()
         from_keywords(d=32)
         assert hydra.compose("config", ["d=16"]).d == 16

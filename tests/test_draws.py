@@ -222,7 +222,7 @@ def test_padding_a_batch_changes_nothing(law, shared, purpose):
     """Every axis padded at once: the inputs and the (noisy) labels of the true sizes stay, bit for bit."""
     p = program(data=law, shared_inputs=shared)
     exact = batch(p, cell(), purpose, 3)
-    padded = batch(p._replace(**LARGE), cell(), purpose, 3)
+    padded = batch(p.replace(**LARGE), cell(), purpose, 3)
     x, y = np.asarray(padded.x), np.asarray(padded.y)
     mine = x[:N] if shared else x[:TASKS, :N]
     same(mine[..., :D], exact.x)
@@ -239,7 +239,7 @@ def test_padding_a_batch_changes_nothing(law, shared, purpose):
 def test_batches_of_smaller_sizes_are_the_first_of_larger(shared):
     """In n, d and num_tasks: cells that differ in a true size share their draws."""
     purpose = "features" if shared else "heads"
-    p = program(shared_inputs=shared)._replace(**LARGE)
+    p = program(shared_inputs=shared).replace(**LARGE)
     large = jax.tree.map(np.asarray, batch(p, cell(n1=70, n2=50, d=12, num_tasks=6), purpose, 0))
     small = jax.tree.map(np.asarray, batch(p, cell(), purpose, 0))
     same(small.x[..., :D], large.x[..., :D])
@@ -254,7 +254,7 @@ def test_labels_are_those_of_the_inputs_but_for_noise():
     of = experiment.draw_tasks(p, c)
     drawn = batch(p, c, "heads", 0)
     same(drawn.y, tasks.labels(of, data.orthants(drawn.x, R, R)))
-    own = batch(p._replace(shared_inputs=False), c, "heads", 0)
+    own = batch(p.replace(shared_inputs=False), c, "heads", 0)
     for t in range(TASKS):
         expected = np.asarray(tasks.labels(of, data.orthants(own.x[t], R, R)))[:, t]
         same(own.y[:, t], expected)
@@ -268,14 +268,14 @@ def test_distinct_draws_differ():
         "purpose": batch(p, cell(), "features", 0).x,
         "step": batch(p, cell(), "heads", 1).x,
         "seed": batch(p, cell(seed=SEED + 1), "heads", 0).x,
-        "own": batch(p._replace(shared_inputs=False), cell(), "heads", 0).x[0],
-        "own next": batch(p._replace(shared_inputs=False), cell(), "heads", 0).x[1],
+        "own": batch(p.replace(shared_inputs=False), cell(), "heads", 0).x[0],
+        "own next": batch(p.replace(shared_inputs=False), cell(), "heads", 0).x[1],
     }
     drawn = [base, *(np.asarray(x) for x in others.values())]
     # cell() scales the columns from R on, alike in all.
     for one, other in itertools.combinations(drawn, 2):
         assert not np.any(one == other)
-    fixed = p._replace(fixed_samples=True)
+    fixed = p.replace(fixed_samples=True)
     same(batch(fixed, cell(), "heads", 5), batch(fixed, cell(), "heads", 0))
 
 

@@ -57,7 +57,7 @@ CELL = Cell(
 
 def variant(program=None, cell=None):
     """PROGRAM and CELL with other values."""
-    return PROGRAM._replace(**(program or {})), CELL.replace(
+    return PROGRAM.replace(**(program or {})), CELL.replace(
         **{name: np.asarray(value, np.asarray(getattr(CELL, name)).dtype) for name, value in (cell or {}).items()}
     )
 
@@ -135,7 +135,7 @@ draw_inputs = quick_jit(experiment.draw_inputs, static_argnums=(0, 3))
 
 def drawing(p, *fields):
     """PROGRAM with the fields of p that bear on a draw; the others would compile the same again."""
-    return PROGRAM._replace(**{name: getattr(p, name) for name in fields})
+    return PROGRAM.replace(**{name: getattr(p, name) for name in fields})
 
 
 def draw_sample(p, cell, of, purpose, step):
@@ -352,7 +352,7 @@ def test_batches_of_seeds_and_sizes():
             np.testing.assert_allclose(together[name][k], value, err_msg=name, rtol=1e-8, atol=1e-10)
         if k:
             continue
-        exact = p._replace(**{name: int(own[name]) for name in sizes})
+        exact = p.replace(**{name: int(own[name]) for name in sizes})
         for name, value in whole(exact, cell.replace(**own)).items():
             used = one[name]
             if name == "feature_similarity":
@@ -436,7 +436,7 @@ def counted_costs(p, steps):
 @pytest.mark.parametrize("case", CASES)
 def test_costs(case, shared):
     """Parameters held, distinct inputs seen and matrix-product operations, counted in hand-written loops."""
-    p = CASES[case][0]._replace(shared_inputs=shared, losses=("logistic",))
+    p = CASES[case][0].replace(shared_inputs=shared, losses=("logistic",))
     for steps in p.record:
         expected, _ = counted_costs(p, steps)
         assert experiment.costs(p, steps) == expected
@@ -445,9 +445,9 @@ def test_costs(case, shared):
 @pytest.mark.parametrize("algorithm", ["one_step", "alternating", "joint"])
 def test_counted_loops_are_the_algorithms(algorithm):
     """The loops that count compute what the reference does, so no product is missing from them."""
-    p = PROGRAM._replace(algorithm=algorithm, losses=("logistic", "squared"), split_batch=True, head_steps=2)
+    p = PROGRAM.replace(algorithm=algorithm, losses=("logistic", "squared"), split_batch=True, head_steps=2)
     if algorithm == "one_step":
-        p = p._replace(losses=("logistic",))
+        p = p.replace(losses=("logistic",))
     _, (found, seen) = counted_costs(p, 2)
     start = {
         "W": np.random.default_rng(0).standard_normal((p.width, p.d)),
@@ -468,9 +468,9 @@ def test_counted_loops_are_the_algorithms(algorithm):
 
 def test_costs_of_the_population_limit():
     """No sample and no training product; a random bias counts, a zero one does not."""
-    p = PROGRAM._replace(algorithm="population")
+    p = PROGRAM.replace(algorithm="population")
     assert experiment.costs(p, 1) == {"num_params": 10 * (9 + 5), "train_samples": 0, "train_flops": 0}
-    assert experiment.costs(p._replace(bias="random"), 1)["num_params"] == 10 * (9 + 5 + 1)
+    assert experiment.costs(p.replace(bias="random"), 1)["num_params"] == 10 * (9 + 5 + 1)
 
 
 def test_cell_has_a_value_for_every_field():

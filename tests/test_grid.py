@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from mtfl_jax import config
-from mtfl_jax.config import ConfigError
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps.grid import Grid, axis_values, default_values, row_ids
 
 
 def grid(grids=(), zipped=(), where=(), **axes):
-    return Grid(axes, config.composed, grids=grids, zipped=zipped, where=where)
+    return Grid(axes, compose.composed, grids=grids, zipped=zipped, where=where)
 
 
 def points(of, *names):

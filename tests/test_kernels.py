@@ -11,7 +11,7 @@ from jax import export
 
 import mtfl_jax
 from mtfl_jax import config
-from mtfl_jax.config import ConfigError
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import experiment, kernels, keys, network
 from mtfl_jax.learning.network import Arithmetic
 from mtfl_jax.sweeps import engine
@@ -184,12 +184,12 @@ CUSTOM = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
 def test_programs_lower_for_gpu_and_tpu(values, platform):
     """A batch of trainings, as the engine runs it there. The kernels are in it where they were asked for."""
     values = {**SMALL, "num_tasks": [1, 4], "seed": range(2), **values}
-    grid = Grid(values, config.composed) if (moments := values.pop("moments", "auto")) else None
+    grid = Grid(values, compose.composed) if (moments := values.pop("moments", "auto")) else None
     for bucket in plan(grid, moments):
         cells = engine._cells_of(grid, bucket, np.arange(len(bucket)))
         run = jax.jit(jax.vmap(functools.partial(experiment.experiment, bucket.program)))
         checks = [export.DisabledSafetyCheck.custom_call(name) for name in CUSTOM.values()]
-        with jax.default_matmul_precision(engine.MATMUL_PRECISION):
+        with jax.default_matmul_precision(machine.MATMUL_PRECISION):
             lowered = export.export(run, platforms=[platform], disabled_checks=checks)(cells)
         kernel = values.get("kernel") == "pallas" and (platform, values.get("precision")) != ("tpu", "tensorfloat32")
         assert (CUSTOM[platform] in lowered.mlir_module()) == kernel

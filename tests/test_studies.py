@@ -26,7 +26,7 @@ def test_these_are_the_studies():
 @pytest.mark.parametrize("size", ["default", "large"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_grids_of_valid_cells_at_every_size(study, size):
-    with initialize_config_dir(str(config.conf_dir()), **config.HYDRA_BASE):
+    with initialize_config_dir(str(config.conf_dir()), **compose.HYDRA_BASE):
         given = [f"study={study}", f"size={size}"]
         whole = compose("config", given)
 
@@ -44,7 +44,7 @@ def test_grids_of_valid_cells_at_every_size(study, size):
 
 def test_the_large_size_is_larger():
     def cells(*given):
-        with initialize_config_dir(str(config.conf_dir()), **config.HYDRA_BASE):
+        with initialize_config_dir(str(config.conf_dir()), **compose.HYDRA_BASE):
             return compose("config", list(given))
 
     for study in STUDIES:

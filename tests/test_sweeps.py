@@ -18,24 +18,25 @@ from jax import monitoring
 
 import mtfl_jax
 from mtfl_jax import config
-from mtfl_jax.config import ConfigError
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import data, keys
 from mtfl_jax.sweeps import engine, store, tables
 from mtfl_jax.sweeps.grid import Grid
-from mtfl_jax.sweeps.plan import SIZES, ladder, plan
+from mtfl_jax.sweeps.cost import size_names
+from mtfl_jax.sweeps.plan import ladder, plan
 
 SMALL = {"d": 12, "r": 2, "width": 16, "n1": 128, "n2": 128, "n_down": 32, "n_test": 64}
 
 
 def grid_of(where=(), **axes):
-    return Grid({**SMALL, **axes}, config.composed, where=where)
+    return Grid({**SMALL, **axes}, compose.composed, where=where)
 
 
 def table_of(grid, **options):
     sink = store.Memory()
     progress = engine.execute(grid, sink, **options)
     assert not progress.failures
-    return tables.frame(engine.in_order(grid, sink.table()))
+    return tables.frame(api.in_order(grid, sink.table()))
 
 
 def assert_same_rows(one, other, rtol=1e-4):
@@ -68,7 +69,7 @@ def test_the_ladder_is_powers_of_two_and_their_threes():
 
 def test_the_readme_grid_takes_at_most_twelve_programs():
     axes = {"d": [32, 64, 128], "r": [2, 3, 4], "width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256]}
-    grid = Grid({**axes, "seed": range(64)}, config.composed)
+    grid = Grid({**axes, "seed": range(64)}, compose.composed)
     assert len(grid) == 8640
     buckets = plan(grid)
     assert len(buckets) <= 12
@@ -294,7 +295,7 @@ def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
     code = f"import mtfl_jax; mtfl_jax.sweep(folder='out', **{ {**SMALL, **axes}!r})"
     start = f"import jax; jax.config.update('jax_num_cpu_devices', {count}); jax.devices(); "
     subprocess.run([sys.executable, "-c", start + code], cwd=tmp_path, check=True)
-    other = tables.frame(engine.in_order(grid_of(**axes), store.Folder(tmp_path / "out").table()))
+    other = tables.frame(api.in_order(grid_of(**axes), store.Folder(tmp_path / "out").table()))
     assert_same_rows(table_of(grid_of(**axes)), other)
 
 
@@ -305,7 +306,7 @@ def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     grid = grid_of(d=[8, 12], data=["gaussian", "rademacher"], seed=[0, 1])
-    rows = tables.frame(engine.in_order(grid, store.Folder(tmp_path / "a").table()))
+    rows = tables.frame(api.in_order(grid, store.Folder(tmp_path / "a").table()))
     assert len(rows) == len(mtfl_jax.load(tmp_path / "a")) == 8
     assert_same_rows(rows, table_of(grid))
 
@@ -460,7 +461,7 @@ mtfl_jax.sweep(folder="out", d=8, r=2, width=[8, 16], n1=64, n2=64, n_test=32, p
 def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
     """Killed 20 times while it writes, restarted each time: the table of an undisturbed sweep."""
     axes = {"d": 8, "r": 2, "width": [8, 16], "n1": 64, "n2": 64, "n_test": 32, "probe": "none", "seed": range(2000)}
-    undisturbed = Grid(axes, config.composed)
+    undisturbed = Grid(axes, compose.composed)
     draw = random.Random(0)
     parts = tmp_path / "out" / "parts"
     kills = 0
@@ -475,7 +476,7 @@ def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
         process.wait()
     assert kills >= 5, "the sweep must be killed while it runs"
     subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=True)
-    table = tables.frame(engine.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
+    table = tables.frame(api.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
     assert table["id"].is_unique
     assert_same_rows(table, table_of(undisturbed))
 
@@ -528,7 +529,7 @@ from mtfl_jax.sweeps.grid import Grid
 
 sink = store.Folder("huge")
 for at in range(int(sys.argv[1])):
-    grid = Grid({"seed": range(at * 2000, at * 2000 + 2000)}, config.composed)
+    grid = Grid({"seed": range(at * 2000, at * 2000 + 2000)}, compose.composed)
     index, ones = np.arange(2000), np.ones(2000, int)
     values = dict.fromkeys(store.MEASUREMENTS, np.full(2000, 0.5))
     values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)

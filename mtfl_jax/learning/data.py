@@ -8,15 +8,39 @@ are not equivariant get `rotation`.
 Source: which laws the paper uses is not known to us (only its abstracts were at hand); both are ours.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
 
+from mtfl_jax.fields import Field, Rule
 from mtfl_jax.learning import draws
+from mtfl_jax.records import Registry
 
-LAWS: dict[str, Callable[[Array, int, int | Array], Array]] = {"gaussian": draws.normal, "rademacher": draws.sign}
-"""The draws of d coordinates (rows) of some samples (columns), by the name of the law."""
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """Independent coordinates of unit variance.
+
+    draw(key, d, n, **settings): coordinates (rows) of n samples, or of the samples of an array n (columns), (d, n);
+    entry (k, i) depends on key, k and i alone, as the functions of `draws` have it. seconds: the planner's price of one
+    entry.
+    """
+
+    name: str
+    doc: str
+    draw: Callable[..., Array]
+    seconds: float
+    settings: tuple[Field, ...] = ()
+    uses: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+LAWS: Registry[Law] = Registry("data")
+LAWS.register(Law("gaussian", "x ~ N(0, I_d)", draws.normal, seconds=3e-9))
+LAWS.register(Law("rademacher", "x = Q s, s uniform on {±1}^d", draws.sign, seconds=1e-9))
 
 
 def inputs(
@@ -28,13 +52,15 @@ def inputs(
     r: int | Array,
     d: int | Array | None = None,
     nuisance_scale: float | Array = 1.0,
+    settings: Mapping[str, Any] | None = None,
 ) -> Array:
     """n inputs x, shape (n, max_d); of an array n, those samples.
 
     The first r coordinates carry the labels, the next d - r are multiplied by `nuisance_scale` and those
     from d on (default: none) are zero. The draws of fewer samples or coordinates are the first of those of more.
+    `settings` are the law's own.
     """
-    x = LAWS[law](key, max_d, n).T
+    x = LAWS[law].draw(key, max_d, n, **(settings or {})).T
     k = jnp.arange(max_d)
     scale = jnp.where(k < r, 1.0, jnp.where(k < (max_d if d is None else d), nuisance_scale, 0.0))
     return x * scale.astype(x.dtype)

@@ -4,7 +4,7 @@ A tile of the hidden layer is made in a processor's own memory, used, and made a
 operations more than keeping it, against writing and reading n × width numbers several times. On a GPU and a TPU these
 are kernels, elsewhere the same formulas in plain JAX.
 
-Source: the rematerialised tiles are those of FlashAttention (Dao et al. 2022), here for a ReLU layer; ours otherwise.
+Source: the rematerialised tiles are those of FlashAttention (Dao et al. 2022), here for a hidden layer; ours otherwise.
 """
 
 import functools
@@ -17,7 +17,8 @@ from jax.custom_derivatives import CustomVJPPrimal
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from mtfl_jax.learning.network import contract
+from mtfl_jax.learning.activations import ACTIVATIONS
+from mtfl_jax.learning.arithmetic import contract
 
 TILE = 64
 """Samples, and neurons, of a tile."""
@@ -25,49 +26,64 @@ LEAST = 16
 """Least side of a matrix product in a kernel."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def outputs(W: Array, b: Array, A: Array, x: Array, precision: str = "float32", interpret: bool = False) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def outputs(
+    W: Array,
+    b: Array,
+    A: Array,
+    x: Array,
+    precision: str = "float32",
+    interpret: bool = False,
+    activation: str = "relu",
+) -> Array:
     """F_t(x) = a_tᵀ σ(W x + b): W (width, d), b (width,), A (T, width), x (n, d) -> (n, T).
 
     Differentiable in W, b and A, once, and not in x. `interpret` runs the kernels' own code on any backend.
     """
-    return _by_platform(_forward, _plain_forward, interpret, precision)(W, b, A, x)
+    return _by_platform(_forward, _plain_forward, interpret, precision, activation)(W, b, A, x)
 
 
 def _outputs_forward(
-    W: CustomVJPPrimal, b: CustomVJPPrimal, A: CustomVJPPrimal, x: CustomVJPPrimal, precision: str, interpret: bool
+    W: CustomVJPPrimal,
+    b: CustomVJPPrimal,
+    A: CustomVJPPrimal,
+    x: CustomVJPPrimal,
+    precision: str,
+    interpret: bool,
+    activation: str,
 ) -> tuple[Array, Any]:
     if x.perturbed:
         raise ValueError("kernels.outputs has no gradient in x")
     values = (W.value, b.value, A.value, x.value)
     # None is a leaf's absence, known when the gradient is built: what nobody asks for is not computed.
     wanted = (True if A.perturbed else None, True if W.perturbed or b.perturbed else None)
-    return outputs(*values, precision, interpret), (values, wanted)
+    return outputs(*values, precision, interpret, activation), (values, wanted)
 
 
-def _outputs_backward(precision: str, interpret: bool, kept: Any, g: Any) -> tuple[Array | None, ...]:
+def _outputs_backward(precision: str, interpret: bool, activation: str, kept: Any, g: Any) -> tuple[Array | None, ...]:
     (W, b, A, x), (heads, representation) = kept
     if isinstance(g, jax.custom_derivatives.SymbolicZero):
         return None, None, None, None
     dA = dW = db = None
     if heads is not None:
-        dA = _by_platform(_head_gradient, _plain_head_gradient, interpret, precision)(W, b, x, g)
+        dA = _by_platform(_head_gradient, _plain_head_gradient, interpret, precision, activation)(W, b, x, g)
     if representation is not None:
-        dW, db = _by_platform(_gradient, _plain_gradient, interpret, precision)(W, b, A, x, g)
+        dW, db = _by_platform(_gradient, _plain_gradient, interpret, precision, activation)(W, b, A, x, g)
     return dW, db, dA, None
 
 
 outputs.defvjp(_outputs_forward, _outputs_backward, symbolic_zeros=True)
 
 
-def _by_platform(kernel: Any, plain: Any, interpret: bool, precision: str) -> Any:
+def _by_platform(kernel: Any, plain: Any, interpret: bool, precision: str, activation: str) -> Any:
     """The kernel where there is one, the plain formula elsewhere."""
+    kernel = functools.partial(kernel, precision=precision, activation=activation)
     if interpret:
-        return functools.partial(kernel, precision=precision, options={"interpret": True})
-    gpu = functools.partial(kernel, precision=precision, options={"compiler_params": triton.CompilerParams()})
-    default = functools.partial(plain, precision=precision)
+        return functools.partial(kernel, options={"interpret": True})
+    gpu = functools.partial(kernel, options={"compiler_params": triton.CompilerParams()})
+    default = functools.partial(plain, precision=precision, activation=activation)
     # A TPU has no TensorFloat-32.
-    tpu = default if precision == "tensorfloat32" else functools.partial(kernel, precision=precision, options={})
+    tpu = default if precision == "tensorfloat32" else functools.partial(kernel, options={})
     return functools.partial(jax.lax.platform_dependent, cuda=gpu, rocm=gpu, tpu=tpu, default=default)
 
 
@@ -75,21 +91,23 @@ def _hidden(x: Array, W: Array, b: Array, precision: str) -> Array:
     return contract(x, W, (1, 1), precision).astype(x.dtype) + b
 
 
-def _features(x: Array, W: Array, b: Array, precision: str) -> Array:
-    return jnp.maximum(_hidden(x, W, b, precision), 0)
+def _features(x: Array, W: Array, b: Array, precision: str, activation: str) -> Array:
+    return ACTIVATIONS[activation].value(_hidden(x, W, b, precision))
 
 
-def _plain_forward(W: Array, b: Array, A: Array, x: Array, *, precision: str) -> Array:
-    return contract(_features(x, W, b, precision), A, (1, 1), precision).astype(x.dtype)
+def _plain_forward(W: Array, b: Array, A: Array, x: Array, *, precision: str, activation: str) -> Array:
+    return contract(_features(x, W, b, precision, activation), A, (1, 1), precision).astype(x.dtype)
 
 
-def _plain_head_gradient(W: Array, b: Array, x: Array, g: Array, *, precision: str) -> Array:
-    return contract(g, _features(x, W, b, precision), (0, 0), precision).astype(x.dtype)
+def _plain_head_gradient(W: Array, b: Array, x: Array, g: Array, *, precision: str, activation: str) -> Array:
+    return contract(g, _features(x, W, b, precision, activation), (0, 0), precision).astype(x.dtype)
 
 
-def _plain_gradient(W: Array, b: Array, A: Array, x: Array, g: Array, *, precision: str) -> tuple[Array, Array]:
+def _plain_gradient(
+    W: Array, b: Array, A: Array, x: Array, g: Array, *, precision: str, activation: str
+) -> tuple[Array, Array]:
     back = contract(g, A, (1, 0), precision).astype(x.dtype)
-    back = jnp.where(_hidden(x, W, b, precision) > 0, back, 0)
+    back = back * ACTIVATIONS[activation].slope(_hidden(x, W, b, precision))
     return contract(back, x, (0, 0), precision).astype(x.dtype), jnp.sum(back, axis=0)
 
 
@@ -111,7 +129,9 @@ def _rows(shape: tuple[int, ...]) -> pl.BlockSpec:
     return pl.BlockSpec((TILE, *shape[1:]), lambda i: (i,) + (0,) * (len(shape) - 1))
 
 
-def _forward(W: Array, b: Array, A: Array, x: Array, *, precision: str, options: dict[str, Any]) -> Array:
+def _forward(
+    W: Array, b: Array, A: Array, x: Array, *, precision: str, activation: str, options: dict[str, Any]
+) -> Array:
     """A tile of samples a program, over all tiles of neurons."""
     n, num_tasks = x.shape[0], A.shape[0]
     W, b, A, x = _padded(W, TILE, 0), _padded(b[:, None], TILE, 1), _padded(A.T, TILE, 0), _padded(x, TILE, 0)
@@ -121,7 +141,7 @@ def _forward(W: Array, b: Array, A: Array, x: Array, *, precision: str, options:
 
         def tile(k: Array, found: Array) -> Array:
             at = pl.ds(k * TILE, TILE)
-            h = _features(samples, W[at, :], b[at, 0], precision)
+            h = _features(samples, W[at, :], b[at, 0], precision, activation)
             return found + contract(h, A[at, :], (1, 0), precision)
 
         out[...] = jax.lax.fori_loop(0, W.shape[0] // TILE, tile, jnp.zeros(out.shape, out.dtype))
@@ -137,7 +157,9 @@ def _forward(W: Array, b: Array, A: Array, x: Array, *, precision: str, options:
     return found[:n, :num_tasks]
 
 
-def _head_gradient(W: Array, b: Array, x: Array, g: Array, *, precision: str, options: dict[str, Any]) -> Array:
+def _head_gradient(
+    W: Array, b: Array, x: Array, g: Array, *, precision: str, activation: str, options: dict[str, Any]
+) -> Array:
     """gᵀ h, (T, width): a tile of neurons a program, over all tiles of samples."""
     width, num_tasks = W.shape[0], g.shape[1]
     W, b, x, g = _padded(W, TILE, 0), _padded(b[:, None], TILE, 1), _padded(x, TILE, 0), _padded(g, TILE, 0)
@@ -147,7 +169,7 @@ def _head_gradient(W: Array, b: Array, x: Array, g: Array, *, precision: str, op
 
         def tile(k: Array, found: Array) -> Array:
             at = pl.ds(k * TILE, TILE)
-            h = _features(x[at, :], weights, biases, precision)
+            h = _features(x[at, :], weights, biases, precision, activation)
             return found + contract(h, g[at, :], (0, 0), precision)
 
         out[...] = jax.lax.fori_loop(0, x.shape[0] // TILE, tile, jnp.zeros(out.shape, out.dtype))
@@ -165,7 +187,7 @@ def _head_gradient(W: Array, b: Array, x: Array, g: Array, *, precision: str, op
 
 
 def _gradient(
-    W: Array, b: Array, A: Array, x: Array, g: Array, *, precision: str, options: dict[str, Any]
+    W: Array, b: Array, A: Array, x: Array, g: Array, *, precision: str, activation: str, options: dict[str, Any]
 ) -> tuple[Array, Array]:
     """((g A) ∘ 1[h > 0])ᵀ x and its sum over samples: a tile of neurons a program, over all tiles of samples."""
     width, d = W.shape
@@ -179,7 +201,7 @@ def _gradient(
             at = pl.ds(k * TILE, TILE)
             samples = x[at, :]
             back = contract(g[at, :], heads, (1, 1), precision).astype(samples.dtype)
-            back = jnp.where(_hidden(samples, weights, biases, precision) > 0, back, 0)
+            back = back * ACTIVATIONS[activation].slope(_hidden(samples, weights, biases, precision))
             return found[0] + contract(back, samples, (0, 0), precision), found[1] + jnp.sum(back, axis=0)
 
         start = (jnp.zeros(dW.shape, dW.dtype), jnp.zeros(TILE, db.dtype))

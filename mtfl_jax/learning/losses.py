@@ -1,17 +1,37 @@
 """Losses of the margin m = y F, and their mixture over tasks.
 
-At F = 0 each has a gradient in F proportional to −y, so the first step of the heads from A = 0 is the same for
-all up to a constant.
+At F = 0 each of the built-in ones has a gradient in F proportional to −y, so the first step of the heads from A = 0 is
+the same for all up to a constant.
 
-Source: the abstract of arXiv 2307.06887v1 says that tasks come with differing losses; the list is ours.
+Source: that many tasks come with differing losses is the motivation in the abstract of arXiv 2307.06887v1; the list is
+ours.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+
+from mtfl_jax.fields import Field, Rule
+from mtfl_jax.records import Registry
+
+Margins = Callable[[Array], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """ℓ(m), elementwise; its settings come as keywords. bounded: from below, so that training cannot run away."""
+
+    name: str
+    doc: str
+    value: Callable[..., Array]
+    bounded: bool = True
+    settings: tuple[Field, ...] = ()
+    uses: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
 
 
 @jax.custom_jvp
@@ -22,22 +42,24 @@ def _logistic(m: Array) -> Array:
 
 _logistic.defjvps(lambda tangent, value, m: -jax.nn.sigmoid(-m) * tangent)
 
-LOSSES: dict[str, Callable[[Array], Array]] = {
-    "linear": lambda m: -m,
-    "hinge": lambda m: optax.hinge_loss(m, jnp.ones_like(m)),
-    "logistic": _logistic,
-    "squared": lambda m: optax.l2_loss(m, jnp.ones_like(m)),
-    "exponential": lambda m: jnp.exp(-m),
-}
-"""ℓ(m) by name, elementwise: −m, max(0, 1 − m), log(1 + e^−m), ½(1 − m)², e^−m."""
+LOSSES: Registry[Loss] = Registry("loss")
+MIXTURE = "mixture"
+"""The choice of `loss` that gives the tasks those of `losses` in turn."""
+
+LOSSES.register(Loss("linear", "−m: hinge inside its margin, where the theory works", lambda m: -m, bounded=False))
+LOSSES.register(Loss("hinge", "max(0, 1 − m)", lambda m: optax.hinge_loss(m, jnp.ones_like(m))))
+LOSSES.register(Loss("logistic", "log(1 + e^−m)", _logistic))
+LOSSES.register(Loss("squared", "½(1 − m)²", lambda m: optax.l2_loss(m, jnp.ones_like(m))))
+LOSSES.register(Loss("exponential", "e^−m", lambda m: jnp.exp(-m)))
 
 
-def margin_losses(names: Sequence[str], margins: Array) -> Array:
-    """ℓ_t(m) of margins (n, T): (n, T). Task t uses the loss names[t mod len(names)]."""
-    if len(names) == 1:
-        return LOSSES[names[0]](margins)
+def margin_losses(losses: Sequence[str | Margins], margins: Array) -> Array:
+    """ℓ_t(m) of margins (n, T): (n, T). Task t has losses[t mod len(losses)]: a name, or a function of the margins."""
+    values = [LOSSES[loss].value if isinstance(loss, str) else loss for loss in losses]
+    if len(values) == 1:
+        return values[0](margins)
     out = jnp.zeros_like(margins)
     # Each loss sees its own tasks only: one that overflows elsewhere cannot spoil their gradients.
-    for i, name in enumerate(names):
-        out = out.at[:, i :: len(names)].set(LOSSES[name](margins[:, i :: len(names)]))
+    for i, value in enumerate(values):
+        out = out.at[:, i :: len(values)].set(value(margins[:, i :: len(values)]))
     return out

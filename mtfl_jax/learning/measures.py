@@ -1,221 +1,78 @@
-"""Measurements of a representation W (width, d), in the basis where M = I[:, :r].
+"""What is measured of a network, one record a column; the order here is that of the columns.
 
-Where sizes are padded, W is zero beyond the true ones; `r` may then be traced and `max_r` is its padded size.
-For another basis pass W Q with Q orthogonal and its first r columns those of M.
-
-Source: SVD-based subspace recovery is standard; the names and the degenerate cases are ours.
+Source: which measurements are the field's own and which are ours stands beside each.
 """
 
-from typing import NamedTuple
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Literal
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from mtfl_jax.learning import draws, keys
+from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
+from mtfl_jax.learning import data, network, recovery, tasks, updates
+from mtfl_jax.learning.arithmetic import Arithmetic
+from mtfl_jax.learning.drawing import losses_of
+from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.tasks import Tasks
+from mtfl_jax.learning.updates import Batch
+from mtfl_jax.records import Registry
 
-DENSE_BELOW = 64
-"""Least side of a matrix from which iteration is tried before a factorisation."""
-EXTRA = 8
-"""Columns that the iterated block has beyond r."""
-ROUNDS = 24
-LANCZOS = 48
-TOLERANCE = 1e-5
-"""Largest error of an iterated result: in the sine of an angle, and relative in a singular value."""
-GRAM_GAP = 2e-4
-"""Least gap of a Gram matrix's spectrum, beside its largest eigenvalue, for its factorisation to serve."""
+SIMILARITY_SAMPLES = 256
+"""How many of the test samples feature_similarity and contrastive_loss compare pairwise."""
+MAX_KERNEL_R = 6
+"""Largest r whose contrastive kernel of 4^r numbers is measured."""
 
 
-class Recovery(NamedTuple):
-    """How well the row space of W gives the r directions; scalars.
+class Seen:
+    """A network and what may be measured of it, each computed when it is first asked for.
 
-    subspace_distance: ‖(I − MMᵀ)V_r‖₂ with V_r the top-r right singular vectors of W, the sine of the largest
-        principal angle: 0 perfect, 1 a direction missed; 1 where W has rank < r.
-    directions_recovered: how many of the r principal angles have a sine below ½.
-    feature_energy: ‖WM‖_F²/‖W‖_F² in [0, 1]; 0 for W = 0.
-    spectral_ratio: σ_r(WM)/‖W(I − MMᵀ)‖₂; infinite where nothing of W is orthogonal to M, 0 for W = 0.
+    p, cell: what was trained; of: its tasks; params: the network; batch: the samples of its last update (None: none);
+    x (n_test, d): fresh inputs, of which the first cell.n_test count; labels of fresh samples are clean.
     """
 
-    subspace_distance: Array
-    directions_recovered: Array
-    feature_energy: Array
-    spectral_ratio: Array
+    def __init__(self, p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None, x: Array | None) -> None:
+        self.p, self.cell, self.of, self.params, self.batch, self._x = p, cell, of, params, batch, x
 
+    @functools.cached_property
+    def how(self) -> Arithmetic:
+        """Measurements are in float32 and plain, whatever the training was."""
+        return Arithmetic(activation=self.p.arithmetic.activation)
 
-def recovery(W: Array, r: int | Array, max_r: int | None = None) -> Recovery:
-    """All of `Recovery` of W (width, d) with M = I[:, :r]; where W is not finite, NaN and no direction recovered."""
-    max_r = int(r) if max_r is None else max_r
-    along = jnp.arange(W.shape[1]) < r
-    # Every measurement is free of scale; unit size keeps squares of tiny or huge weights representable.
-    finite = jnp.all(jnp.isfinite(W))
-    largest = jnp.max(jnp.abs(W))
-    W = W / jnp.where(largest > 0, largest, 1)
-    total = jnp.sum(W**2)
-    energy = jnp.sum(jnp.where(along, W, 0) ** 2) / jnp.where(total > 0, total, 1)
-    found = (_factorised if min(W.shape) < DENSE_BELOW else _iterated)(W, r, max_r)
-    return Recovery(
-        subspace_distance=jnp.where(finite, jnp.sqrt(jnp.clip(found.sines2[-1], 0, 1)), jnp.nan),
-        directions_recovered=jnp.where(finite, jnp.sum(found.sines2 < 0.25) - (max_r - r), 0),
-        feature_energy=jnp.where(finite, energy, jnp.nan),
-        spectral_ratio=jnp.where(finite, jnp.where(found.sigma_r > 0, found.sigma_r / found.across, 0), jnp.nan),
-    )
+    @functools.cached_property
+    def recovery(self) -> recovery.Recovery:
+        """How well W gives the directions."""
+        return recovery.recovery(self.params["W"], self.cell.r, self.p.r)
 
+    @property
+    def x(self) -> Array:
+        """Fresh inputs (n_test, d)."""
+        assert self._x is not None, "a measurement reads test samples without using n_test"
+        return self._x
 
-class _Spectra(NamedTuple):
-    """sines2 (max_r,) of the principal angles, ascending; σ_r(WM); ‖W(I − MMᵀ)‖₂."""
+    @functools.cached_property
+    def z(self) -> Array:
+        """Their orthants (n_test, r)."""
+        return data.orthants(self.x, self.cell.r, self.p.r)
 
-    sines2: Array
-    sigma_r: Array
-    across: Array
+    @functools.cached_property
+    def test(self) -> Batch:
+        """The trained tasks on them."""
+        return Batch(self.x, tasks.labels(self.of, self.z), self.cell.n_test, self.cell.num_tasks)
 
+    @functools.cached_property
+    def few(self) -> tuple[Array, Array, Array]:
+        """Features, labels and number of the first SIMILARITY_SAMPLES of them."""
+        few = min(SIMILARITY_SAMPLES, self.p.n_test)
+        h = network.features(self.params, self.x[:few], self.how)
+        return h, self.test.y[:few], jnp.minimum(few, self.cell.n_test)
 
-def _sines2(right: Array, found: Array, r: int | Array) -> Array:
-    """Squared sines of the top right singular vectors (rows of max_r, d), where W has those directions; ascending."""
-    max_r, d = right.shape
-    direction = jnp.arange(max_r) < r
-    off_span = jnp.where(jnp.arange(d) < r, 0, right) * (direction & found)[:, None]
-    # A direction that W lacks has sine 1; a padded one has sine 0.
-    return jnp.linalg.eigvalsh(off_span @ off_span.T + jnp.diag((direction & ~found).astype(right.dtype)))
-
-
-def _factorised(W: Array, r: int | Array, max_r: int) -> _Spectra:
-    """By QR and SVD."""
-    R, top, sigma_r = _inside(W, r, max_r)
-    return _Spectra(top, sigma_r, jnp.linalg.svd(_outside(R, r), compute_uv=False)[0])
-
-
-def _outside(W: Array, r: int | Array) -> Array:
-    return jnp.where(jnp.arange(W.shape[1]) < r, 0, W)
-
-
-def _inside(W: Array, r: int | Array, max_r: int) -> tuple[Array, Array, Array]:
-    """R of W's QR, sines2 and σ_r(WM)."""
-    # R has the singular values and right singular vectors of W.
-    R = jnp.linalg.qr(W, mode="r")
-    _, sigma, Vt = jnp.linalg.svd(R, full_matrices=False)
-    found = _first(sigma, max_r) > _rounding(W, sigma[0])
-    return R, _sines2(_first(Vt, max_r), found, r), _sigma_r(W, sigma[0], r, max_r)
-
-
-def _rounding(W: Array, largest: Array) -> Array:
-    """What a singular value of W must pass to be more than rounding beside the largest."""
-    return largest * max(W.shape) * jnp.finfo(W.dtype).eps
-
-
-def _sigma_r(W: Array, largest: Array, r: int | Array, max_r: int) -> Array:
-    """σ_r(WM), 0 where it is rounding."""
-    R = jnp.linalg.qr(_columns(W - _outside(W, r), max_r), mode="r")
-    sigma = _first(jnp.linalg.svd(R, compute_uv=False), max_r)[r - 1]
-    return jnp.where(sigma > _rounding(W, largest), sigma, 0)
-
-
-def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
-    """By iteration on the smaller Gram matrix where its error bounds come below TOLERANCE, else by factorisation: of
-    the Gram matrix where the spectrum has no gap behind the r-th singular value but one behind the block's last.
-
-    What rounding of the Gram matrix does to the block's span is of the order eps over that gap (found: below 2e-5 in a
-    sine at T = 1 and 4); inside the span W itself tells the directions apart.
-    """
-    outside = _outside(W, r)
-    tall = W.shape[0] >= W.shape[1]
-    gram = W.T @ W if tall else W @ W.T
-    gram_outside = _outside(_outside(gram, r).T, r) if tall else outside @ outside.T
-    start = draws.normal(keys.root(0), gram.shape[0], max_r + EXTRA)
-    V, error = _top_subspace(gram, start, r)
-    largest, error_outside = _largest(gram_outside, start[:, 0])
-
-    def from_subspace(V: Array) -> tuple[Array, Array]:
-        # Singular values from W itself: those of its Gram matrix lose half of the digits.
-        if tall:
-            _, sigma, Vt = jnp.linalg.svd(jnp.linalg.qr(W @ V, mode="r"))
-            right = Vt @ V.T
-        else:
-            Q, R = jnp.linalg.qr(W.T @ V)
-            U, sigma, _ = jnp.linalg.svd(R)
-            right = (Q @ U).T
-        # W has the r directions: the gap of the bound lies between their singular values and smaller ones.
-        return _sines2(right[:max_r], jnp.ones(max_r, bool), r), _sigma_r(W, sigma[0], r, max_r)
-
-    def from_gram() -> tuple[Array, Array]:
-        theta, U = jnp.linalg.eigh(gram)
-        theta, V = theta[::-1], U[:, : -block - 1 : -1]
-        apart = theta[r - 1] - theta[block] > GRAM_GAP * theta[0]
-        return jax.lax.cond(apart, lambda: from_subspace(V), lambda: _inside(W, r, max_r)[1:])
-
-    block = start.shape[1]
-    sines2, sigma_r = jax.lax.cond(error <= TOLERANCE, lambda: from_subspace(V), from_gram)
-    across = jax.lax.cond(
-        error_outside <= 2 * TOLERANCE * largest,
-        lambda: jnp.sqrt(largest),
-        lambda: jnp.linalg.svd(jnp.linalg.qr(outside, mode="r"), compute_uv=False)[0],
-    )
-    return _Spectra(sines2, sigma_r, across)
-
-
-def _top_subspace(G: Array, start: Array, r: int | Array) -> tuple[Array, Array]:
-    """Block power iteration with Rayleigh–Ritz: Ritz vectors (n, b) of G, and a bound on the sine of the angle between
-    the first r and the true ones.
-
-    The bound is ‖GV − VΘ‖_F over the gap (Davis and Kahan 1970, the sin Θ theorem), the gap being that of the Ritz
-    values less the residual of the next; it presumes that the random start misses none of the leading directions.
-    """
-    first = jnp.arange(start.shape[1]) < r
-
-    def step(carry: tuple) -> tuple:
-        Q, _, before, _, count = carry
-        Z = G @ Q
-        H = Q.T @ Z
-        theta, U = jnp.linalg.eigh(H)
-        theta, U = theta[::-1], U[:, ::-1]
-        V, moved = Q @ U, Z @ U
-        residual = jnp.sum((moved - V * theta) ** 2, axis=0)
-        gap = theta[r - 1] - theta[r] - jnp.sqrt(residual[r])
-        error = jnp.sqrt(jnp.sum(jnp.where(first, residual, 0)))
-        error = jnp.where(gap > 0, error / gap, jnp.inf)
-        # What is left to gain at the present pace; a pace is meaningful after a few rounds.
-        slow = (count >= 5) & ~(error * (error / before) ** (ROUNDS - count) < TOLERANCE)
-        return jnp.linalg.qr(moved)[0], V, error, slow, count + 1
-
-    def unfinished(carry: tuple) -> Array:
-        _, _, error, slow, count = carry
-        return (error > TOLERANCE) & ~slow & (count < ROUNDS)
-
-    carry = (jnp.linalg.qr(G @ start)[0], jnp.zeros_like(start), jnp.asarray(jnp.inf, G.dtype), jnp.asarray(False), 0)
-    _, V, error, *_ = jax.lax.while_loop(unfinished, step, carry)
-    return V, error
-
-
-def _largest(G: Array, start: Array) -> tuple[Array, Array]:
-    """The largest eigenvalue of G by Lanczos with full reorthogonalisation, and its residual, a bound on its error."""
-    steps, tiny = min(LANCZOS, G.shape[0]), jnp.finfo(G.dtype).tiny
-
-    def normalised(v: Array) -> tuple[Array, Array]:
-        length = jnp.linalg.norm(v)
-        return v / jnp.maximum(length, tiny), length
-
-    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        basis, alpha, beta = carry
-        v = G @ basis[i]
-        alpha = alpha.at[i].set(basis[i] @ v)
-        v = v - (basis @ v) @ basis
-        v, length = normalised(v - (basis @ v) @ basis)
-        return basis.at[i + 1].set(v), alpha, beta.at[i].set(length)
-
-    basis = jnp.zeros((steps + 1, G.shape[0]), G.dtype).at[0].set(normalised(start)[0])
-    zeros = jnp.zeros(steps, G.dtype)
-    _, alpha, beta = jax.lax.fori_loop(0, steps, step, (basis, zeros, zeros))
-    values, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
-    return values[-1], beta[-1] * jnp.abs(vectors[-1, -1])
-
-
-def _first(rows: Array, n: int) -> Array:
-    """The first n rows, zeros where there are fewer."""
-    rows = rows[:n]
-    return jnp.pad(rows, [(0, n - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
-
-
-def _columns(matrix: Array, n: int) -> Array:
-    return _first(matrix.T, n).T
+    def loss(self, batch: Batch) -> Array:
+        """The multitask objective on a batch."""
+        return updates.objective(self.params, batch, losses_of(self.p, self.cell), self.how)
 
 
 def _cosines(h: Array) -> Array:
@@ -225,37 +82,189 @@ def _cosines(h: Array) -> Array:
     return unit @ unit.T
 
 
-def contrastive_loss(h: Array, y: Array, num_tasks: int | Array) -> Array:
-    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples, a scalar in [−1, 1]; h (n, width), y (n, T).
+def contrastive_loss(h: Array, y: Array, num_tasks: int | Array, n: int | Array | None = None) -> Array:
+    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples, a scalar in [−1, 1]; h (max_n, width), y (max_n, T),
+    of which the first n (default: all) rows count.
 
     K_{zz'} = (1/T) Σ_t y_t y'_t over the first `num_tasks` tasks: low where features of samples align that share their
     labels. After a head step from A = 0 the linear loss is, up to a constant, −Σ K_{zz'} h·h'; the cosine frees it of
     scale.
 
-    Source: that the heads' step makes the loss pseudo-contrastive is the claim of arXiv 2307.06887 (final abstract);
-    the normalisation is ours.
+    Source: that multi-task pretraining induces a pseudo-contrastive loss is the claim of arXiv 2307.06887 (final
+    abstract); that a step of the heads does it is our reading, and the normalisation is ours.
     """
-    n, max_tasks = y.shape
-    y = jnp.where(jnp.arange(max_tasks) < num_tasks, y, 0)
-    return -jnp.sum(jnp.triu((y @ y.T) * _cosines(h), 1)) / (num_tasks * n * (n - 1) / 2)
+    max_n, max_tasks = y.shape
+    n = max_n if n is None else n
+    y = jnp.where((jnp.arange(max_n) < n)[:, None] & (jnp.arange(max_tasks) < num_tasks), y, 0)
+    pairs = jnp.asarray(n, h.dtype) * (n - 1) / 2
+    return -jnp.sum(jnp.triu((y @ y.T) * _cosines(h), 1)) / (num_tasks * pairs)
 
 
-def feature_similarity(h: Array, z: Array, r: int | Array) -> Array:
+def feature_similarity(h: Array, z: Array, r: int | Array, n: int | Array | None = None) -> Array:
     """Mean cosine similarity of features h (n, width) over pairs of samples, by the Hamming distance of their orthants.
 
-    z: (n, max_r) in {±1}, zero in the columns from r on. Returns (max_r + 1,), entry k for distance k; NaN where no
-    pair of distinct samples has that distance. A zero feature vector has cosine 0 with all.
+    z: (max_n, max_r) in {±1}, zero in the columns from r on; the first n (default: all) samples count. Returns
+    (max_r + 1,), entry k for distance k; NaN where no pair of distinct samples has that distance. A zero feature vector
+    has cosine 0 with all.
     """
-    n, max_r = z.shape
-    cosine = _cosines(h)
+    max_n, max_r = z.shape
+    cosine, i = _cosines(h), jnp.arange(max_n)
     distance = jnp.round((r - z @ z.T) / 2).astype(int)
-    pair = jnp.arange(n)[:, None] < jnp.arange(n)
+    pair = (i[:, None] < i) & (i < (max_n if n is None else n))
     at = (distance == jnp.arange(max_r + 1)[:, None, None]) & pair
     return jnp.sum(jnp.where(at, cosine, 0), axis=(1, 2)) / jnp.sum(at, axis=(1, 2))
 
 
-def task_error(outputs: Array, y: Array, num_tasks: int | Array) -> Array:
-    """Share of wrong signs (sign(0) = +1) over samples and the first `num_tasks` tasks: outputs, y (n, T) -> scalar."""
-    n, max_tasks = y.shape
-    wrong = ((outputs >= 0) != (y >= 0)) & (jnp.arange(max_tasks) < num_tasks)
-    return jnp.sum(wrong) / (n * num_tasks)
+def task_error(outputs: Array, y: Array, num_tasks: int | Array, n: int | Array | None = None) -> Array:
+    """Share of wrong signs (sign(0) = +1) over the first n (default: all) samples and the first `num_tasks` tasks:
+    outputs, y (max_n, T) -> scalar.
+    """
+    max_n, max_tasks = y.shape
+    n = max_n if n is None else n
+    counted = (jnp.arange(max_n) < n)[:, None] & (jnp.arange(max_tasks) < num_tasks)
+    wrong = ((outputs >= 0) != (y >= 0)) & counted
+    return jnp.sum(wrong) / (jnp.asarray(n, outputs.dtype) * num_tasks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A measurement, and its column.
+
+    type: of a number, or of each number of a list. compute(seen): a scalar, or an array that holds the true one at its
+    beginning, whose shape is shape(r). of: what it is measured of: the network by `compute`, the probe, or the cost of
+    the training. sets: the values of the setting `measure` with which it is measured. uses: settings that bear on it
+    ("n_test" where it reads test samples), beside its own `settings`. label: what figures call it.
+    """
+
+    name: str
+    doc: str
+    label: str
+    compute: Callable[[Seen], Array] | None = None
+    of: Literal["network", "probe", "cost"] = "network"
+    type: type = float
+    shape: Callable[[int], tuple[int, ...]] | None = None
+    sets: tuple[str, ...] = ("all", "contrastive")
+    settings: tuple[Field, ...] = ()
+    uses: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+MEASURES: Registry[Measure] = Registry("measurement")
+
+ALL = ("all", "recovery", "contrastive")
+"""The sets that a measurement of the first layer alone is in, and those of the probe and of costs."""
+
+
+def sets() -> tuple[str, ...]:
+    """The values of the setting `measure`: every set that some measurement is in."""
+    return tuple(dict.fromkeys(name for measure in MEASURES.values() for name in measure.sets))
+
+
+def in_set(name: str) -> list[Measure]:
+    """The measurements of a network in one set."""
+    return [measure for measure in MEASURES.values() if measure.of == "network" and name in measure.sets]
+
+
+def _train_loss(seen: Seen) -> Array:
+    return jnp.asarray(jnp.nan) if seen.batch is None else seen.loss(seen.batch)
+
+
+def _similarity(seen: Seen) -> Array:
+    h, _, n = seen.few
+    return feature_similarity(h, seen.z[: len(h)], seen.cell.r, n)
+
+
+def _kernel(seen: Seen) -> Array:
+    p, cell = seen.p, seen.cell
+    tables = tasks.truth_tables(seen.of, cell.r, p.r)
+    tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)
+    return tasks.contrastive_kernel(tables, cell.num_tasks)
+
+
+@rule("measure", "r")
+def _kernel_is_small(c: View) -> None:
+    if c.r > MAX_KERNEL_R:
+        raise ConfigError("r", c.r, f"allowed with measure={c.measure}: r <= {MAX_KERNEL_R}")
+
+
+for _measure in (
+    Measure(
+        "subspace_distance",
+        "sine of the largest principal angle between the top-r right singular vectors of W and the directions",
+        "subspace distance (sine of angle)",
+        lambda seen: seen.recovery.subspace_distance,
+        sets=ALL,
+    ),
+    Measure(
+        "directions_recovered",
+        "how many principal angles have a sine below ½",
+        "directions recovered",
+        lambda seen: seen.recovery.directions_recovered,
+        type=int,
+        sets=ALL,
+    ),
+    Measure(
+        "feature_energy",
+        "‖WM‖²/‖W‖² in Frobenius norms",
+        "feature energy (share in the span)",
+        lambda seen: seen.recovery.feature_energy,
+        sets=ALL,
+    ),
+    Measure(
+        "spectral_ratio",
+        "σ_r(WM)/‖W(I − MMᵀ)‖₂",
+        "spectral ratio",
+        lambda seen: seen.recovery.spectral_ratio,
+        sets=ALL,
+    ),
+    Measure("train_loss", "the objective on the samples of the last update", "train loss", _train_loss),
+    Measure(
+        "test_loss",
+        "the objective on fresh samples with clean labels",
+        "test loss",
+        lambda seen: seen.loss(seen.test),
+        uses=("n_test",),
+    ),
+    Measure(
+        "task_error",
+        "share of wrong signs of the trained tasks on fresh samples",
+        "error of trained tasks (share)",
+        lambda seen: task_error(
+            network.outputs(seen.params, seen.x, seen.how), seen.test.y, seen.cell.num_tasks, seen.cell.n_test
+        ),
+        uses=("n_test",),
+    ),
+    Measure(
+        "downstream_error", "test error of the probe on a new task", "downstream error (share)", of="probe", sets=ALL
+    ),
+    Measure("num_params", "numbers that the learner holds", "parameters", of="cost", type=int, sets=ALL),
+    Measure("train_samples", "distinct inputs seen", "training samples", of="cost", type=int, sets=ALL),
+    Measure(
+        "train_flops", "operations of the updates' matrix products", "training arithmetic (FLOP)", of="cost", sets=ALL
+    ),
+    Measure(
+        "contrastive_loss",
+        "−mean of K cos(h, h') over pairs of fresh samples",
+        "contrastive loss",
+        lambda seen: contrastive_loss(seen.few[0], seen.few[1], seen.cell.num_tasks, seen.few[2]),
+        uses=("n_test",),
+    ),
+    Measure(
+        "feature_similarity",
+        "mean cosine similarity of features by Hamming distance of their orthants",
+        "cosine similarity of features",
+        _similarity,
+        shape=lambda r: (r + 1,),
+        uses=("n_test",),
+    ),
+    Measure(
+        "contrastive_kernel",
+        "the tasks' kernel K = (1/T) Σ_t f_t f_tᵀ",
+        "contrastive kernel",
+        _kernel,
+        shape=lambda r: (2**r, 2**r),
+        sets=("contrastive",),
+        rules=(_kernel_is_small,),
+    ),
+):
+    MEASURES.register(_measure)

@@ -2,7 +2,7 @@
 
 With shared inputs, the linear loss, no label noise and the initial weights forgotten,
   W⁺_j = η_w η_a Σ_z (K h)_{zj} S_{zj},
-  h_{zj} = (1/n1) Σ_{i: z_i = z} σ(w_j·x_i + b_j),  S_{zj} = (1/n2) Σ_{i: z_i = z} 1[w_j·x_i + b_j > 0] x_i,
+  h_{zj} = (1/n1) Σ_{i: z_i = z} σ(w_j·x_i + b_j),  S_{zj} = (1/n2) Σ_{i: z_i = z} σ'(w_j·x_i + b_j) x_i,
 so tasks enter only through their contrastive kernel K = (1/T) Σ_t f_t f_tᵀ.
 
 Source: the pseudo-contrastive reading is that of arXiv 2307.06887 (final abstract); the formulas are ours.
@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from mtfl_jax.learning import network
+from mtfl_jax.learning.activations import ACTIVATIONS
+from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
 from mtfl_jax.learning.network import Params
 
 MAX_R = 6
@@ -60,20 +62,22 @@ def by_orthant(index: Array, n: int | Array, orthants: int) -> Blocks:
     return Blocks(sample, place < count[orthant][:, None], orthant, last[-1])
 
 
-def head_table(params: Params, x: Array, index: Array, n: int | Array, orthants: int) -> Array:
+def head_table(params: Params, x: Array, index: Array, n: int | Array, orthants: int, how: Arithmetic = EXACT) -> Array:
     """h (orthants, width) of the first n of the samples x (max_n, d), whose orthants are index (max_n,)."""
     member = (index == jnp.arange(orthants)[:, None]) & (jnp.arange(len(index)) < n)
-    return member.astype(x.dtype) @ network.features(params, x) / n
+    return member.astype(x.dtype) @ network.features(params, x, how) / n
 
 
-def feature_table(params: Params, x: Array, blocks: Blocks, n: int | Array, orthants: int) -> Array:
+def feature_table(
+    params: Params, x: Array, blocks: Blocks, n: int | Array, orthants: int, how: Arithmetic = EXACT
+) -> Array:
     """S (orthants, width, d) of n samples, x (d, blocks · BLOCK) being the inputs of blocks.sample in its order."""
-    W, b = params["W"], params["b"]
+    W, b, slope = params["W"], params["b"], ACTIVATIONS[how.activation].slope
 
     def add(i: Array, S: Array) -> Array:
         own = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=1)
-        active = (W @ own + b[:, None] > 0) & blocks.counted[i]
-        return S.at[blocks.orthant[i]].add(active.astype(x.dtype) @ own.T)
+        active = jnp.where(blocks.counted[i], slope(W @ own + b[:, None]), 0)
+        return S.at[blocks.orthant[i]].add(active @ own.T)
 
     return jax.lax.fori_loop(0, blocks.used, add, jnp.zeros((orthants, *W.shape), W.dtype)) / n
 

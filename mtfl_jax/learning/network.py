@@ -1,39 +1,24 @@
-"""The two-layer ReLU network with one shared first layer and one head a task: F_t(x) = a_tᵀ σ(W x + b).
+"""The two-layer network with one shared first layer and one head a task: F_t(x) = a_tᵀ σ(W x + b).
 
 Source: arXiv 2307.06887v1 (abstract) for the network; scales and biases are ours.
 """
 
 import functools
-from typing import NamedTuple, cast
+from typing import cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
-from mtfl_jax.learning import draws, keys
+from mtfl_jax.learning import draws, kernels, keys
+from mtfl_jax.learning.activations import ACTIVATIONS
+from mtfl_jax.learning.arithmetic import EXACT, Arithmetic, contract
 
 Params = dict[str, Array]
 """{"W": (width, d), "b": (width,), "A": (T, width)}"""
 
 BIASES = ("zero", "random", "trained")
-
-PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
-"""What the factors of a matrix product are rounded to; its sums are float32."""
-
-KERNELS = ("plain", "pallas")
-"""Whether the hidden layer is an array, or made again where it is needed and never in a GPU's main memory."""
-
-
-class Arithmetic(NamedTuple):
-    """How a training computes its matrix products: one of PRECISIONS, one of KERNELS."""
-
-    precision: str = "float32"
-    kernel: str = "plain"
-
-
-EXACT = Arithmetic()
 
 
 @jax.custom_vjp
@@ -56,25 +41,6 @@ def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array
 _product.defvjp(_product_forward, _product_backward)
 
 
-def contract(a: Array, b: Array, over: tuple[int, int], precision: str) -> Array:
-    """a and b contracted over one axis of each, their factors rounded to `precision`."""
-    dims = (((over[0],), (over[1],)), ((), ()))
-    if precision == "bfloat16":
-        a, b = a.astype(jnp.bfloat16), b.astype(jnp.bfloat16)
-        return jax.lax.dot_general(a, b, dims, jax.lax.Precision.DEFAULT, jnp.float32)
-    if precision == "tensorfloat32":
-        # Rounded here so that every backend has the same factors; HIGH then loses nothing of them.
-        return jax.lax.dot_general(_tensorfloat32(a), _tensorfloat32(b), dims, jax.lax.Precision.HIGH, jnp.float32)
-    return jax.lax.dot_general(a, b, dims, jax.lax.Precision.HIGHEST)
-
-
-def _tensorfloat32(a: Array) -> Array:
-    """a rounded to 10 bits of mantissa, to the nearest, ties to even: by its bits, as kernels can."""
-    bits = jax.lax.bitcast_convert_type(a.astype(jnp.float32), jnp.uint32)
-    bits = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _rounded(x: Array, W: Array, precision: str) -> Array:
     """x Wᵀ in a reduced precision, as are the products of its gradients: x (n, d), W (width, d) -> (n, width)."""
@@ -93,13 +59,14 @@ def _rounded_backward(precision: str, kept: tuple[Array, Array], g: Array) -> tu
 _rounded.defvjp(_rounded_forward, _rounded_backward)
 
 
-class TwoLayerReLU(nn.Module):
+class TwoLayer(nn.Module):
     """F_t(x) = a_tᵀ σ(W x + b) as a flax module; `initialise` draws its parameters."""
 
     d: int
     width: int
     num_tasks: int
-    precision: str = "float32"
+    precision: str
+    activation: str
 
     def setup(self) -> None:
         self.W = self.param("W", nn.initializers.zeros, (self.width, self.d))
@@ -109,7 +76,7 @@ class TwoLayerReLU(nn.Module):
     def features(self, x: Array) -> Array:
         """σ(W x + b): x (…, n, d) -> (…, n, width)."""
         product = _product(x, self.W) if self.precision == "float32" else _rounded(x, self.W, self.precision)
-        return nn.relu(product + self.b)
+        return ACTIVATIONS[self.activation].value(product + self.b)
 
     def __call__(self, x: Array) -> Array:
         """Outputs (n, T), of inputs (n, d) shared by the tasks or (in float32 only) (T, n, d) of each task's own."""
@@ -119,24 +86,27 @@ class TwoLayerReLU(nn.Module):
         return h @ self.A.T if x.ndim == 2 else jnp.einsum("tnw,tw->nt", h, self.A)
 
 
-def module(params: Params, precision: str = "float32") -> TwoLayerReLU:
+def module(params: Params, how: Arithmetic = EXACT) -> TwoLayer:
     """The flax module whose parameters have these shapes."""
     (width, d), num_tasks = params["W"].shape, params["A"].shape[0]
-    return TwoLayerReLU(d, width, num_tasks, precision)
+    return TwoLayer(d, width, num_tasks, how.precision, how.activation)
 
 
 def outputs(params: Params, x: Array, how: Arithmetic = EXACT) -> Array:
     """F_t(x): x (n, d) or, in float32 and plainly, (T, n, d) -> (n, T)."""
     if how.kernel == "pallas":
-        from mtfl_jax.learning import kernels
+        return kernels.outputs(
+            params["W"], params["b"], params["A"], x, precision=how.precision, activation=how.activation
+        )
+    if how.kernel != "plain":
+        raise ValueError(f"kernel={how.kernel}: allowed: plain, pallas")
+    return cast(Array, module(params, how).apply({"params": params}, x))
 
-        return kernels.outputs(params["W"], params["b"], params["A"], x, how.precision)
-    return cast(Array, module(params, how.precision).apply({"params": params}, x))
 
-
-def features(params: Params, x: Array) -> Array:
-    """σ(W x + b): x (n, d) -> (n, width)."""
-    return cast(Array, module(params).apply({"params": params}, x, method="features"))
+def features(params: Params, x: Array, how: Arithmetic = EXACT) -> Array:
+    """σ(W x + b), float32 and plainly: x (n, d) -> (n, width)."""
+    exact = Arithmetic(activation=how.activation)
+    return cast(Array, module(params, exact).apply({"params": params}, x, method="features"))
 
 
 def initialise(
@@ -162,6 +132,8 @@ def initialise(
     neuron = jnp.arange(max_width) < width
     used = neuron[:, None] & (jnp.arange(max_d) < d)
     b = jnp.zeros(max_width, rows.dtype)
+    if bias not in BIASES:
+        raise ValueError(f"bias={bias}: allowed: {', '.join(BIASES)}")
     if bias == "random":
         b = bias_scale * (2 * draws.uniform(keys.named(key, "bias"), 1, max_width)[0] - 1)
     return {

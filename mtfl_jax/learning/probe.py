@@ -8,6 +8,7 @@ Source: that a linear classifier on learned features suffices is the claim of ar
 biases and its grid are ours.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import jax
@@ -16,7 +17,10 @@ import numpy as np
 import optax
 from jax import Array
 
+from mtfl_jax.fields import Rule
 from mtfl_jax.learning import draws
+from mtfl_jax.learning.activations import ACTIVATIONS, Activation
+from mtfl_jax.records import Registry
 
 BIAS_RANGE = 1.5
 PENALTIES = np.logspace(2, -4, 7)
@@ -104,13 +108,6 @@ def svm(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
     return _held_out(lambda m: jax.nn.relu(1 - m) ** 2, phi, y, n)
 
 
-PROBES: dict[str, Callable[[Array, Array, int | Array], tuple[Array, Array]]] = {
-    "ridge": ridge,
-    "logistic": logistic,
-    "svm": svm,
-}
-
-
 def fit_margin(
     loss: Callable[[Array], Array], phi: Array, y: Array, counted: Array, strength: float | Array
 ) -> tuple[Array, Array]:
@@ -171,6 +168,34 @@ def _centred(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array, Array,
     return (phi - mean) * counted[:, None], (y - offset) * counted, mean, offset
 
 
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A linear classifier with intercept.
+
+    fit(phi, y, n): of features (max_n, m) and labels (max_n,), of which the first n rows count, to (β (m,), β₀). Rows
+    beyond are any finite numbers, and columns of zeros get the weight 0.
+    """
+
+    name: str
+    doc: str
+    fit: Callable[[Array, Array, int | Array], tuple[Array, Array]]
+    rules: tuple[Rule, ...] = ()
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The settings that bear on every probe."""
+        return ("n_down", "n_test", "probe_tasks")
+
+
+PROBES: Registry[Probe] = Registry("probe")
+NONE = "none"
+"""The choice of `probe` that measures no downstream error."""
+
+PROBES.register(Probe("ridge", "ridge regression on the labels, penalty by leave-one-out", ridge))
+PROBES.register(Probe("logistic", "logistic regression, penalty by a held-out quarter", logistic))
+PROBES.register(Probe("svm", "linear SVM (squared hinge), penalty by a held-out quarter", svm))
+
+
 def downstream_errors(
     probe: str,
     W: Array,
@@ -182,32 +207,43 @@ def downstream_errors(
     width: int | Array,
     x_test: Array,
     y_test: Array,
+    n_test: int | Array | None = None,
+    activation: Activation = ACTIVATIONS["relu"],
 ) -> Array:
     """Test errors of the probe fitted on the first n_k rows of (x, y), for every k: (k,).
 
     W (max_width, d), c (max_width,), x (max_n, d), y (max_n,), n (k,) of which each is at most sizes[k] <= max_n,
-    x_test (n_test, d), y_test (n_test,).
+    x_test (max_test, d), y_test (max_test,), of which the first n_test (default: all) count.
     """
     V = normalised(W)
-    v = x @ V.T
-    # A neuron that is not used has neither weights nor bias, and so the feature 0.
-    c = jnp.where(jnp.arange(len(c)) < width, c, 0)
+    v, sigma, used = x @ V.T, activation.value, jnp.arange(len(c)) < width
+    # A neuron that is not used has neither weights nor bias, and so the feature σ(0).
+    c = jnp.where(used, c, 0)
 
     def fit(size: int, n: Array) -> tuple[Array, Array, Array]:
         square = mean_square(v[:size], n, width)
         scale = jnp.sqrt(jnp.where(square > 0, square, 1))
-        beta, intercept = PROBES[probe](jax.nn.relu(v[:size] / scale + c), y[:size], n)
-        return scale[None] * c, beta / scale, intercept
+        beta, intercept = PROBES[probe].fit(sigma(v[:size] / scale + c), y[:size], n)
+        return scale, beta, intercept
 
-    shift, beta, intercept = (
+    scale, beta, intercept = (
         jnp.stack(parts) for parts in zip(*(fit(size, n[k]) for k, size in enumerate(sizes)), strict=True)
     )
+    if activation.homogeneous:
+        # σ(v/s + c)·β = σ(v + s c)·(β/s)
+        shift, beta = scale[:, None] * c, beta / scale[:, None]
 
     def decisions(x: Array) -> Array:
-        # σ(v/s + c)·β = σ(v + s c)·(β/s)
         v = V @ x
-        return jnp.stack([jax.nn.relu(v + shift[k]) @ beta[k] for k in range(len(sizes))]) + intercept
+        if activation.homogeneous:
+            features = [sigma(v + shift[k]) for k in range(len(sizes))]
+        else:
+            features = [sigma(v / scale[k] + c) for k in range(len(sizes))]
+        return jnp.stack([feature @ beta[k] for k, feature in enumerate(features)]) + intercept
 
     # Few samples at a time, whose V x stays in a core's cache while every classifier reads it.
     decided = jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK)
-    return jnp.mean((decided >= 0) != (y_test >= 0)[:, None], axis=0)
+    max_test = len(x_test)
+    n_test = jnp.asarray(max_test if n_test is None else n_test, v.dtype)
+    wrong = ((decided >= 0) != (y_test >= 0)[:, None]) & (jnp.arange(max_test) < n_test)[:, None]
+    return jnp.sum(wrong, axis=0) / n_test

@@ -8,9 +8,12 @@ Source: the families are ours; the abstract of arXiv 2307.06887 says only that t
 on the same r directions.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +21,9 @@ import numpy as np
 from flax import struct
 from jax import Array
 
+from mtfl_jax.fields import ConfigError, Field, Rule, View, integer_or, rule
 from mtfl_jax.learning import draws, keys
+from mtfl_jax.records import Registry
 
 MAX_TABLE_R = 16
 """Largest r for which a family may hold a truth table of 2^r values a task."""
@@ -40,9 +45,28 @@ class Tasks:
     params: Array
 
 
-def needs_table(family: str) -> bool:
-    """Whether a task of the family is a table of 2^r values, so that r is at most MAX_TABLE_R."""
-    return family in ("balanced", "uniform")
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """A family of tasks.
+
+    sample(key, num_tasks, r, max_r, **settings): the params of all tasks, (num_tasks, …), of which the first depend on
+    no later one and, where r is below max_r, not on max_r. labels(params, z): y (n, T) of orthants z (n, max_r), zero
+    beyond r. limit(r, **settings): K as T → ∞, the expectation over one task, (2^r, 2^r) float64; None where it is not
+    known. table: a task is a table of 2^r values, so that r is at most MAX_TABLE_R.
+    """
+
+    name: str
+    doc: str
+    sample: Callable[..., Array]
+    labels: Callable[[Array, Array], Array]
+    limit: Callable[..., np.ndarray] | None = None
+    table: bool = False
+    settings: tuple[Field, ...] = ()
+    uses: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+
+
+FAMILIES: Registry[Family] = Registry("tasks")
 
 
 def _ranks(u: Array) -> Array:
@@ -54,24 +78,21 @@ def _ranks(u: Array) -> Array:
     return jnp.sum(before, axis=-1)
 
 
-# Each gives the params of all tasks, (num_tasks, …).
-
-
-def _balanced(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+def _balanced(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
     u = jnp.where(jnp.arange(2**max_r) < 2**r, draws.uniform(key, 2**max_r, num_tasks).T, jnp.inf)
     return jnp.where(_ranks(u) < 2**r // 2, 1, -1)
 
 
-def _uniform(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+def _uniform(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
     return jnp.where(draws.uniform(key, 2**max_r, num_tasks).T < 0.5, 1, -1)
 
 
-def _halfspace(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+def _halfspace(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
     v = jnp.round(draws.normal(key, max_r, num_tasks).T * _HALFSPACE_GRID) / _HALFSPACE_GRID
     return jnp.where(jnp.arange(max_r) < r, v, 0)
 
 
-def _parity(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+def _parity(key: Array, num_tasks: int, r: int | Array, max_r: int, parity_size: int | Array) -> Array:
     k = jnp.arange(max_r)
     # Bit i of the words is the i-th try at a uniform subset; the first non-empty one counts (32 empty tries in
     # a row, of probability 2^(-32 r), give {0}).
@@ -80,49 +101,15 @@ def _parity(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | 
     first = jnp.where(tries == 0, 0, jax.lax.population_count((tries & -tries) - 1))
     any_size = jnp.where(tries == 0, k == 0, (words >> first) & 1 == 1)
     u = jnp.where(k < r, draws.uniform(keys.named(key, "order"), max_r, num_tasks).T, jnp.inf)
-    of_size = _ranks(u) < size
-    return jnp.where(jnp.asarray(size) > 0, of_size, any_size)
+    of_size = _ranks(u) < jnp.where(jnp.asarray(parity_size) < 0, r, parity_size)
+    return jnp.where(jnp.asarray(parity_size) == 0, any_size, of_size)
 
 
-def _majority(key: Array, num_tasks: int, r: int | Array, max_r: int, size: int | Array) -> Array:
+def _majority(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
     k = jnp.arange(max_r)
     member = (draws.uniform(key, max_r, num_tasks).T < 0.5) & (k < r)
     # Toggling coordinate 0 maps the even subsets onto the odd ones, so odd subsets stay uniform.
     return member ^ ((k == 0) & (member.sum(axis=1, keepdims=True) % 2 == 0))
-
-
-_SAMPLERS = {
-    "balanced": _balanced,
-    "uniform": _uniform,
-    "halfspace": _halfspace,
-    "parity": _parity,
-    "majority": _majority,
-}
-FAMILIES = tuple(_SAMPLERS)
-
-
-def sample(
-    key: Array,
-    family: str,
-    num_tasks: int,
-    *,
-    r: int | Array,
-    max_r: int | None = None,
-    size: int | Array = 0,
-) -> Tasks:
-    """Draw `num_tasks` independent tasks on r coordinates.
-
-    `balanced`: uniform over the f with Σ_z f(z) = 0; `uniform`: over all 2^(2^r) functions; `halfspace`:
-    sign(v·z), v ~ N(0, I_r); `parity`: of a subset, uniform over the non-empty ones (size 0) or over those of
-    `size` elements; `majority`: of a subset of odd size, uniform over those.
-    `max_r` (default r, needed where r is traced) is the padded number of coordinates.
-    Raises ValueError where a table of 2^max_r values does not fit (max_r > MAX_TABLE_R).
-    """
-    max_r = int(r) if max_r is None else max_r
-    if needs_table(family) and max_r > MAX_TABLE_R:
-        raise ValueError(f"r={max_r}: {family} tasks hold a table of 2^r values; allowed: r <= {MAX_TABLE_R}")
-    params = _SAMPLERS[family](key, num_tasks, r, max_r, size)
-    return Tasks(family, params.astype(jnp.result_type(float)))
 
 
 def orthant_index(z: Array) -> Array:
@@ -130,18 +117,132 @@ def orthant_index(z: Array) -> Array:
     return jnp.sum((z > 0) * 2 ** jnp.arange(z.shape[-1]), axis=-1)
 
 
+def _table_labels(params: Array, z: Array) -> Array:
+    index, orthants = orthant_index(z), params.shape[1]
+    if orthants > _LOOKED_UP:
+        return jnp.take(params, index, axis=1).T
+    return _dot((index[:, None] == jnp.arange(orthants)).astype(z.dtype), params.T)
+
+
+def _parity_labels(params: Array, z: Array) -> Array:
+    negative = _dot((z < 0).astype(z.dtype), params.T)
+    return 1 - 2 * (negative % 2)
+
+
+def _sign_labels(params: Array, z: Array) -> Array:
+    return jnp.where(_dot(z, params.T) >= 0, 1.0, -1.0).astype(z.dtype)
+
+
+_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+
+
+# Limits of the contrastive kernel.
+
+
+def _signs(r: int) -> np.ndarray:
+    return 2.0 * ((np.arange(2**r)[:, None] >> np.arange(r)) & 1) - 1
+
+
+def _mean_outer(tables: list[np.ndarray]) -> np.ndarray:
+    stacked = np.stack(tables)
+    return stacked.T @ stacked / len(stacked)
+
+
+def _balanced_limit(r: int) -> np.ndarray:
+    m = 2**r
+    return (np.eye(m) - 1 / m) * m / (m - 1)
+
+
+def _halfspace_limit(r: int) -> np.ndarray:
+    z = _signs(r)
+    return 2 / math.pi * np.arcsin(np.clip(z @ z.T / r, -1, 1))
+
+
+def _parity_limit(r: int, parity_size: int) -> np.ndarray:
+    if parity_size == 0:
+        return _balanced_limit(r)
+    size = r if parity_size < 0 else parity_size
+    return _mean_outer([np.prod(_signs(r)[:, list(s)], axis=1) for s in itertools.combinations(range(r), size)])
+
+
+def _majority_limit(r: int) -> np.ndarray:
+    odd = [s for k in range(1, r + 1, 2) for s in itertools.combinations(range(r), k)]
+    return _mean_outer([np.sign(_signs(r)[:, list(s)].sum(axis=1)) for s in odd])
+
+
+@rule("parity_size", "r")
+def _size_at_most_r(c: View) -> None:
+    if isinstance(c.parity_size, int) and c.parity_size > c.r:
+        raise ConfigError("parity_size", c.parity_size, f"allowed: any, all, or an integer from 1 to r={c.r}")
+
+
+FAMILIES.register(
+    Family(
+        "balanced",
+        "uniform over the f with Σ_z f(z) = 0",
+        _balanced,
+        _table_labels,
+        limit=_balanced_limit,
+        table=True,
+    )
+)
+FAMILIES.register(
+    Family(
+        "uniform",
+        "uniform over all 2^(2^r) functions",
+        _uniform,
+        _table_labels,
+        limit=lambda r: np.eye(2**r),
+        table=True,
+    )
+)
+FAMILIES.register(
+    Family("halfspace", "sign(v·z), v ~ N(0, I_r)", _halfspace, _sign_labels, limit=_halfspace_limit),
+)
+FAMILIES.register(
+    Family(
+        "parity",
+        "product over a subset, uniform over the non-empty ones or over those of parity_size elements",
+        _parity,
+        _parity_labels,
+        limit=_parity_limit,
+        settings=(
+            Field(
+                "parity_size",
+                "knob",
+                integer_or(1, {"any": 0, "all": -1}),
+                "coordinates of each parity task",
+            ),
+        ),
+        rules=(_size_at_most_r,),
+    )
+)
+FAMILIES.register(
+    Family(
+        "majority", "majority over a subset of odd size, uniform over those", _majority, _sign_labels, _majority_limit
+    )
+)
+
+
+def sample(
+    key: Array, family: str, num_tasks: int, *, r: int | Array, max_r: int | None = None, **settings: Any
+) -> Tasks:
+    """Draw `num_tasks` independent tasks on r coordinates.
+
+    `max_r` (default r, needed where r is traced) is the padded number of coordinates; `settings` are the family's own,
+    as traced (parity_size: 0 for any non-empty subset, −1 for all coordinates).
+    Raises ValueError where a table of 2^max_r values does not fit (max_r > MAX_TABLE_R).
+    """
+    max_r = int(r) if max_r is None else max_r
+    if FAMILIES[family].table and max_r > MAX_TABLE_R:
+        raise ValueError(f"r={max_r}: {family} tasks hold a table of 2^r values; allowed: r <= {MAX_TABLE_R}")
+    params = FAMILIES[family].sample(key, num_tasks, r, max_r, **settings)
+    return Tasks(family, params.astype(jnp.result_type(float)))
+
+
 def labels(tasks: Tasks, z: Array) -> Array:
     """Labels y_t = f_t(z): z (n, r) -> (n, T) in {±1}."""
-    dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-    if needs_table(tasks.family):
-        index, orthants = orthant_index(z), tasks.params.shape[1]
-        if orthants > _LOOKED_UP:
-            return jnp.take(tasks.params, index, axis=1).T
-        return dot((index[:, None] == jnp.arange(orthants)).astype(z.dtype), tasks.params.T)
-    if tasks.family == "parity":
-        negative = dot((z < 0).astype(z.dtype), tasks.params.T)
-        return 1 - 2 * (negative % 2)
-    return jnp.where(dot(z, tasks.params.T) >= 0, 1.0, -1.0).astype(z.dtype)
+    return FAMILIES[tasks.family].labels(tasks.params, z)
 
 
 def all_orthants(r: int | Array, max_r: int | None = None) -> Array:
@@ -160,28 +261,3 @@ def truth_tables(tasks: Tasks, r: int | Array, max_r: int | None = None) -> Arra
 def contrastive_kernel(tables: Array, num_tasks: int | Array | None = None) -> Array:
     """K = (1/T) Σ_t f_t f_tᵀ of truth tables (T, 2^r): (2^r, 2^r). Rows of tasks from `num_tasks` on must be zero."""
     return tables.T @ tables / (tables.shape[0] if num_tasks is None else num_tasks)
-
-
-def kernel_limit(family: str, r: int, size: int = 0) -> np.ndarray:
-    """K as T → ∞, the expectation over one task of the family: (2^r, 2^r) float64.
-
-    Closed forms for `balanced` and `parity` of any non-empty subset ((I − 11ᵀ/2^r)·2^r/(2^r − 1)), `uniform` (I)
-    and `halfspace` ((2/π) arcsin(z·z'/r)); a sum over the subsets for `majority` and for `parity` of a given size.
-    """
-    m = 2**r
-    z = 2.0 * ((np.arange(m)[:, None] >> np.arange(r)) & 1) - 1
-    if family == "uniform":
-        return np.eye(m)
-    if family == "halfspace":
-        return 2 / math.pi * np.arcsin(np.clip(z @ z.T / r, -1, 1))
-    if family == "balanced" or (family == "parity" and size == 0):
-        return (np.eye(m) - 1 / m) * m / (m - 1)
-    if family == "parity":
-        members = [np.prod(z[:, list(s)], axis=1) for s in itertools.combinations(range(r), size)]
-    elif family == "majority":
-        odd = [s for k in range(1, r + 1, 2) for s in itertools.combinations(range(r), k)]
-        members = [np.sign(z[:, list(s)].sum(axis=1)) for s in odd]
-    else:
-        raise ValueError(f"family={family!r}: allowed: {', '.join(FAMILIES)}")
-    tables = np.stack(members)
-    return tables.T @ tables / len(tables)

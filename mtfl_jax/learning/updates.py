@@ -2,20 +2,25 @@
 
 L = (1/T) Σ_t L_t with L_t the mean over samples of ℓ_t(y F_t). `how` is how its matrix products are computed.
 
-Source: arXiv 2307.06887: a simple gradient-based multitask algorithm on a two-layer ReLU network (v1), whose
-heads are updated first (final). The formulas, the optimisers and the schedules are ours.
+Source: arXiv 2307.06887v1: a simple gradient-based multitask algorithm on a two-layer ReLU network. That the heads are
+updated first is our reading; so are the formulas.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from mtfl_jax.learning import losses, network
-from mtfl_jax.learning.network import EXACT, Arithmetic, Params
+from mtfl_jax.learning import network
+from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
+from mtfl_jax.learning.losses import Margins, margin_losses
+from mtfl_jax.learning.network import Params
+
+Losses = Sequence[str | Margins]
+"""The losses of the tasks in turn: names, or functions of the margin."""
 
 
 class Batch(NamedTuple):
@@ -31,22 +36,20 @@ class Batch(NamedTuple):
     num_tasks: int | Array
 
 
-def task_losses(params: Params, batch: Batch, names: Sequence[str], how: Arithmetic = EXACT) -> Array:
+def task_losses(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Array:
     """L_t of every task, (T,); zero for padded tasks."""
-    values = losses.margin_losses(names, batch.y * network.outputs(params, batch.x, how))
+    values = margin_losses(names, batch.y * network.outputs(params, batch.x, how))
     n, num_tasks = values.shape
     counted = (jnp.arange(n) < batch.n)[:, None] & (jnp.arange(num_tasks) < batch.num_tasks)
     return jnp.sum(jnp.where(counted, values, 0), axis=0) / batch.n
 
 
-def objective(params: Params, batch: Batch, names: Sequence[str], how: Arithmetic = EXACT) -> Array:
+def objective(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Array:
     """L = (1/T) Σ_t L_t, a scalar."""
     return jnp.sum(task_losses(params, batch, names, how)) / batch.num_tasks
 
 
-def head_step(
-    params: Params, batch: Batch, names: Sequence[str], lr_a: float | Array, how: Arithmetic = EXACT
-) -> Params:
+def head_step(params: Params, batch: Batch, names: Losses, lr_a: float | Array, how: Arithmetic = EXACT) -> Params:
     """a_t ← a_t − η_a ∇_{a_t} L_t for every task."""
 
     def total(A: Array) -> Array:
@@ -59,7 +62,7 @@ def head_step(
 def representation_step(
     params: Params,
     batch: Batch,
-    names: Sequence[str],
+    names: Losses,
     lr_w: float | Array,
     shrink: float | Array,
     *,
@@ -82,7 +85,7 @@ def alternating_round(
     params: Params,
     heads: Batch,
     features: Batch,
-    names: Sequence[str],
+    names: Losses,
     *,
     lr_a: float | Array,
     lr_w: float | Array,
@@ -101,7 +104,7 @@ def one_step(
     params: Params,
     heads: Batch,
     features: Batch,
-    names: Sequence[str] = ("linear",),
+    names: Losses = ("linear",),
     *,
     lr_a: float | Array = 1.0,
     lr_w: float | Array = 1.0,
@@ -118,96 +121,11 @@ def one_step(
     )
 
 
-class Optimizer(NamedTuple):
-    """`make(lr, momentum, decay, mask)` gives an optax transformation with weight decay on the leaves of `mask`.
-
-    `equivariant`: it commutes with rotations of the inputs.
-    """
-
-    make: Callable[..., optax.GradientTransformation]
-    equivariant: bool = False
-
-
-def _coupled(rule: Callable[..., optax.GradientTransformation], equivariant: bool = False) -> Optimizer:
-    """An optimiser that takes λ_w w into the gradient; rule(lr, momentum)."""
-
-    def make(
-        lr: optax.Schedule, momentum: float | Array, decay: float | Array, mask: Any
-    ) -> optax.GradientTransformation:
-        return optax.chain(optax.add_decayed_weights(decay, mask), rule(lr, momentum))
-
-    return Optimizer(make, equivariant)
-
-
-OPTIMIZERS: dict[str, Optimizer] = {
-    "sgd": _coupled(lambda lr, momentum: optax.sgd(lr), equivariant=True),
-    "momentum": _coupled(lambda lr, momentum: optax.sgd(lr, momentum), equivariant=True),
-    "nesterov": _coupled(lambda lr, momentum: optax.sgd(lr, momentum, nesterov=True), equivariant=True),
-    "adam": _coupled(lambda lr, momentum: optax.adam(lr)),
-    "adamw": Optimizer(lambda lr, momentum, decay, mask: optax.adamw(lr, weight_decay=decay, mask=mask)),
-    "nadam": _coupled(lambda lr, momentum: optax.nadam(lr)),
-    "radam": _coupled(lambda lr, momentum: optax.radam(lr)),
-    "amsgrad": _coupled(lambda lr, momentum: optax.amsgrad(lr)),
-    "adagrad": _coupled(lambda lr, momentum: optax.adagrad(lr)),
-    "rmsprop": _coupled(lambda lr, momentum: optax.rmsprop(lr)),
-    "lion": Optimizer(lambda lr, momentum, decay, mask: optax.lion(lr, weight_decay=decay, mask=mask)),
-    "sign_sgd": _coupled(lambda lr, momentum: optax.sign_sgd(lr)),
-}
-"""The optimisers of `joint` by name. `adamw` and `lion` decay the weights directly (decoupled), the others through
-the gradient; what is not set here is optax's default."""
-
-SCHEDULES: dict[str, Callable[[int], optax.Schedule]] = {
-    "constant": lambda steps: optax.constant_schedule(1.0),
-    "linear": lambda steps: optax.linear_schedule(1.0, 0.0, steps),
-    "cosine": lambda steps: optax.cosine_decay_schedule(1.0, steps),
-    "warmup_cosine": lambda steps: optax.warmup_cosine_decay_schedule(
-        1 / -(-steps // 10), 1.0, -(-steps // 10), steps + 1
-    ),
-}
-"""Learning rate over its peak, by update, in a training of `steps` updates; the warm-up takes a tenth of them."""
-
-
-def optimizer(
-    name: str,
-    lr: float | Array,
-    *,
-    schedule: str = "constant",
-    steps: int = 1,
-    momentum: float | Array = 0.9,
-    weight_decay: float | Array = 0.0,
-    train_bias: bool = False,
-    rotation: Array | None = None,
-) -> optax.GradientTransformation:
-    """The optax transformation of `joint` on `Params`.
-
-    Weight decay acts on W only; b stays fixed unless `train_bias`. An optimiser that is not equivariant works in the
-    basis of `rotation` Q (d, d): it sees W Qᵀ and its gradient, and its update is rotated back.
-    """
-    kind, shape = OPTIMIZERS[name], SCHEDULES[schedule](steps)
-    only_w = {"W": True, "b": False, "A": False}
-    rule = kind.make(lambda count: lr * shape(count), momentum, weight_decay, only_w)
-    if not train_bias:
-        # No rule here moves a leaf whose gradient is zero.
-        rule = optax.chain(optax.masked(optax.set_to_zero(), {"W": False, "b": True, "A": False}), rule)
-    return rule if kind.equivariant or rotation is None else _rotated(rule, rotation)
-
-
-def _rotated(rule: optax.GradientTransformation, q: Array) -> optax.GradientTransformation:
-    def turn(tree: Params, q: Array) -> Params:
-        return tree | {"W": tree["W"] @ q}
-
-    def update(grads: Params, state: optax.OptState, params: Params) -> tuple[Params, optax.OptState]:
-        updates, state = rule.update(turn(grads, q.T), state, turn(params, q.T))
-        return turn(updates, q), state
-
-    return optax.GradientTransformation(lambda params: rule.init(turn(params, q.T)), update)
-
-
 def joint_update(
     params: Params,
     state: optax.OptState,
     batch: Batch,
-    names: Sequence[str],
+    names: Losses,
     rule: optax.GradientTransformation,
     how: Arithmetic = EXACT,
 ) -> tuple[Params, optax.OptState]:

@@ -1,75 +1,31 @@
 """A grid of cells, held as positions on axes: a million cells are a few columns of integers.
 
-A cell is one `Config` with a single n_down. Axes come as lists, ranges or Hydra sweep grammar ("1,2,4",
-"range(0,64)", "tag(log,range(1e-3,10,5))" for 5 log-spaced values); a grid is their product, less what
-`where` excludes, with the axes of a `zip` advancing together.
+A cell is one `Config` with a single n_down. A grid is the product of its axes (`grammar`), less what `where` excludes,
+with the axes of a `zip` advancing together.
 """
 
-import ast
-import dataclasses
-import functools
 import hashlib
 import itertools
-import json
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
-from mtfl_jax.config import FIELDS, GROUPS, LISTS, Config, ConfigError, require_field
+from mtfl_jax import config
+from mtfl_jax.config import FIELDS, GROUPS, PROBED, Config, require_field
+from mtfl_jax.fields import ConfigError, Rule, View
 from mtfl_jax.learning import keys
+from mtfl_jax.sweeps import conditions
+from mtfl_jax.sweeps.grammar import axis_values
 
-NUMERICS = "float32-highest"
-"""Precision of arrays and matrix products, part of every identity."""
-
-# Rules between fields (Config.check) and the set of fields that bear on a row (Config.used) look at these only.
-_RULED = (
-    *("d", "r", "tasks", "probe", "probe_tasks", "parity_size", "probe_parity_size", "algorithm", "weight_decay"),
-    *("loss", "losses", "measure_at", "steps", "data", "shared_inputs", "bias", "split_batch", "optimizer", "schedule"),
-    *("measure", "label_noise", "nuisance_scale"),
-)
+SCHEMA = 3
+"""Number of the present columns and identities: an identity hashes every value that bears on a row, with its name."""
 
 
-def axis_values(key: str, spec: Any) -> list[Any]:
-    """The values of an axis: of a list, a range or an array its items, of text in Hydra's grammar what it sweeps
-    over, else the one value. For a field that is itself a list (losses, measure_at), a flat list is one value.
-    """
-    if isinstance(spec, str):
-        return _parse_sweep(key, spec)
-    if not isinstance(spec, Sequence | np.ndarray | range):
-        return [spec]
-    items = list(spec)
-    if key in LISTS and not any(isinstance(item, Sequence) and not isinstance(item, str) for item in items):
-        return [items]
-    return items
-
-
-def _parse_sweep(key: str, text: str) -> list[Any]:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import IntervalSweep, RangeSweep
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(f"{key}={text}")
-        sweep = override._value
-        if isinstance(sweep, RangeSweep) and "log" in sweep.tags:
-            return _log_spaced(key, text, sweep)
-        if isinstance(sweep, IntervalSweep):
-            raise HydraException("an interval has no points")
-        return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
-    except HydraException as error:
-        allowed = "allowed: a list, or a sweep such as 1,2,4 or range(0,8) or tag(log,range(1e-3,10,5))"
-        raise ConfigError(key, text, allowed) from error
-
-
-def _log_spaced(key: str, text: str, sweep: Any) -> list[Any]:
-    """The points of tag(log,range(low,high,count)), both ends included; of integers, the distinct nearest ones."""
-    low, high, count = float(sweep.start or 0), float(sweep.stop), sweep.step
-    if not (0 < low < high and isinstance(count, int) and count >= 2):
-        raise ConfigError(key, text, "allowed: tag(log,range(LOW,HIGH,COUNT)) with 0 < LOW < HIGH and COUNT from 2")
-    points = np.geomspace(low, high, count).tolist()
-    return list(dict.fromkeys(round(point) for point in points)) if FIELDS[key].type is int else points
+def numerics() -> str:
+    """Precision of arrays and matrix products, part of every identity."""
+    return f"{jnp.result_type(float)}-highest"
 
 
 class Grid:
@@ -78,7 +34,8 @@ class Grid:
     The cells are those of the product of `axes`, or, where there are `grids`, of each in turn: of its own axes and of
     `axes`, which go before. blocks: the configs of the combinations of group choices; axes: the values of each other
     axis; block (n,) and at[key] (n,): each cell's block and its position on every axis; ids (n,): each cell's identity.
-    Cells that differ only in what does not bear on them are one cell. Raises ConfigError for a bad axis, value or cell.
+    Cells that differ only in what does not bear on them are one cell, measured wherever one of them is.
+    Raises ConfigError for a bad axis, value or cell.
     """
 
     def __init__(
@@ -90,34 +47,43 @@ class Grid:
         zipped: Sequence[Sequence[str]] = (),
         where: Sequence[str] = (),
     ) -> None:
-        self._distinct: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
         each = [{**own, **axes} for own in grids or [{}]]
         for group in zipped:
             if not any(own.keys() >= set(group) for own in each):
                 raise _bad_zip(group, {key: 0 for key in group if not any(key in own for own in each)})
         # A zip is of the grids that have all of its axes.
-        products = [_product(own, compose, [z for z in zipped if own.keys() >= set(z)]) for own in each]
-        self.blocks, self.block, self.axes, self.at = _joined(products)
+        self._fill(_joined([_product(own, compose, [z for z in zipped if own.keys() >= set(z)]) for own in each]))
         self._expand_n_down()
         for text in where:
-            self._keep(_where(text, self.column, len(self)))
+            self._keep(conditions.met(text, self.column, len(self)))
         if not len(self):
             raise ConfigError("sweep.where", list(where), "leaves no cell; allowed: conditions that some cell meets")
         self._check()
-        self.ids = self._identities(lambda config: config.used() - {"measure_at"})
-        self._keep(np.sort(np.unique(self.ids, return_index=True)[1]))
-        stands_for, self._structure = self.distinct(_RULED)
-        self._used = [self.cell(i).used() for i in stands_for]
+        self._identify()
+
+    @classmethod
+    def of_cells(cls, axes: Mapping[str, Sequence[Any]], at: Mapping[str, np.ndarray], rest: Config) -> "Grid":
+        """Cells given by their positions on axes of parsed values, `rest` saying the other fields; neither checked nor
+        merged, one a position.
+        """
+        grid = cls.__new__(cls)
+        count = len(next(iter(at.values())))
+        grid._fill(_Product([rest], np.zeros(count, np.int32), {key: list(axes[key]) for key in at}, dict(at)))
+        return grid
+
+    def _fill(self, product: "_Product") -> None:
+        self.blocks, self.block, self.axes, self.at = product
+        self._distinct: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
+        self._outcomes: dict[Rule, tuple[list[Any], np.ndarray]] = {}
 
     def __len__(self) -> int:
         return len(self.block)
 
     def _keep(self, cells: np.ndarray) -> None:
         self._distinct.clear()
+        self._outcomes.clear()
         self.block = self.block[cells]
         self.at = {key: positions[cells] for key, positions in self.at.items()}
-        if hasattr(self, "ids"):
-            self.ids = self.ids[cells]
 
     def _expand_n_down(self) -> None:
         """One cell a value of n_down, which may be a list."""
@@ -136,29 +102,73 @@ class Grid:
         self.axes["n_down"] = [(n,) for n in union]
 
     def _check(self) -> None:
-        for i in self.distinct(_RULED)[0]:
-            try:
-                self.cell(i).check()
-            except ConfigError as error:
-                hint = "" if len(self) == 1 else " (sweep.where can exclude such cells)"
-                raise ConfigError(error.key, error.value, error.allowed + hint) from None
+        for check in config.derived().checks:
+            for i in self.distinct(check.reads)[0]:
+                try:
+                    check(self.cell(i).values)
+                except ConfigError as error:
+                    hint = "" if len(self) == 1 else " (sweep.where can exclude such cells)"
+                    raise ConfigError(error.key, error.value, error.allowed + hint) from None
+
+    def _identify(self) -> None:
+        """Set ids, and make cells of one identity one, with the recorded steps of all of them."""
+        ids = self.identities()
+        records, record = self.outcome(config.recorded)
+        kept, first, cell = np.unique(ids, return_index=True, return_inverse=True)
+        if len(kept) < len(ids):
+            records, record = _united(records, record, cell, len(kept))
+            order = np.argsort(first, kind="stable")
+            self._keep(first[order])
+            self.ids, self._records = kept[order], (records, record[order])
+        else:
+            self.ids, self._records = ids, (records, record)
 
     def cell(self, i: int) -> Config:
         """The config of cell i."""
         at = {key: self.axes[key][positions[i]] for key, positions in self.at.items()}
-        return dataclasses.replace(self.blocks[self.block[i]], **at)
+        return self.blocks[self.block[i]].replace(**at)
 
     def distinct(self, fields: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """Cells that stand for the distinct combinations of these fields, and each cell's position among them."""
-        axes = tuple(key for key in fields if key in self.at and len(self.axes[key]) > 1)
+        axes = tuple(sorted(key for key in fields if key in self.at and len(self.axes[key]) > 1))
         if axes not in self._distinct:
-            # Folded one by one: the product of all sizes may pass 2^63.
-            code = self.block.astype(np.int64)
+            code, count = self.block.astype(np.int64), len(self.blocks)
             for key in axes:
-                code = np.unique(code * len(self.axes[key]) + self.at[key], return_inverse=True)[1]
-            _, first, inverse = np.unique(code, return_index=True, return_inverse=True)
-            self._distinct[axes] = first, inverse
+                # Folded one by one: the product of all sizes may pass 2^63.
+                if count * len(self.axes[key]) > 2**40:
+                    code = np.unique(code, return_inverse=True)[1]
+                    count = int(code.max()) + 1
+                code = code * len(self.axes[key]) + self.at[key]
+                count *= len(self.axes[key])
+            self._distinct[axes] = _first_and_place(code, count)
         return self._distinct[axes]
+
+    def outcome(self, rule: Rule) -> tuple[list[Any], np.ndarray]:
+        """The distinct outcomes of a rule, and which of them each cell has, (n,)."""
+        if rule not in self._outcomes:
+            first, code = self.distinct(rule.reads)
+            place: dict[Any, int] = {}
+            own = [place.setdefault(rule(self.cell(i).values), len(place)) for i in first]
+            self._outcomes[rule] = list(place), np.asarray(own, np.int32)[code]
+        return self._outcomes[rule]
+
+    def holds(self, rule: Rule) -> np.ndarray:
+        """Whether a rule of a yes or no holds of each cell: a mask."""
+        outcomes, which = self.outcome(rule)
+        return np.asarray(outcomes, bool)[which]
+
+    def alike(self, fields: Iterable[str], rules: Iterable[Rule]) -> tuple[np.ndarray, np.ndarray]:
+        """Cells that stand for the distinct combinations of fields and of outcomes of rules, and each cell's position
+        among them.
+        """
+        first, code = self.distinct(fields)
+        for rule in rules:
+            outcomes, which = self.outcome(rule)
+            if len(outcomes) > 1:
+                first, code = _first_and_place(
+                    code.astype(np.int64) * len(outcomes) + which, len(first) * len(outcomes)
+                )
+        return first, code
 
     def column(
         self, key: str, cells: np.ndarray | slice = slice(None), shown: Callable[[Any], Any] | None = None
@@ -172,48 +182,101 @@ class Grid:
 
     def bears(self, key: str, cells: np.ndarray) -> np.ndarray:
         """Whether a field bears on each cell's row: a mask."""
-        return np.asarray([key in used for used in self._used])[self._structure[cells]]
+        return self.holds(config.derived().bears[key])[cells]
 
     def records(self) -> tuple[list[tuple[int, ...]], np.ndarray]:
         """The distinct tuples of recorded steps, and which of them each cell has, (n,)."""
-        first, code = self.distinct(("algorithm", "steps", "measure_at"))
-        return [self.cell(i).record for i in first], code
+        return self._records
 
-    def _identities(self, bearing: Callable[[Config], frozenset[str]]) -> np.ndarray:
-        """A 64-bit identity of the fields that bear on each cell: the sum of the hashes of those not at their default,
-        of the scheme of draws and of the numerics.
+    def identities(self) -> np.ndarray:
+        """A 64-bit identity of each cell: the sum of the hashes of every value that bears on it, with its name and the
+        content of the extension that it is from, and of the scheme of draws and the numerics.
         """
-        first, structure = self.distinct(_RULED)
-        stands_for = [self.cell(i) for i in first]
-        bears = [bearing(config) for config in stands_for]
-        fixed = [
-            sum(_hash(key, getattr(config, key)) for key in fields if key not in self.at) % 2**64
-            for config, fields in zip(stands_for, bears, strict=True)
-        ]
-        total = np.asarray(fixed, np.uint64)[structure] + np.uint64(
-            _hash_text(f"schema={keys.SCHEMA};numerics={NUMERICS}")
-        )
-        for key, positions in self.at.items():
-            hashes = np.asarray([_hash(key, value) for value in self.axes[key]], np.uint64)
-            counts = np.asarray([key in fields for fields in bears], np.uint64)
-            total += hashes[positions] * counts[structure]
+        bears = config.derived().bears
+        identified = {name: rule for name, rule in bears.items() if FIELDS[name].identified}
+        return self._hashed(identified) + np.uint64(_hash(f"draws={keys.SCHEMA};numerics={numerics()}"))
+
+    def _hashed(self, counts: Mapping[str, Rule]) -> np.ndarray:
+        """The sum of the hashes of each field's value where its rule holds, (n,)."""
+        total = np.zeros(len(self), np.uint64)
+        still: dict[tuple[str, ...], list[str]] = {}
+        for name, rule in counts.items():
+            if name in self.at and len(self.axes[name]) > 1:
+                hashes = np.asarray([_hash(FIELDS[name].hashed(value)) for value in self.axes[name]], np.uint64)
+                outcomes, which = self.outcome(rule)
+                own = hashes[self.at[name]]
+                total += own if all(outcomes) else np.where(np.asarray(outcomes, bool)[which], own, np.uint64(0))
+            else:
+                moving = (key for key in rule.reads if key in self.at and len(self.axes[key]) > 1)
+                still.setdefault(tuple(sorted(moving)), []).append(name)
+        for axes, names in still.items():
+            first, code = self.distinct(axes)
+            cells = [self.cell(i).values for i in first]
+            own = [
+                sum(_hash(FIELDS[name].hashed(values[name])) for name in names if counts[name](values)) % 2**64
+                for values in cells
+            ]
+            total += np.asarray(own, np.uint64)[code]
         return total
 
     def lanes(self, moments: bool) -> np.ndarray:
         """An identity of the training of each cell, (n,): cells of one lane differ in n_down, in the probe, and, where
-        a shorter training is a prefix of a longer one, in steps. On the moment path they differ in whatever the samples
-        do not depend on.
+        a shorter training is a prefix of a longer one, in steps. In a shared pass they differ in whatever the pass
+        allows.
         """
-        probed = {"n_down", "probe", "probe_tasks", "probe_parity_size", "measure_at"}
+        derived = config.derived()
 
-        def bearing(config: Config) -> frozenset[str]:
-            own = config.used() - probed - ({"steps"} if config.prefixes else set())
-            if not (moments and config.by_moments):
-                return own
-            # The scale of what is orthogonal to the directions tells their number apart, unless it is 1.
-            return own - {"tasks", "width", "num_tasks"} - ({"r"} if config.nuisance_scale == 1 else set())
+        def count(name: str, bears: Rule) -> Rule:
+            def counts(c: View) -> bool:
+                if not bears.within(c):
+                    return False
+                if name == "steps" and derived.prefixes.within(c):
+                    return False
+                return not (moments and derived.shared.within(c) and name in derived.rows.within(c))
 
-        return self._identities(bearing)
+            passes = derived.shared.reads | derived.rows.reads if moments else frozenset()
+            return Rule(bears.reads | passes | derived.prefixes.reads, counts)
+
+        probed = {"n_down", "probe", "probe_tasks"}
+        return self._hashed(
+            {
+                name: count(name, bears)
+                for name, bears in derived.bears.items()
+                if FIELDS[name].identified and name not in probed and not name.startswith(PROBED)
+            }
+        )
+
+
+def _first_and_place(code: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where each distinct code (n,) below `count` stands first, by code, and the place of every code among them."""
+    if count > max(4 * len(code), 2**16):
+        _, first, place = np.unique(code, return_index=True, return_inverse=True)
+        return first, place.astype(np.int32)
+    there = np.zeros(count, bool)
+    there[code] = True
+    place = (np.cumsum(there, dtype=np.int32) - 1)[code]
+    first = np.empty(int(there.sum()), np.int64)
+    first[place[::-1]] = np.arange(len(code) - 1, -1, -1)
+    return first, place
+
+
+def _united(
+    records: Sequence[tuple[int, ...]], record: np.ndarray, cell: np.ndarray, cells: int
+) -> tuple[list[tuple[int, ...]], np.ndarray]:
+    """The records of cells, each the union of those that are one cell: record (n,), cell (n,) in [0, cells)."""
+    pairs = np.unique(cell * len(records) + record)
+    start = np.searchsorted(pairs, np.arange(cells + 1) * len(records)).tolist()
+    which = (pairs % len(records)).tolist()
+    place: dict[tuple[int, ...], int] = {}
+    union: dict[tuple[int, ...], int] = {}
+    out = np.empty(cells, np.int64)
+    for i, (low, high) in enumerate(itertools.pairwise(start)):
+        own = tuple(which[low:high])
+        if own not in union:
+            steps = tuple(sorted({step for k in own for step in records[k]}))
+            union[own] = place.setdefault(steps, len(place))
+        out[i] = union[own]
+    return list(place), out
 
 
 class _Product(NamedTuple):
@@ -240,7 +303,7 @@ def _product(
     at = _positions(values, zipped)
     groups = [key for key in values if key in GROUPS]
     for key in groups:
-        values[key] = [FIELDS[key].metadata["parse"](key, name) for name in values[key]]
+        values[key] = [FIELDS[key].type.parse(key, name) for name in values[key]]
     choices = [at.pop(key) for key in groups]
     sizes = tuple(len(values[key]) for key in groups)
     count = len(next(iter([*choices, *at.values()]), [0]))
@@ -251,7 +314,7 @@ def _product(
             for choice in itertools.product(*(values[key] for key in groups))
         ],
         block=np.ravel_multi_index(choices, sizes).astype(np.int32) if groups else np.zeros(count, np.int32),
-        axes={key: [FIELDS[key].metadata["parse"](key, value) for value in values[key]] for key in at},
+        axes={key: [FIELDS[key].type.parse(key, value) for value in values[key]] for key in at},
         at=at,
     )
 
@@ -314,93 +377,12 @@ def _array(key: str, values: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def _hash_text(text: str) -> int:
+def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-@functools.cache
-def default_values() -> dict[str, str]:
-    """The default of every field in conf/, as JSON: what an identity leaves out."""
-    from mtfl_jax.config import from_keywords
-
-    default = from_keywords()
-    return {key: json.dumps(getattr(default, key)) for key in FIELDS}
-
-
-def _hash(key: str, value: Any) -> int:
-    """Hash of a field's value, 0 at the default."""
-    text = json.dumps(value)
-    return 0 if text == default_values()[key] else _hash_text(f"{key}={text}")
 
 
 def row_ids(cells: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Identities of rows: of their cell and recorded step, uint64."""
     distinct, inverse = np.unique(steps, return_inverse=True)
-    hashes = np.asarray([_hash_text(f"step={step}") for step in distinct.tolist()], np.uint64)
+    hashes = np.asarray([_hash(f"step={step}") for step in distinct.tolist()], np.uint64)
     return cells + hashes[inverse]
-
-
-_OPERATORS: dict[type, Callable[..., Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv,
-    ast.Mod: operator.mod,
-    ast.Pow: operator.pow,
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.USub: operator.neg,
-    ast.Not: np.logical_not,
-}
-
-
-def _where(text: str, column: Callable[[str], np.ndarray], count: int) -> np.ndarray:
-    """Which of `count` cells meet a condition such as "width >= 2*d and tasks != 'parity'": a mask.
-
-    Names are fields; only numbers, strings, comparisons, arithmetic, and, or, not are understood.
-    """
-
-    def refuse(what: str) -> ConfigError:
-        return ConfigError(
-            "sweep.where", text, f"{what}; allowed: fields, numbers, 'text', comparisons, + - * / // % **, and, or, not"
-        )
-
-    def value(node: ast.AST) -> Any:
-        match node:
-            case ast.Expression(body=body):
-                return value(body)
-            case ast.Constant(value=int() | float() | str() as constant):
-                return constant
-            case ast.Name(id=name):
-                if name not in FIELDS:
-                    raise refuse(f"{name} is no field")
-                return column(name)
-            case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(operand))
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](value(left), value(right))
-            case ast.BoolOp(op=op, values=parts):
-                join = np.logical_and if isinstance(op, ast.And) else np.logical_or
-                return functools.reduce(join, [value(part) for part in parts])
-            case ast.Compare(left=left, ops=ops, comparators=rights) if all(type(op) in _OPERATORS for op in ops):
-                sides = [value(left), *(value(right) for right in rights)]
-                pairs = zip(ops, itertools.pairwise(sides), strict=True)
-                return functools.reduce(np.logical_and, [_OPERATORS[type(op)](*pair) for op, pair in pairs])
-        raise refuse("not understood")
-
-    try:
-        mask = np.asarray(value(ast.parse(text, mode="eval")))
-    except ConfigError:
-        raise
-    except (SyntaxError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-        raise refuse(str(error).splitlines()[0]) from None
-    if mask.dtype == object and all(isinstance(item, bool | np.bool_) for item in mask.flat):
-        mask = mask.astype(bool)
-    if mask.shape not in ((), (count,)) or mask.dtype != bool:
-        raise refuse("not a condition")
-    return np.broadcast_to(mask, (count,))

@@ -9,7 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
 
-from mtfl_jax.config import FIELDS, ConfigError
+from mtfl_jax.config import FIELDS
+from mtfl_jax.fields import ConfigError
 
 
 class JobsFailedError(Exception):

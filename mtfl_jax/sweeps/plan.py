@@ -1,7 +1,6 @@
 """From a grid to buckets: the trainings that share one compiled program, padded to sizes of a fixed ladder.
 
-Pads are chosen to minimise, under a stated cost model, the time to compile plus the time spent on padding. The model
-is a set of constants, not a measurement, so the same grid gives the same plan on every machine.
+Pads are chosen to minimise, under the model of `cost`, the time to compile plus the time spent on padding.
 """
 
 import bisect
@@ -13,35 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mtfl_jax.config import Config, ConfigError
-from mtfl_jax.learning.experiment import Program
-from mtfl_jax.learning.moments import MAX_R
+from mtfl_jax import config
+from mtfl_jax.config import FIELDS, Config
+from mtfl_jax.fields import ConfigError
+from mtfl_jax.learning.program import Program
+from mtfl_jax.learning.tasks import FAMILIES
+from mtfl_jax.sweeps.cost import COMPILE_SECONDS, GROUP_SECONDS, lane_seconds, shape_of, size_names
 from mtfl_jax.sweeps.grid import Grid
-
-COMPILE_SECONDS = 5.0
-"""The model's price of one more program."""
-GROUP_SECONDS = 1.5
-"""The model's price of one more width on the moment path."""
-FLOPS = 1.5e11
-"""The model's matrix-product rate, per second."""
-DRAW_SECONDS = {"gaussian": 3e-9, "rademacher": 1e-9}
-"""The model's price of one input coordinate."""
-FACTOR_SECONDS = 1.5e-10
-"""The model's price per n³ of a symmetric eigenproblem."""
-ROW_SECONDS = 5e-4
-"""The model's price of a row beside its matrix products and eigenproblems."""
-
-SIZES = ("d", "r", "width", "num_tasks", "n1", "n2", "n_test")
-
-# Axes that never change a program or a row's place in it.
-_FREE = frozenset(
-    ["seed", "nuisance_scale", "bias_scale", "lr_a", "lr_w", "weight_decay", "lr", "momentum", "parity_size"]
-)
-
-
-def sizes_of(program: Program) -> list[int]:
-    """The program's sizes in the order of SIZES."""
-    return [getattr(program, name) for name in SIZES]
 
 
 def ladder(size: int) -> int:
@@ -54,17 +31,19 @@ def ladder(size: int) -> int:
 class Bucket:
     """A padded program, the trainings (lanes) that it runs, and the cells whose rows they give.
 
-    Per lane: members (lanes, rows), cells whose settings its rows take (one row, but on the moment path); n_down
-    (lanes, k) and parity_size (lanes, probes), the true values behind the program's. Per cell, ordered by lane: cells,
-    its position in the grid; lane; row, probe and slot, its place among the lane's rows, probes and n_down (probe −1:
-    without one); record, which of `records` are its steps. `seconds`: the model's time of one lane.
+    Per lane: members (lanes, rows), cells whose settings its rows take (one row, but in a shared pass); n_down
+    (lanes, k) and probe_settings, by name (lanes, probes), the true values behind the program's. Per cell, ordered by
+    lane: cells, its position in the grid; lane; row, probe and slot, its place among the lane's rows, probes and n_down
+    (probe −1: without one); record, which of `records` are its steps. `seconds`: the model's time of one lane. traced:
+    the settings that its trainings have as numbers.
     """
 
     program: Program
     seconds: float
     members: np.ndarray
     n_down: np.ndarray
-    parity_size: np.ndarray
+    probe_settings: Mapping[str, np.ndarray]
+    traced: tuple[str, ...]
     cells: np.ndarray
     lane: np.ndarray
     row: np.ndarray
@@ -83,52 +62,67 @@ class Bucket:
         number[keep] = np.arange(len(keep))
         kept = number[self.lane] >= 0
         per_cell = {name: getattr(self, name)[kept] for name in ("cells", "row", "probe", "slot", "record")}
-        per_lane = {name: getattr(self, name)[keep] for name in ("members", "n_down", "parity_size")}
+        per_lane: dict[str, Any] = {name: getattr(self, name)[keep] for name in ("members", "n_down")}
+        per_lane["probe_settings"] = {name: values[keep] for name, values in self.probe_settings.items()}
         return dataclasses.replace(self, **per_lane, **per_cell, lane=number[self.lane[kept]])
 
 
 class _Kind:
     """What the trainings of one set of configs have in common: the unpadded program that gives all their rows.
 
-    rows: on the moment path the distinct (padded width, family, r, width, num_tasks), else empty.
+    configs: by code, with the steps each is measured at. rows: in a shared pass the distinct rows (`_row`), else empty.
     """
 
-    def __init__(self, configs: Mapping[int, Config], moments: bool) -> None:
-        self.configs = configs
-        probing = [config for config in configs.values() if config.probe != "none"]
-        self.probes = sorted({config.probe_key for config in probing})
-        self.n_down = sorted({n for config in probing for n in config.n_down})
-        record = tuple(sorted({step for config in configs.values() for step in config.record}))
-        longest = max(configs.values(), key=lambda config: config.steps)
-        self.rows: list[tuple[int, str, int, int, int]] = []
-        self.program = longest.program()._replace(
-            record=record,
-            steps=record[-1] if longest.prefixes else longest.steps,
-            probes=tuple((name, family) for name, family, _ in self.probes),
-            n_down=(),
+    def __init__(self, configs: Mapping[int, tuple[Config, tuple[int, ...]]], moments: bool) -> None:
+        self.configs = {code: own for code, (own, _) in configs.items()}
+        every = list(self.configs.values())
+        probing = [own for own in every if own.program().probes]
+        self.probes = sorted({own.probe_key for own in probing}, key=repr)
+        self.n_down = sorted({n for own in probing for n in own.n_down})
+        record = tuple(sorted({step for _, steps in configs.values() for step in steps}))
+        longest = max(every, key=lambda own: own.steps)
+        self.rows: list[tuple[Any, ...]] = []
+        program = longest.program()
+        if longest.prefixes:
+            program = program.replace(steps=record[-1])
+        self.program = program.replace(
+            record=record, probes=tuple((name, family) for name, family, _ in self.probes), n_down=()
         )
-        if moments and longest.by_moments:
-            self.rows = sorted({_row(config) for config in configs.values()})
-            largest = {key: max(getattr(config, key) for config in configs.values()) for key in _SIZED}
-            self.program = self.program._replace(**largest, tasks="")
-        self.shape = [*sizes_of(self.program), *self.n_down]
+        self.exact = tuple(sorted((name, getattr(longest, name)) for name in longest.exact))
+        if moments and longest.shared:
+            self.rows = sorted({_row(own) for own in every}, key=lambda row: (row[0], repr(row)))
+            largest = {key: max(getattr(own, key) for own in every) for key in _SIZED}
+            self.program = self.program.replace(**largest, tasks="")
+        self.traced = tuple(dict.fromkeys(name for own in every for name in own.traced))
+        self.shape = [*(getattr(self.program, name) for name in size_names(self.program)), *self.n_down]
 
     def place(self, code: int, groups: Sequence[tuple[int, int]]) -> tuple[int, int, int]:
         """Where a config's results stand in a program of these groups: its row, its probe, and its n_down."""
-        config, row = self.configs[code], 0
+        own, row = self.configs[code], 0
         if self.rows:
             # Rows lie narrow first; a group that another kind needs more of has rows to spare at its end.
             widths = [width for width, _ in groups]
-            group = bisect.bisect_left(widths, ladder(config.width))
-            before = bisect.bisect_right(self.rows, widths[group - 1], key=lambda own: own[0]) if group else 0
-            row = sum(count for _, count in groups[:group]) + self.rows.index(_row(config)) - before
-        if config.probe == "none":
+            group = bisect.bisect_left(widths, ladder(own.width))
+            before = bisect.bisect_right(self.rows, widths[group - 1], key=lambda row: row[0]) if group else 0
+            row = sum(count for _, count in groups[:group]) + self.rows.index(_row(own)) - before
+        if not own.program().probes:
             return row, -1, -1
-        return row, self.probes.index(config.probe_key), self.n_down.index(config.n_down[0])
+        return row, self.probes.index(own.probe_key), self.n_down.index(own.n_down[0])
+
+    def probe_settings(self) -> dict[str, list[float]]:
+        """The settings of the probes' families as traced numbers, one a probe; 0 where a family has no such setting."""
+        found: dict[str, list[float]] = {}
+        names = {name for _, _, own in self.probes for name, _ in own}
+        for name in sorted(names):
+            number = FIELDS[config.PROBED + name].type.number
+            found[config.PROBED + name] = [number(dict(own).get(name, 0)) for _, _, own in self.probes]
+        return found
 
 
-def _row(config: Config) -> tuple[int, str, int, int, int]:
-    return ladder(config.width), config.tasks, config.r, config.width, config.num_tasks
+def _row(own: Config) -> tuple[Any, ...]:
+    """What tells the rows of a shared pass apart; its padded width first."""
+    settings = tuple((field.name, getattr(own, field.name)) for field in FAMILIES[own.tasks].settings)
+    return ladder(own.width), own.tasks, own.r, own.width, own.num_tasks, settings
 
 
 _SIZED = ("r", "width", "num_tasks")
@@ -137,8 +131,8 @@ _SIZED = ("r", "width", "num_tasks")
 def plan(grid: Grid, moments: str = "auto") -> list[Bucket]:
     """Buckets of the grid's cells, in order of first appearance.
 
-    moments: whether `one_step` runs by moments where it can ("auto"), must ("always", which raises ConfigError where it
-    cannot) or does not ("never").
+    moments: whether cells share passes over samples where they can ("auto"), must ("always", which raises ConfigError
+    where they cannot) or do not ("never").
     """
     # Trainings, numbered by first appearance.
     identities = grid.lanes(moments != "never")
@@ -148,34 +142,40 @@ def plan(grid: Grid, moments: str = "auto") -> list[Bucket]:
     rank[order] = np.arange(len(order))
     lane, first = rank[lane], first[order]
 
-    stands_for, code = grid.distinct([key for key in grid.at if key not in _FREE])
-    configs = [grid.cell(i) for i in stands_for]
+    shaped = [key for key in grid.at if FIELDS[key].kind != "knob"]
+    stands_for, code = grid.alike(shaped, config.derived().planning)
+    records, record = grid.records()
+    pairs, code = np.unique(code.astype(np.int64) * len(records) + record, return_inverse=True)
+    configs = [
+        (grid.cell(stands_for[k]), records[steps]) for k, steps in zip(*np.divmod(pairs, len(records)), strict=True)
+    ]
     if moments == "always":
-        _require_moments(configs)
+        _require_moments([own for own, _ in configs])
     kinds, kind_of_lane = _kinds(configs, code, lane, len(first), moments != "never")
     bucket_of_kind, programs = _programs(kinds, np.bincount(kind_of_lane, minlength=len(kinds)))
 
     by_lane = np.argsort(lane, kind="stable")
     bucket_of_cell = bucket_of_kind[kind_of_lane][lane[by_lane]]
-    records, record = grid.records()
     buckets = []
     for b, program in enumerate(programs):
         cells = by_lane[bucket_of_cell == b]
         lanes, number = np.unique(lane[cells], return_inverse=True)
-        pairs, pair = np.unique(kind_of_lane[lane[cells]] * len(stands_for) + code[cells], return_inverse=True)
+        pairs, pair = np.unique(kind_of_lane[lane[cells]] * len(configs) + code[cells], return_inverse=True)
         groups = program.groups
-        split = [divmod(p, len(stands_for)) for p in pairs.tolist()]
+        split = [divmod(p, len(configs)) for p in pairs.tolist()]
         places = np.asarray([kinds[kind].place(own, groups) for kind, own in split])[pair]
         members = np.repeat(first[lanes][:, None], max(1, sum(count for _, count in groups)), axis=1)
         members[number, places[:, 0]] = cells
         own_kinds, kind = np.unique(kind_of_lane[lanes], return_inverse=True)
+        probing = [kinds[i].probe_settings() for i in own_kinds]
         buckets.append(
             Bucket(
                 program=program,
-                seconds=lane_seconds(program, _shape(program)).item(),
+                seconds=lane_seconds(program, shape_of(program)).item(),
                 members=members,
                 n_down=np.asarray([kinds[i].n_down for i in own_kinds])[kind],
-                parity_size=np.asarray([[size for *_, size in kinds[i].probes] for i in own_kinds])[kind],
+                probe_settings={name: np.asarray([own[name] for own in probing])[kind] for name in probing[0]},
+                traced=kinds[own_kinds[0]].traced,
                 cells=cells,
                 lane=number,
                 row=places[:, 0],
@@ -189,20 +189,21 @@ def plan(grid: Grid, moments: str = "auto") -> list[Bucket]:
 
 
 def _require_moments(configs: Sequence[Config]) -> None:
-    for config in configs:
-        if not config.by_moments:
+    for own in configs:
+        if own.shared is None:
             raise ConfigError(
                 "moments",
                 "always",
                 "allowed for one_step with the linear loss, shared inputs, no label noise, weight_decay null, a bias"
-                f" that is not trained, and r <= {MAX_R}; here algorithm={config.algorithm} loss={config.loss}"
-                f" shared_inputs={config.shared_inputs} label_noise={config.label_noise:g}"
-                f" weight_decay={config.weight_decay} bias={config.bias} r={config.r}",
+                " that is not trained, float32 and plain, and small r; here"
+                f" algorithm={own.algorithm} loss={own.loss} shared_inputs={own.shared_inputs}"
+                f" label_noise={own.label_noise:g} weight_decay={own.weight_decay} bias={own.bias}"
+                f" precision={own.precision} kernel={own.kernel} r={own.r}",
             )
 
 
 def _kinds(
-    configs: Sequence[Config], code: np.ndarray, lane: np.ndarray, lanes: int, moments: bool
+    configs: Sequence[tuple[Config, tuple[int, ...]]], code: np.ndarray, lane: np.ndarray, lanes: int, moments: bool
 ) -> tuple[list[_Kind], np.ndarray]:
     """The kinds of trainings, and each lane's: lanes whose cells have the same set of codes are of one kind."""
     of_lane, codes = np.divmod(np.unique(lane * len(configs) + code), len(configs))
@@ -217,32 +218,31 @@ def _kinds(
 def _programs(kinds: Sequence[_Kind], lanes: np.ndarray) -> tuple[np.ndarray, list[Program]]:
     """Which program each kind takes, and the padded programs; lanes (kinds,): how many trainings are of each kind."""
     alike: dict[tuple, list[int]] = {}
-    sizeless: dict[str, Any] = dict.fromkeys(SIZES, 0)
     for i, kind in enumerate(kinds):
-        # The population limit's quadrature depends on r, which is never padded there.
-        exact = kind.program.r if kind.program.algorithm == "population" else 0
-        blank = kind.program._replace(**sizeless)
-        alike.setdefault((blank, len(kind.n_down), exact), []).append(i)
+        blank = kind.program.replace(**dict.fromkeys(size_names(kind.program), 0))
+        alike.setdefault((blank, len(kind.n_down), kind.exact, kind.traced), []).append(i)
     bucket_of_kind = np.empty(len(kinds), np.int64)
     programs: list[Program] = []
-    for (blank, probed, exact), members in alike.items():
+    for (blank, probed, exact, _), members in alike.items():
+        names = size_names(blank)
         widths = _group_widths(blank, [kinds[i] for i in members], lanes[members])
         families = sorted({row[1] for i in members for row in kinds[i].rows})
-        blank = blank._replace(groups=tuple((width, 0) for width in widths), families=tuple(families))
+        blank = blank.replace(groups=tuple((width, 0) for width in widths), families=tuple(families))
         places = [np.searchsorted(widths, [row[0] for row in kinds[i].rows]) for i in members]
         counts = [np.bincount(place, minlength=len(widths)).tolist() for place in places]
         pads = [[*map(ladder, kinds[i].shape), *count] for i, count in zip(members, counts, strict=True)]
-        if exact:
-            pads = [[exact if k == SIZES.index("r") else size for k, size in enumerate(pad)] for pad in pads]
+        for name, size in exact:
+            for pad in pads:
+                pad[names.index(name)] = size
         for group in _merge(blank, np.asarray(pads), lanes[members]):
             pad = np.asarray(pads)[group].max(axis=0).tolist()
             bucket_of_kind[[members[i] for i in group]] = len(programs)
-            sizes: dict[str, Any] = dict(zip(SIZES, pad, strict=False))
-            first = len(SIZES) + probed
+            sizes: dict[str, Any] = dict(zip(names, pad, strict=False))
+            first = len(names) + probed
             # A group may be of a width that only other programs have.
             most = sizes["width"]
             groups = [(min(width, most), count) for width, count in zip(widths, pad[first:], strict=True) if count]
-            programs.append(blank._replace(**sizes, n_down=tuple(pad[len(SIZES) : first]), groups=tuple(groups)))
+            programs.append(blank.replace(**sizes, n_down=tuple(pad[len(names) : first]), groups=tuple(groups)))
     return bucket_of_kind, programs
 
 
@@ -257,7 +257,7 @@ def _group_widths(program: Program, kinds: Sequence[_Kind], lanes: np.ndarray) -
 
     def row_seconds(width: int) -> float:
         none, one = (np.asarray([[*shape, count]]) for count in (0, 1))
-        program_of = program._replace(groups=((width, 0),))
+        program_of = program.replace(groups=((width, 0),))
         return float((lane_seconds(program_of, one) - lane_seconds(program_of, none)).item())
 
     kept = []
@@ -267,77 +267,6 @@ def _group_widths(program: Program, kinds: Sequence[_Kind], lanes: np.ndarray) -
         else:
             rows[wider] += rows[width]
     return [*kept, *widths[-1:]]
-
-
-def lane_seconds(program: Program, shapes: np.ndarray) -> np.ndarray:
-    """The model's time of one lane at shapes (k, …), each the sizes in the order of SIZES, the values of n_down, and
-    how many rows each group has: (k,).
-    """
-    d, r, _, num_tasks, *_, n_test = shapes[:, : len(SIZES)].T.astype(float)
-    n_down = _n_down(program, shapes)
-    probes, copies = len(program.probes), 1 if program.shared_inputs else num_tasks
-    fresh = n_test * (program.measure != "recovery" or probes > 0) + probes * n_down.max(axis=1, initial=0)
-    drawn = _samples(program, shapes) * copies * d + (1 if program.groups else len(program.record)) * fresh * d
-    rest = 2.0**r * num_tasks * 1e-8
-    for rows, w in _rows(program, shapes):
-        cubes = np.minimum(d, w) ** 3 + probes * (np.minimum(n_down, w[:, None]) ** 3).sum(axis=1)
-        rest += rows * (ROW_SECONDS + cubes * FACTOR_SECONDS)
-    return _flops(program, shapes) / FLOPS + drawn * DRAW_SECONDS[program.data] + rest
-
-
-def lane_flops(program: Program) -> float:
-    """Matrix-product operations of one lane of a program, measurements and probes included."""
-    return _flops(program, _shape(program)).item()
-
-
-def _shape(program: Program) -> np.ndarray:
-    return np.asarray([[*sizes_of(program), *program.n_down, *(count for _, count in program.groups)]])
-
-
-def _n_down(program: Program, shapes: np.ndarray) -> np.ndarray:
-    return shapes[:, len(SIZES) : shapes.shape[1] - len(program.groups)].astype(float)
-
-
-def _rows(program: Program, shapes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """How many rows of which width a lane measures: pairs of arrays (k,)."""
-    if not program.groups:
-        return [(np.full(len(shapes), float(len(program.record))), shapes[:, SIZES.index("width")].astype(float))]
-    counts = shapes[:, shapes.shape[1] - len(program.groups) :].T.astype(float)
-    return [
-        (count, np.full(len(shapes), float(width))) for count, (width, _) in zip(counts, program.groups, strict=True)
-    ]
-
-
-def _samples(program: Program, shapes: np.ndarray) -> np.ndarray:
-    """Samples that pass through the network in training, per task where inputs are not shared."""
-    n1, n2 = shapes[:, 4].astype(float), shapes[:, 5].astype(float)
-    match program.algorithm:
-        case "one_step":
-            return n1 + n2
-        case "random_features" | "oracle":
-            return n1
-        case "population":
-            return 0 * n1
-        case _:
-            return program.steps * (n2 + (n1 if program.split_batch else 0))
-
-
-def _flops(program: Program, shapes: np.ndarray) -> np.ndarray:
-    d, r, width, num_tasks, n1, n2, n_test = shapes[:, : len(SIZES)].T.astype(float)
-    n_down, probes = _n_down(program, shapes), len(program.probes)
-    inputs = d * (1 if program.shared_inputs else num_tasks)
-    samples = _samples(program, shapes)
-    by_moments = bool(program.groups)
-    total = 2 * width * d * (n1 + 2 * n2) if by_moments else samples * 4 * width * (inputs + num_tasks)
-    for rows, w in _rows(program, shapes):
-        a_row = 2 * d * w * (np.minimum(d, w) + probes * (n_test * n_down.shape[1] + n_down.sum(axis=1)))
-        if program.groups:
-            a_row += 2 * 2**r * w * (d + 2 * num_tasks)
-        if program.measure != "recovery":
-            seen = n2 if program.groups else samples / program.steps
-            a_row += (n_test + seen) * 2 * w * (inputs + num_tasks)
-        total = total + rows * a_row
-    return np.asarray(total)
 
 
 def _merge(program: Program, pads: np.ndarray, lanes: np.ndarray) -> list[np.ndarray]:

@@ -16,25 +16,6 @@ import pyarrow.parquet as pq
 
 RESULTS = "results.parquet"
 
-MEASUREMENTS = (
-    "subspace_distance",
-    "directions_recovered",
-    "feature_energy",
-    "spectral_ratio",
-    "train_loss",
-    "test_loss",
-    "task_error",
-    "downstream_error",
-    "num_params",
-    "train_samples",
-    "train_flops",
-    "contrastive_loss",
-    "feature_similarity",
-    "contrastive_kernel",
-)
-LISTS = ("feature_similarity", "contrastive_kernel")
-"""Measurements that are several numbers: of the r + 1 Hamming distances, and of the 2^r × 2^r pairs of orthants."""
-
 
 def frame(table: pa.Table) -> pd.DataFrame:
     """A table as pandas shows it best: missing integers and flags stay integers and flags."""

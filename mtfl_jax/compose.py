@@ -1,0 +1,93 @@
+"""Cells and options from Hydra: where the configs are, what they compose to, and the keys that are not a cell's."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+
+from mtfl_jax import extend
+from mtfl_jax.config import FIELDS, GROUPS, Config, require_field
+from mtfl_jax.fields import ConfigError, number, one_of
+
+OTHERS = ("study", "size", "sweep", "plan", "moments", "memory_fraction", "extensions")
+"""Keys of conf/config.yaml that are not a cell's."""
+
+HYDRA_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
+"""What Hydra 1.3 must be told and later versions must not."""
+
+
+def conf_dir() -> Path:
+    """The folder of the Hydra configs: inside an installed package, beside it in a checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parents[1] / "conf"
+
+
+def composed(choices: Mapping[str, str]) -> Mapping[str, Any]:
+    """The values of a cell for choices of config groups, as `mtfl GROUP=CHOICE …` composes them."""
+    return _composed(tuple(choices.items()), extend.loaded())
+
+
+@functools.cache
+def _composed(choices: tuple[tuple[str, str], ...], extensions: tuple[str, ...]) -> dict[str, Any]:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.singleton import Singleton
+
+    # A caller may be inside a Hydra app of its own, or another thread may compose: one at a time, and its state is put
+    # back as it was.
+    with extend.LOCK:
+        state = Singleton.get_state()
+        GlobalHydra.instance().clear()
+        try:
+            extend.store_nodes(conf_dir())
+            with initialize_config_dir(str(conf_dir()), **HYDRA_BASE):
+                return cell_values(compose("config", [f"{key}={name}" for key, name in choices]))
+        finally:
+            Singleton.set_state(state)
+
+
+def plain(node: Any) -> dict[str, Any]:
+    """A Hydra config node as plain values, resolved."""
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    return {str(key): value for key, value in values.items()}
+
+
+def cell_values(node: Any) -> dict[str, Any]:
+    """The plain values of a composed Hydra config, without the keys that are not a cell's."""
+    return {key: value for key, value in plain(node).items() if key not in OTHERS}
+
+
+def from_keywords(**values: Any) -> Config:
+    """The Config of keyword arguments, as `mtfl KEY=VALUE …` composes it. Raises ConfigError."""
+    for key, value in values.items():
+        require_field(key, value)
+    choices = {key: FIELDS[key].type.parse(key, values[key]) for key in GROUPS if key in values}
+    return Config.from_mapping({**composed(choices), **values})
+
+
+def memory_share(value: Any) -> float:
+    """`memory_fraction` checked. Raises ConfigError."""
+    share = float(number(0, 1).parse("memory_fraction", value))
+    if share == 0:
+        raise ConfigError("memory_fraction", value, "allowed: a number above 0, up to 1")
+    return share
+
+
+def moments_of(value: Any) -> str:
+    """`moments` checked. Raises ConfigError."""
+    return str(one_of("auto", "always", "never").parse("moments", value))
+
+
+def part_of(value: Any) -> tuple[int, int]:
+    """`sweep.part` "k/K" as (k, K), null as (1, 1). Raises ConfigError."""
+    if value is None:
+        return 1, 1
+    k, _, of = str(value).partition("/")
+    if not (k.isdigit() and of.isdigit() and 1 <= int(k) <= int(of)):
+        raise ConfigError("sweep.part", value, "allowed: k/K with 1 <= k <= K")
+    return int(k), int(of)

@@ -1,0 +1,142 @@
+"""The door for the user's own: `extensions=[MODULE_OR_FILE]` imports modules that register records.
+
+A module is named as in an import, or is a path to a .py file; importing it runs its code. Each record knows the module
+it is from and the hash of that module's files, which is part of the identity of every cell that uses the record: rows
+of edited science are other rows.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from mtfl_jax import config
+from mtfl_jax.fields import ConfigError
+from mtfl_jax.learning.activations import PREFIX
+from mtfl_jax.records import REGISTRIES, registering
+
+LOCK = threading.RLock()
+"""Held while modules are imported or configs composed: both change what the whole process sees."""
+
+_loaded: dict[str, str] = {}
+
+
+def loaded() -> tuple[str, ...]:
+    """The extensions of this process, NAME:HASH each."""
+    return tuple(_loaded.values())
+
+
+def load(extensions: Sequence[str] | str | None) -> tuple[str, ...]:
+    """Import extensions, those that are here already only if their files have changed; NAME:HASH of each.
+
+    Raises ConfigError where one cannot be found or imported, or claims a name that is taken.
+    """
+    given = [extensions] if isinstance(extensions, str) else list(extensions or ())
+    with LOCK:
+        return tuple(_load(str(one)) for one in given)
+
+
+def _load(given: str) -> str:
+    name, files, location = _found(given)
+    source = f"{name}:{_hash(files, location)}"
+    if _loaded.get(name) == source:
+        return source
+    _forget(name)
+    try:
+        with registering(source):
+            _import(name, given, location)
+        config.refresh()
+    except Exception as error:
+        _forget(name, source)
+        reason = " ".join(str(error).split())
+        raise ConfigError("extensions", given, f"it cannot be imported ({type(error).__name__}: {reason})") from error
+    _loaded[name] = source
+    return source
+
+
+def _found(given: str) -> tuple[str, list[Path], Path]:
+    """Name, files and place of an extension. Raises ConfigError."""
+    if given.endswith(".py"):
+        path = Path(given).resolve()
+        if not path.is_file():
+            raise ConfigError("extensions", given, "there is no such file; allowed: a module, or a path to a .py file")
+        return path.stem, [path], path
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        spec = importlib.util.find_spec(given)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None:
+        raise ConfigError("extensions", given, "there is no such module; allowed: a module, or a path to a .py file")
+    origin = Path(spec.origin)
+    if spec.submodule_search_locations:
+        return given, sorted(origin.parent.rglob("*.py")), origin.parent
+    return given, [origin], origin
+
+
+def _hash(files: Sequence[Path], location: Path) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(location)}\n".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _import(name: str, given: str, location: Path) -> None:
+    if not given.endswith(".py"):
+        importlib.import_module(name)
+        return
+    spec = importlib.util.spec_from_file_location(name, location)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+
+
+def _forget(name: str, source: str = "") -> None:
+    """Take an extension's records and modules out."""
+    for gone in {source, _loaded.pop(name, "")} - {""}:
+        for registry in REGISTRIES:
+            registry.remove(gone)
+    for module in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+        del sys.modules[module]
+    importlib.invalidate_caches()
+    config.refresh()
+
+
+def defaults() -> dict[str, Any]:
+    """The defaults of the settings that records of extensions bring along, by name."""
+    return {
+        kind.prefix + field.name: field.default
+        for kind in config.KINDS
+        for name, record in kind.registry.items()
+        if kind.registry.source(name)
+        for field in getattr(record, "settings", ())
+    }
+
+
+def store_nodes(conf: Path) -> None:
+    """Give Hydra what it needs to know of the extensions: their settings as keys, and a choice of a config group for
+    each record that has no file in conf/.
+    """
+    store = ConfigStore.instance()
+    store.store(group="extension", name="settings", node=defaults(), package="_global_", provider="mtfl_jax")
+    for kind in config.KINDS:
+        group = kind.group
+        for name, record in kind.registry.items():
+            choice = PREFIX + name if group == "network" else name
+            if not group or not kind.registry.source(name) or (conf / group / f"{choice}.yaml").exists():
+                continue
+            node: dict[str, Any] = {group: choice}
+            if hasattr(record, "base"):
+                node = {"defaults": [record.base], **node}
+            store.store(group=group, name=choice, node=node, package="_global_", provider="mtfl_jax")

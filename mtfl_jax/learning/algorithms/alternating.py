@@ -1,0 +1,76 @@
+"""`steps` rounds of head_steps head steps and one representation step."""
+
+from typing import Any
+
+from jax import Array
+
+from mtfl_jax.fields import Field, Rule, flag, integer, rule
+from mtfl_jax.learning import updates
+from mtfl_jax.learning.algorithms.record import (
+    ALGORITHMS,
+    IN_STEPS,
+    STEPPED_RULES,
+    Algorithm,
+    Cost,
+    Trained,
+    products,
+)
+from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.tasks import Tasks
+
+
+def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
+    losses = losses_of(p, cell)
+
+    def update(state: updates.State, step: Array) -> updates.State:
+        features = step_batch(p, cell, of, "features", step)
+        heads = step_batch(p, cell, of, "heads", step) if p.split_batch else features
+        moved = updates.alternating_round(
+            state[0],
+            heads,
+            features,
+            losses,
+            lr_a=cell.lr_a,
+            lr_w=cell.lr_w,
+            shrink=cell.lr_w * cell.weight_decay,
+            head_steps=p.head_steps,
+            train_bias=p.bias == "trained",
+            how=p.arithmetic,
+        )
+        return moved, state[1]
+
+    params, diverged = updates.train(update, (draw_network(p, cell), ()), p.steps, p.record)
+    return Trained(params, diverged, lambda step: step_batch(p, cell, of, "features", step - 1))
+
+
+def _cost(p: Program, step: Any) -> Cost:
+    hidden, head = products(p)
+    own = p.n1 if p.split_batch else 0
+    seen = p.n2 + own
+    # The hidden layer of the heads' samples, unless they are the representation's; then two products a head step.
+    heads = own * hidden + (own if p.split_batch else p.n2) * 2 * head * p.head_steps
+    flops = step * (p.n2 * (2 * hidden + 2 * head) + heads)
+    return Cost(seen if p.fixed_samples else seen * step, seen * step, flops)
+
+
+SPLIT: Rule = rule("split_batch")(lambda c: c.split_batch)
+ALWAYS: Rule = rule()(lambda c: True)
+
+ALGORITHMS.register(
+    Algorithm(
+        "alternating",
+        "rounds of head_steps head steps and one representation step on the same n2 samples",
+        _run,
+        _cost,
+        settings=(
+            Field("head_steps", "choice", integer(1, examples=(1, 2)), "head steps a round"),
+            Field("split_batch", "choice", flag(), "whether the heads get n1 samples of their own"),
+        ),
+        uses=(*IN_STEPS, "lr_a", "lr_w", "n1"),
+        when={"n1": SPLIT},
+        rules=STEPPED_RULES,
+        stepped=True,
+        prefix=ALWAYS,
+    )
+)

@@ -1,0 +1,68 @@
+"""`steps` updates of W, b and A together by a named optimiser and schedule."""
+
+from typing import Any
+
+from jax import Array
+
+from mtfl_jax.fields import Field, number, of, rule
+from mtfl_jax.learning import data, keys, updates
+from mtfl_jax.learning.algorithms.record import (
+    ALGORITHMS,
+    IN_STEPS,
+    STEPPED_RULES,
+    Algorithm,
+    Cost,
+    Trained,
+    products,
+)
+from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
+from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.tasks import Tasks
+
+
+def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
+    params, losses, rotation = draw_network(p, cell), losses_of(p, cell), None
+    if not OPTIMIZERS[p.optimizer].equivariant and p.rotated:
+        rotation = data.rotation(keys.stream(cell.seed, "rotation"), cell.d, p.d)
+    rule_ = optimizer(
+        p.optimizer,
+        cell.lr,
+        schedule=p.schedule,
+        steps=p.steps,
+        momentum=cell.momentum if OPTIMIZERS[p.optimizer].momentum else None,
+        weight_decay=cell.weight_decay,
+        train_bias=p.bias == "trained",
+        rotation=rotation,
+    )
+
+    def update(state: updates.State, step: Array) -> updates.State:
+        batch = step_batch(p, cell, tasks, "features", step)
+        return updates.joint_update(*state, batch, losses, rule_, p.arithmetic)
+
+    params, diverged = updates.train(update, (params, rule_.init(params)), p.steps, p.record)
+    return Trained(params, diverged, lambda step: step_batch(p, cell, tasks, "features", step - 1))
+
+
+def _cost(p: Program, step: Any) -> Cost:
+    hidden, head = products(p)
+    return Cost(p.n2 if p.fixed_samples else p.n2 * step, p.n2 * step, step * p.n2 * (2 * hidden + 3 * head))
+
+
+ALGORITHMS.register(
+    Algorithm(
+        "joint",
+        "updates of W, b and A together by a named optax optimizer and schedule",
+        _run,
+        _cost,
+        settings=(
+            Field("optimizer", "choice", of(OPTIMIZERS), "optimiser of joint"),
+            Field("lr", "knob", number(0), "peak learning rate of joint"),
+            Field("schedule", "choice", of(SCHEDULES), "learning-rate schedule of joint"),
+        ),
+        uses=IN_STEPS,
+        rules=STEPPED_RULES,
+        stepped=True,
+        prefix=rule("schedule")(lambda c: not SCHEDULES[c.schedule].of_steps),
+    )
+)

@@ -1,0 +1,80 @@
+"""One gradient step of the heads, then one of the representation."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from mtfl_jax.fields import View, rule
+from mtfl_jax.learning import moment_rows, moments, updates
+from mtfl_jax.learning.activations import of_network
+from mtfl_jax.learning.algorithms.record import (
+    ALGORITHMS,
+    TRAINED,
+    TRAINED_RULES,
+    Algorithm,
+    Cost,
+    Shared,
+    Trained,
+    at_once,
+    loss_names,
+    products,
+)
+from mtfl_jax.learning.arithmetic import EXACT
+from mtfl_jax.learning.drawing import draw_batch, draw_network, losses_of
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.tasks import FAMILIES, Tasks
+
+
+def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
+    heads, features = (draw_batch(p, cell, of, purpose, 0) for purpose in ("heads", "features"))
+    # No weight decay given: that which forgets the initial weights.
+    shrink = jnp.where(jnp.isnan(cell.weight_decay), 1.0, cell.lr_w * cell.weight_decay)
+    params = updates.one_step(
+        draw_network(p, cell),
+        heads,
+        features,
+        losses_of(p, cell),
+        lr_a=cell.lr_a,
+        lr_w=cell.lr_w,
+        shrink=shrink,
+        train_bias=p.bias == "trained",
+        how=p.arithmetic,
+    )
+    return at_once(params, features)
+
+
+def _cost(p: Program, step: Any) -> Cost:
+    # At A = 0 the outputs are known, so the head step takes one product with the heads.
+    hidden, head = products(p)
+    flops = p.n1 * (hidden + head) + p.n2 * (2 * hidden + 2 * head)
+    return Cost(p.n1 + p.n2, p.n1 + p.n2, flops)
+
+
+@rule(
+    *("weight_decay", "label_noise", "bias", "shared_inputs", "loss", "losses", "precision", "kernel", "r", "network")
+)
+def _by_moments(c: View) -> bool:
+    forgotten = c.weight_decay is None and c.label_noise == 0 and c.bias != "trained"
+    linear = c.shared_inputs and set(loss_names(c)) == {"linear"}
+    padded = not of_network(c.network).exact and c.r <= moments.MAX_R
+    return bool(forgotten and linear and (c.precision, c.kernel) == EXACT[:2] and padded)
+
+
+@rule("nuisance_scale")
+def _rows(c: View) -> frozenset[str]:
+    # The scale of what is orthogonal to the directions tells their number apart, unless it is 1.
+    own = {field.name for family in FAMILIES.values() for field in family.settings}
+    return frozenset(own | {"tasks", "width", "num_tasks"} | ({"r"} if c.nuisance_scale == 1 else set()))
+
+
+ALGORITHMS.register(
+    Algorithm(
+        "one_step",
+        "one gradient step of the heads on n1 samples, then one of the representation on n2",
+        _run,
+        _cost,
+        uses=(*TRAINED, "n1", "n2", "lr_a", "lr_w", "weight_decay"),
+        rules=TRAINED_RULES,
+        shared=Shared(_by_moments, _rows, moment_rows.run, moments.MAX_R),
+    )
+)

@@ -1,0 +1,60 @@
+"""`one_step` in the limit of infinitely many Gaussian samples (`learning.limits`)."""
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from mtfl_jax.fields import ConfigError, View, rule
+from mtfl_jax.learning import keys, limits, tasks
+from mtfl_jax.learning.algorithms.record import ALGORITHMS, Algorithm, Cost, Trained, at_once
+from mtfl_jax.learning.drawing import draw_network
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.tasks import Tasks
+
+
+def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
+    tables = tasks.truth_tables(of, cell.r, p.r)
+    tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)
+    params = limits.population_step(
+        keys.stream(cell.seed, "population"),
+        draw_network(p, cell),
+        tables,
+        r=cell.r,
+        max_r=p.r,
+        num_tasks=cell.num_tasks,
+        nuisance_scale=cell.nuisance_scale,
+        signal=1 - 2 * cell.label_noise,
+        lr_a=cell.lr_a,
+        lr_w=cell.lr_w,
+    )
+    return at_once(params, None)
+
+
+@rule("data", "loss", "network", "shared_inputs", "bias", "r")
+def _where_the_limit_is_known(c: View) -> None:
+    known = (("data", "gaussian"), ("loss", "linear"), ("network", "two_layer_relu"), ("shared_inputs", True))
+    for key, allowed in known:
+        if getattr(c, key) != allowed:
+            raise ConfigError(key, getattr(c, key), f"allowed with algorithm=population: {allowed}")
+    if c.bias == "trained":
+        raise ConfigError("bias", c.bias, "allowed with algorithm=population: zero, random")
+    if c.r > limits.MAX_POPULATION_R:
+        raise ConfigError("r", c.r, f"allowed with algorithm=population: r <= {limits.MAX_POPULATION_R}")
+
+
+def _cost(p: Program, step: Any) -> Cost:
+    return Cost(0, 0 * p.d, 0)
+
+
+ALGORITHMS.register(
+    Algorithm(
+        "population",
+        "one_step in the limit of infinitely many Gaussian samples, loss linear",
+        _run,
+        _cost,
+        uses=("lr_a", "lr_w"),
+        rules=(_where_the_limit_is_known,),
+        # The quadrature depends on r.
+        exact=("r",),
+    )
+)

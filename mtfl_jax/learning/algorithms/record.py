@@ -1,0 +1,148 @@
+"""What an algorithm is, and the rules that several share."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
+from mtfl_jax.learning import updates
+from mtfl_jax.learning.losses import LOSSES, MIXTURE
+from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.tasks import Tasks
+from mtfl_jax.learning.updates import Batch
+from mtfl_jax.records import Registry
+
+
+class Trained(NamedTuple):
+    """Networks after each recorded update, leaves with a leading axis len(p.record); the first update count whose
+    network is not finite, 0 if none; and the samples of the update that ends at a count (None: it saw none).
+    """
+
+    params: Params
+    diverged: Array
+    batch: Callable[[Any], Batch | None]
+
+
+class Cost(NamedTuple):
+    """Of a training, per copy of the inputs: distinct inputs seen; inputs that pass through the network; operations of
+    its matrix products, of all copies.
+    """
+
+    samples: Any
+    passed: Any
+    flops: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Shared:
+    """A pass over the samples of one training that gives the rows of many cells.
+
+    holds: whether it gives a cell's row. rows: the settings in which the cells of one pass may differ, their tasks,
+    r, width, num_tasks and the settings of families among them. run(p, cell): measurements with a leading axis rows.
+    """
+
+    holds: Rule
+    rows: Rule
+    run: Callable[[Program, Cell], dict[str, Array]]
+    most_r: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """How a representation is made.
+
+    run(p, cell, tasks) trains. cost(p, step): of a program of true sizes after `step` updates; its sizes may be arrays.
+    uses: settings that bear on it beside its own `settings`; `when` says of some when they do. rules: checks of cells.
+    stepped: it takes `steps` updates and is measured at several, else `record` is the one count it is measured at.
+    prefix: whether fewer steps are the beginning of more (none: never). shared: a pass that serves many cells. exact:
+    sizes that are never padded. base: the choice in conf/algorithm/ whose values it starts from, where it has no file
+    there of its own.
+    """
+
+    name: str
+    doc: str
+    run: Callable[[Program, Cell, Tasks], Trained]
+    cost: Callable[[Program, Any], Cost]
+    settings: tuple[Field, ...] = ()
+    uses: tuple[str, ...] = ()
+    when: Mapping[str, Rule] = dataclasses.field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+    stepped: bool = False
+    record: int = 1
+    prefix: Rule | None = None
+    shared: Shared | None = None
+    exact: tuple[str, ...] = ()
+    base: str = "one_step"
+
+
+ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
+
+TRAINED = ("shared_inputs", "precision", "kernel")
+"""What bears on every algorithm that sees samples."""
+IN_STEPS = (*TRAINED, "n2", "steps", "measure_at", "samples", "weight_decay")
+"""What bears on every algorithm that takes steps."""
+
+
+def at_once(params: Params, batch: Batch | None) -> Trained:
+    """The outcome of an algorithm without steps."""
+    diverged = jnp.where(updates.finite(params), 0, 1)
+    return Trained(jax.tree.map(lambda leaf: leaf[None], params), diverged, lambda step: batch)
+
+
+def loss_names(c: View) -> tuple[str, ...]:
+    """The losses of the tasks in turn; reads loss and losses."""
+    return c.losses if c.loss == MIXTURE else (c.loss,)
+
+
+@rule("shared_inputs", "precision", "kernel")
+def _plain_where_inputs_are_own(c: View) -> None:
+    for key, only in (("precision", "float32"), ("kernel", "plain")):
+        if not c.shared_inputs and getattr(c, key) != only:
+            raise ConfigError(key, getattr(c, key), f"allowed with shared_inputs=false: {only}")
+
+
+@rule("algorithm", "weight_decay")
+def _decay_is_a_number(c: View) -> None:
+    if c.weight_decay is None:
+        raise ConfigError("weight_decay", None, f"allowed in {c.algorithm}: a finite number from 0")
+
+
+@rule("algorithm", "loss", "losses", "weight_decay")
+def _bounded(c: View) -> None:
+    unbounded = [name for name in loss_names(c) if not LOSSES[name].bounded]
+    if unbounded and c.weight_decay == 0:
+        raise ConfigError(
+            "loss",
+            c.loss,
+            f"the {unbounded[0]} loss is unbounded in {c.algorithm}; allowed: weight_decay > 0, or another loss",
+        )
+
+
+@rule("measure_at", "steps")
+def _measured_within_the_steps(c: View) -> None:
+    if isinstance(c.measure_at, tuple) and c.measure_at[-1] > c.steps:
+        raise ConfigError("measure_at", list(c.measure_at), f"allowed: steps from 1 to steps={c.steps}")
+
+
+TRAINED_RULES = (_plain_where_inputs_are_own,)
+STEPPED_RULES = (*TRAINED_RULES, _decay_is_a_number, _bounded, _measured_within_the_steps)
+
+
+class Products(NamedTuple):
+    """Operations of the matrix products with one sample: with W, for all copies of the inputs, and with the heads."""
+
+    hidden: Any
+    head: Any
+
+
+def products(p: Program) -> Products:
+    """Two a multiply-add: 2 d width for the hidden layer, as much for ∇_W, and 2 width T with the heads. The hidden
+    layer counts once where heads and representation share their samples.
+    """
+    copies = 1 if p.shared_inputs else p.num_tasks
+    return Products(2 * p.d * p.width * copies, 2 * p.width * p.num_tasks)

@@ -1,0 +1,78 @@
+"""What a training draws, each from the seed and the name of its purpose: tasks, network, inputs, labels, batches."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from mtfl_jax.learning import data, draws, keys, network, tasks
+from mtfl_jax.learning.losses import LOSSES, Margins
+from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.program import Cell, Program, own
+from mtfl_jax.learning.tasks import FAMILIES, Tasks
+from mtfl_jax.learning.updates import Batch
+
+
+def losses_of(p: Program, cell: Cell) -> tuple[Margins, ...]:
+    """The losses of the tasks in turn, with their settings."""
+    return tuple(functools.partial(LOSSES[name].value, **own(p, cell, LOSSES[name].settings)) for name in p.losses)
+
+
+def draw_tasks(p: Program, cell: Cell) -> Tasks:
+    """The cell's training tasks."""
+    key, settings = keys.stream(cell.seed, "tasks"), own(p, cell, FAMILIES[p.tasks].settings)
+    return tasks.sample(key, p.tasks, p.num_tasks, r=cell.r, max_r=p.r, **settings)
+
+
+def draw_network(p: Program, cell: Cell) -> Params:
+    """The network at initialisation."""
+    key = keys.stream(cell.seed, "network")
+    scale = cell.bias_scale if p.bias == "random" else 0.0
+    return network.initialise(key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale)
+
+
+def draw_inputs(p: Program, cell: Cell, key: Array, n: int | Array) -> Array:
+    """n inputs of the cell's law (of an array n, those samples), (n, p.d)."""
+    settings = own(p, cell, data.LAWS[p.data].settings)
+    return data.inputs(key, p.data, n, p.d, r=cell.r, d=cell.d, nuisance_scale=cell.nuisance_scale, settings=settings)
+
+
+def draw_labels(p: Program, cell: Cell, of: Tasks, key: Array, x: Array, *, noisy: bool) -> Array:
+    """Labels (n, T) of inputs (n, d), each flipped with probability label_noise where `noisy`."""
+    y = tasks.labels(of, data.orthants(x, cell.r, p.r))
+    if not noisy:
+        return y
+    n, num_tasks = y.shape
+    u = draws.uniform(key, num_tasks, n).T
+    return jnp.where(u < cell.label_noise, -y, y)
+
+
+def inputs_key(cell: Cell, purpose: str, step: int | Array) -> Array:
+    """The key of the inputs of a training step."""
+    return keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), step)
+
+
+def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
+    """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
+    key = inputs_key(cell, purpose, step)
+    noise_key = keys.at(keys.stream(cell.seed, f"{purpose}/label_noise"), step)
+    max_n, n = {"heads": lambda: (p.n1, cell.n1), "features": lambda: (p.n2, cell.n2)}[purpose]()
+    if p.shared_inputs:
+        x = draw_inputs(p, cell, key, max_n)
+        y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy)
+    else:
+        x = jax.vmap(lambda key: draw_inputs(p, cell, key, max_n))(keys.indexed(key, p.num_tasks))
+        noise_keys = keys.indexed(noise_key, p.num_tasks)
+
+        def own_labels(task: Array, key: Array, x: Array) -> Array:
+            return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy)[:, 0]
+
+        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
+    counted = (jnp.arange(max_n) < n)[:, None] & (jnp.arange(p.num_tasks) < cell.num_tasks)
+    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
+
+
+def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
+    """The samples of a step of a training in steps: new ones each, or those of the first where they are fixed."""
+    return draw_batch(p, cell, of, purpose, 0 if p.fixed_samples else step)

@@ -1,0 +1,137 @@
+"""The optimisers and learning-rate schedules of `joint`, by optax.
+
+Source: ours.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+from jax import Array
+
+from mtfl_jax.learning.network import Params
+from mtfl_jax.records import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """`make(lr, momentum, decay, mask)` gives an optax transformation with weight decay on the leaves of `mask`.
+
+    equivariant: it commutes with rotations of the inputs, so that the basis does not bear on it. momentum: it has one.
+    """
+
+    name: str
+    make: Callable[..., optax.GradientTransformation]
+    equivariant: bool = False
+    momentum: bool = False
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The settings that bear on it."""
+        return ("momentum",) * self.momentum + ("basis",) * (not self.equivariant)
+
+
+OPTIMIZERS: Registry[Optimizer] = Registry("optimizer")
+"""`adamw` and `lion` decay the weights directly (decoupled), the others through the gradient; what is not set here is
+optax's default.
+"""
+
+
+def _coupled(rule: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
+    """`make` of an optimiser that takes λ_w w into the gradient; rule(lr, momentum)."""
+
+    def make(
+        lr: optax.Schedule, momentum: float | Array, decay: float | Array, mask: Any
+    ) -> optax.GradientTransformation:
+        return optax.chain(optax.add_decayed_weights(decay, mask), rule(lr, momentum))
+
+    return make
+
+
+OPTIMIZERS.register(Optimizer("sgd", _coupled(lambda lr, momentum: optax.sgd(lr)), equivariant=True))
+OPTIMIZERS.register(
+    Optimizer("momentum", _coupled(lambda lr, momentum: optax.sgd(lr, momentum)), equivariant=True, momentum=True)
+)
+OPTIMIZERS.register(
+    Optimizer(
+        "nesterov",
+        _coupled(lambda lr, momentum: optax.sgd(lr, momentum, nesterov=True)),
+        equivariant=True,
+        momentum=True,
+    )
+)
+OPTIMIZERS.register(Optimizer("adam", _coupled(lambda lr, momentum: optax.adam(lr))))
+OPTIMIZERS.register(
+    Optimizer("adamw", lambda lr, momentum, decay, mask: optax.adamw(lr, weight_decay=decay, mask=mask))
+)
+OPTIMIZERS.register(Optimizer("nadam", _coupled(lambda lr, momentum: optax.nadam(lr))))
+OPTIMIZERS.register(Optimizer("radam", _coupled(lambda lr, momentum: optax.radam(lr))))
+OPTIMIZERS.register(Optimizer("amsgrad", _coupled(lambda lr, momentum: optax.amsgrad(lr))))
+OPTIMIZERS.register(Optimizer("adagrad", _coupled(lambda lr, momentum: optax.adagrad(lr))))
+OPTIMIZERS.register(Optimizer("rmsprop", _coupled(lambda lr, momentum: optax.rmsprop(lr))))
+OPTIMIZERS.register(Optimizer("lion", lambda lr, momentum, decay, mask: optax.lion(lr, weight_decay=decay, mask=mask)))
+OPTIMIZERS.register(Optimizer("sign_sgd", _coupled(lambda lr, momentum: optax.sign_sgd(lr))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Learning rate over its peak, by update, in a training of `steps` updates: shape(steps). of_steps: it depends on
+    their number, so that a shorter training is not the beginning of a longer one.
+    """
+
+    name: str
+    shape: Callable[[int], optax.Schedule]
+    of_steps: bool = True
+
+
+SCHEDULES: Registry[Schedule] = Registry("schedule")
+
+SCHEDULES.register(Schedule("constant", lambda steps: optax.constant_schedule(1.0), of_steps=False))
+SCHEDULES.register(Schedule("linear", lambda steps: optax.linear_schedule(1.0, 0.0, steps)))
+SCHEDULES.register(Schedule("cosine", lambda steps: optax.cosine_decay_schedule(1.0, steps)))
+
+
+def _warm_up(steps: int) -> optax.Schedule:
+    """The warm-up takes a tenth of the updates."""
+    rise = -(-steps // 10)
+    return optax.warmup_cosine_decay_schedule(1 / rise, 1.0, rise, steps + 1)
+
+
+SCHEDULES.register(Schedule("warmup_cosine", _warm_up))
+
+
+def optimizer(
+    name: str,
+    lr: float | Array,
+    *,
+    schedule: str = "constant",
+    steps: int = 1,
+    momentum: float | Array = 0.9,
+    weight_decay: float | Array = 0.0,
+    train_bias: bool = False,
+    rotation: Array | None = None,
+) -> optax.GradientTransformation:
+    """The optax transformation of `joint` on `Params`.
+
+    Weight decay acts on W only; b stays fixed unless `train_bias`. An optimiser that is not equivariant works in the
+    basis of `rotation` Q (d, d): it sees W Qᵀ and its gradient, and its update is rotated back.
+    """
+    kind, shape = OPTIMIZERS[name], SCHEDULES[schedule].shape(steps)
+    only_w = {"W": True, "b": False, "A": False}
+    rule = kind.make(lambda count: lr * shape(count), momentum, weight_decay, only_w)
+    if not train_bias:
+        # No rule here moves a leaf whose gradient is zero.
+        rule = optax.chain(optax.masked(optax.set_to_zero(), {"W": False, "b": True, "A": False}), rule)
+    return rule if kind.equivariant or rotation is None else _rotated(rule, rotation)
+
+
+def _rotated(rule: optax.GradientTransformation, q: Array) -> optax.GradientTransformation:
+    def turn(tree: Params, q: Array) -> Params:
+        return tree | {"W": tree["W"] @ q}
+
+    def update(grads: Params, state: optax.OptState, params: Params) -> tuple[Params, optax.OptState]:
+        updates, state = rule.update(turn(grads, q.T), state, turn(params, q.T))
+        return turn(updates, q), state
+
+    return optax.GradientTransformation(lambda params: rule.init(turn(params, q.T)), update)

@@ -1,0 +1,78 @@
+"""Records of one kind by name: the only place where the program looks a name up, and the only way in for a new one.
+
+A record is a frozen dataclass of pure functions and facts with a `name`; whatever the rest of the program must know of
+a thing is a member of its record. Built-in records and those of `extensions` (`mtfl_jax.extend`) are registered alike.
+"""
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
+
+_source: ContextVar[str] = ContextVar("source", default="")
+
+
+class Named(Protocol):
+    """Whatever has a name."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in configs and tables."""
+
+
+R = TypeVar("R", bound=Named)
+
+REGISTRIES: list["Registry[Any]"] = []
+"""Every kind of record there is."""
+
+
+class Registry(dict[str, R]):
+    """Records of one kind by name. A look-up that misses raises LookupError and names what there is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self._sources: dict[str, str] = {}
+        REGISTRIES.append(self)
+
+    def register(self, record: R) -> R:
+        """Add a record and return it. Raises ValueError where its name is taken, RuntimeError in a module that was not
+        imported as an extension.
+        """
+        if not _source.get() and not sys._getframe(1).f_globals["__name__"].startswith("mtfl_jax."):
+            raise RuntimeError(f"{self.kind} {record.name}: records of your own come in by extensions=[MODULE]")
+        if record.name in self:
+            raise ValueError(f"{self.kind} {record.name}: there is one already; allowed: another name")
+        self[record.name] = record
+        self._sources[record.name] = _source.get()
+        return record
+
+    def __missing__(self, name: str) -> R:
+        raise LookupError(f"{self.kind}={name}: allowed: {', '.join(self)}{guess(name, self)}")
+
+    def source(self, name: str) -> str:
+        """The extension that a record is from, NAME:HASH; empty for a built-in one."""
+        return self._sources.get(name, "")
+
+    def remove(self, source: str) -> None:
+        """Take out the records of an extension."""
+        for name in [name for name, of in self._sources.items() if of == source]:
+            del self[name], self._sources[name]
+
+
+@contextmanager
+def registering(source: str) -> Iterator[None]:
+    """Whatever is registered meanwhile is from that extension."""
+    token = _source.set(source)
+    try:
+        yield
+    finally:
+        _source.reset(token)
+
+
+def guess(value: object, names: Iterable[str]) -> str:
+    """What a misspelt name may have meant, in words; empty where nothing is near."""
+    close = difflib.get_close_matches(str(value), list(names), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,161 @@
+"""The settings that no single record owns. Those of one family, algorithm and so on are in its record; the defaults
+are in conf/.
+"""
+
+from typing import Any
+
+from mtfl_jax.fields import ConfigError, Field, Type, View, flag, integer, list_of, number, of, one_of, optional, rule
+from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX
+from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
+from mtfl_jax.learning.data import LAWS
+from mtfl_jax.learning.losses import LOSSES, MIXTURE
+from mtfl_jax.learning.measures import MEASURES, sets
+from mtfl_jax.learning.network import BIASES
+from mtfl_jax.learning.probe import NONE, PROBES
+from mtfl_jax.learning.tasks import FAMILIES
+
+MOST_SEED = 2**31 - 1
+
+
+def _networks() -> Type:
+    base = of(ACTIVATIONS)
+
+    def parse(key: str, value: Any) -> str:
+        names = [PREFIX + name for name in ACTIVATIONS]
+        if value not in names:
+            raise ConfigError(key, value, f"allowed: {', '.join(names)}")
+        return str(value)
+
+    return Type(
+        parse,
+        str,
+        lambda: [PREFIX + name for name in ACTIVATIONS],
+        names=lambda: [PREFIX + name for name in ACTIVATIONS],
+        source=lambda value: base.source(value.removeprefix(PREFIX)),
+    )
+
+
+def _sets() -> Type:
+    def source(value: str) -> str:
+        found = {MEASURES.source(name) for name, measure in MEASURES.items() if value in measure.sets}
+        return " ".join(sorted(found - {""}))
+
+    base = one_of()
+
+    def parse(key: str, value: Any) -> str:
+        return str(one_of(*sets()).parse(key, value))
+
+    return Type(parse, base.column, sets, names=sets, source=source)
+
+
+def _measure_at() -> Type:
+    words, steps = ("log", "last"), list_of(integer(1), distinct=True, examples=())
+
+    def parse(key: str, value: Any) -> str | tuple[int, ...]:
+        if isinstance(value, str) and value in words:
+            return value
+        try:
+            return tuple(sorted(steps.parse(key, value)))
+        except ConfigError:
+            raise ConfigError(key, value, "allowed: log, last, or a list of distinct step numbers from 1") from None
+
+    return Type(parse, None, lambda: ("log", "last", (1,), (1, 2)), listed=True)
+
+
+def _size(name: str, doc: str, label: str, examples: tuple[int, ...]) -> Field:
+    return Field(name, "shape", integer(1, examples=examples), doc, padded=True, label=label)
+
+
+_SAMPLES = (3, 5, 8, 12)
+
+D = _size("d", "ambient dimension", "input dimension d", (2, 4, 5, 8))
+R = _size("r", "ground-truth directions, r <= d", "hidden directions r", (1, 2, 3))
+WIDTH = _size("width", "hidden neurons", "hidden neurons (width)", (1, 3, 4, 7))
+NUM_TASKS = _size("num_tasks", "tasks trained together (T)", "number of tasks T", (1, 2, 5))
+
+ALWAYS = (
+    D,
+    R,
+    WIDTH,
+    NUM_TASKS,
+    Field("seed", "knob", integer(0, MOST_SEED, examples=(0, 1, 7, MOST_SEED)), "seed of every draw"),
+    Field("data", "choice", of(LAWS), "input law"),
+    Field("nuisance_scale", "knob", number(0), "scale of the inputs orthogonal to the directions"),
+    Field(
+        "label_noise",
+        "knob",
+        number(0, 0.5, examples=(0.0, 0.1, 0.5)),
+        "probability that a training label is flipped",
+        label="label noise (share flipped)",
+    ),
+    Field("tasks", "choice", of(FAMILIES), "task family"),
+    Field("network", "choice", _networks(), "network: two layers and the activation between them"),
+    Field("bias", "choice", one_of(*BIASES), "biases of the hidden layer"),
+    Field(
+        "bias_scale",
+        "knob",
+        number(0),
+        "random biases are uniform on [-bias_scale, bias_scale]",
+        when=rule("bias")(lambda c: c.bias == "random"),
+    ),
+    Field("algorithm", "choice", of(ALGORITHMS), "how the representation is made"),
+    Field("loss", "choice", of(LOSSES, MIXTURE), "loss of the margin"),
+    Field(
+        "losses",
+        "choice",
+        list_of(
+            of(LOSSES),
+            distinct=False,
+            examples=(("hinge",), ("logistic", "squared"), ("squared", "logistic"), ("hinge", "hinge", "logistic")),
+        ),
+        "losses of a mixture; task t takes the (t mod k)-th",
+        when=rule("loss")(lambda c: c.loss == MIXTURE),
+    ),
+    Field("measure", "choice", _sets(), "recovery: of the first layer only; and the probe"),
+    Field("probe", "choice", of(PROBES, NONE), "downstream classifier"),
+)
+"""Settings that bear on every row, but where `when` says otherwise."""
+
+USED = (
+    _size("n1", "samples of a head step", "samples of a head step n1", _SAMPLES),
+    _size("n2", "samples of a representation step", "samples of a representation step n2", _SAMPLES),
+    Field(
+        "n_down",
+        "shape",
+        list_of(integer(1), distinct=True, examples=((3,), (8,), (3, 8)), listed=False, column=int),
+        "samples of the downstream probe",
+        label="samples of the downstream task",
+    ),
+    _size("n_test", "samples of every test measurement", "test samples", (4, 5, 7)),
+    Field("steps", "shape", integer(1, examples=(1, 2, 5)), "rounds of alternating, updates of joint"),
+    Field("basis", "choice", one_of("haar", "axis"), "basis in which coordinate-wise optimisers work"),
+    Field("shared_inputs", "choice", flag(), "whether the tasks share their inputs"),
+    Field("lr_a", "knob", number(0, examples=(0.0, 0.3, 1.0)), "learning rate of the heads"),
+    Field("lr_w", "knob", number(0, examples=(0.0, 0.3, 1.0)), "learning rate of the representation"),
+    Field(
+        "weight_decay",
+        "knob",
+        optional(number(0, examples=(0.0, 0.3, 1.0))),
+        "λ_w; null in one_step means 1/lr_w",
+    ),
+    Field("samples", "choice", one_of("fresh", "fixed"), "new samples every step, or one training set"),
+    Field("precision", "choice", one_of(*PRECISIONS), "precision of the factors of the training's matrix products"),
+    Field("kernel", "choice", one_of(*KERNELS), "pallas: the training's hidden layer is never in a GPU's memory"),
+    Field(
+        "momentum",
+        "knob",
+        number(0, 1, examples=(0.0, 0.5)),
+        "momentum of the optimisers momentum and nesterov",
+    ),
+    Field("measure_at", "choice", _measure_at(), "steps at which to measure", identified=False),
+    Field("probe_tasks", "choice", of(FAMILIES), "family of the downstream task"),
+)
+"""Settings that bear where something that the cell chooses uses them by name."""
+
+
+@rule("r", "d")
+def r_at_most_d(c: View) -> None:
+    """There are no more directions than dimensions."""
+    if c.r > c.d:
+        raise ConfigError("r", c.r, f"allowed: at most d={c.d}")

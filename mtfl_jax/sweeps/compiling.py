@@ -1,0 +1,170 @@
+"""Compiled programs: what they take, and how large a chunk of trainings fits into memory."""
+
+import dataclasses
+import functools
+import logging
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from mtfl_jax.config import FIELDS
+from mtfl_jax.learning import experiment, moment_rows
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices, memory_limit
+from mtfl_jax.sweeps.plan import Bucket, ladder
+
+CHUNK_SECONDS = 1.0
+"""What a chunk should take on a CPU by the planner's model, and how long rows wait to be written."""
+MAX_LANES = 1024
+"""Trainings of one call on each device at most."""
+
+_log = logging.getLogger(__name__)
+
+
+class TooLargeError(Exception):
+    """A program that does not fit into memory even for one training at a time."""
+
+
+class Chunk(NamedTuple):
+    """Trainings of one call on each device: at most `capacity`, `batch` of them at a time."""
+
+    capacity: int
+    batch: int
+
+
+def chunk_of(bucket: Bucket) -> Chunk:
+    """The bucket's chunk. A CPU core runs one training after the other faster than a batch of them, as many as take
+    CHUNK_SECONDS by the planner's model; an accelerator wants the batch.
+    """
+    if devices()[0].platform == "cpu":
+        return Chunk(min(ladder(max(1, int(CHUNK_SECONDS / bucket.seconds))), MAX_LANES), 1)
+    share = min(ladder(-(-len(bucket) // len(devices()))), MAX_LANES)
+    return Chunk(share, share)
+
+
+def half(chunk: Chunk) -> Chunk:
+    """Half the chunk, in whole batches."""
+    if chunk.batch > 1:
+        batch = chunk.batch // 2
+        return Chunk(batch, batch)
+    return Chunk(chunk.capacity // 2, 1)
+
+
+class Leaf(NamedTuple):
+    """A traced number of a training: its name, its shape in one training, and whether it is an integer."""
+
+    name: str
+    shape: tuple[int, ...]
+    whole: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A program and the traced numbers that it takes."""
+
+    program: Program
+    leaves: tuple[Leaf, ...]
+
+
+def job_of(bucket: Bucket) -> Job:
+    """What a bucket compiles to."""
+    p = bucket.program
+    rowed = moment_rows.rowed(p) if p.groups else ()
+    rows, probes = (sum(count for _, count in p.groups),), (len(p.probes),)
+    leaves = [Leaf(name, rows if name in rowed else (), FIELDS[name].type.whole) for name in bucket.traced]
+    leaves += [Leaf("family", rows, True)] * bool(rowed)
+    leaves += [Leaf("n_down", (len(p.n_down),), True)] * bool(p.probes)
+    leaves += [Leaf(name, probes, FIELDS[name].type.whole) for name in bucket.probe_settings]
+    return Job(p, tuple(leaves))
+
+
+def cells_of(grid: Grid, bucket: Bucket, lanes: np.ndarray) -> Cell:
+    """The traced numbers of some of a bucket's lanes: NumPy arrays with a leading axis lanes."""
+    members, columns = bucket.members[lanes], {}
+    for leaf in job_of(bucket).leaves:
+        if leaf.name in bucket.probe_settings:
+            found = bucket.probe_settings[leaf.name][lanes]
+        elif leaf.name == "n_down":
+            found = bucket.n_down[lanes]
+        elif leaf.name == "family":
+            families = np.asarray(bucket.program.families)
+            found = np.searchsorted(families, grid.column("tasks", members).astype(str))
+        else:
+            number = FIELDS[leaf.name].type.number
+            found = grid.column(leaf.name, members if leaf.shape else members[:, 0], number)
+        columns[leaf.name] = np.asarray(found).astype(_dtype(leaf))
+    return Cell(**columns)
+
+
+def _dtype(leaf: Leaf) -> type:
+    return np.int32 if leaf.whole else np.float32
+
+
+@functools.cache
+def compiled(job: Job, chunk: Chunk) -> Any:
+    """The executable of a program: (Cell, counts) -> measurements.
+
+    Leaves have a leading axis devices × capacity; counts (devices,) says how many trainings of each device's share
+    are real. The others give zeros, and batches without a real one cost nothing.
+    """
+    mesh, spec = Mesh(np.asarray(devices()), ("lanes",)), PartitionSpec("lanes")
+    run = functools.partial(experiment.experiment, job.program)
+
+    def each_device(cells: Cell, count: jax.Array) -> dict[str, jax.Array]:
+        rounds = chunk.capacity // chunk.batch
+        batches = jax.tree.map(lambda leaf: leaf.reshape(rounds, chunk.batch, *leaf.shape[1:]), cells)
+
+        def one_batch(i: int | jax.Array) -> dict[str, jax.Array]:
+            batch = jax.tree.map(lambda leaf: leaf[i], batches)
+            if chunk.batch > 1:
+                return jax.vmap(run)(batch)
+            alone = run(jax.tree.map(lambda leaf: leaf[0], batch))
+            return jax.tree.map(lambda leaf: leaf[None], alone)
+
+        def body(i: jax.Array, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
+            return jax.tree.map(lambda all_, leaf: all_.at[i].set(leaf), out, one_batch(i))
+
+        shapes = jax.eval_shape(one_batch, 0)
+        out = jax.tree.map(lambda leaf: jnp.zeros((rounds, *leaf.shape), leaf.dtype), shapes)
+        out = jax.lax.fori_loop(0, (count[0] + chunk.batch - 1) // chunk.batch, body, out)
+        return jax.tree.map(lambda leaf: leaf.reshape(chunk.capacity, *leaf.shape[2:]), out)
+
+    sharded = jax.shard_map(each_device, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
+    lanes = chunk.capacity * len(devices())
+    example = Cell(**{leaf.name: np.zeros((lanes, *leaf.shape), _dtype(leaf)) for leaf in job.leaves})
+    start = time.perf_counter()
+    with jax.default_matmul_precision(MATMUL_PRECISION):
+        executable = jax.jit(sharded).lower(example, np.zeros(len(devices()), np.int32)).compile()
+    _log.info("compiled %s in %.1f s", job.program, time.perf_counter() - start)
+    return executable
+
+
+def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> tuple[Any, Chunk]:
+    """The program's executable and its chunk, its batch halved until the program's own memory analysis fits into
+    `memory_fraction` of the device. Raises TooLargeError.
+    """
+    limit = memory_fraction * memory_limit()
+    while True:
+        executable = compiled(job, chunk)
+        needs = memory_of(executable)
+        if needs <= limit:
+            return executable, chunk
+        if chunk.batch == 1:
+            raise TooLargeError(
+                f"one training needs {needs / 2**30:.2g} GiB; allowed: {limit / 2**30:.2g} GiB a device"
+                f" (memory_fraction={memory_fraction:g})"
+            )
+        chunk = half(chunk)
+        _log.info("halved to %d trainings a call: %d bytes of %d", chunk.capacity, needs, limit)
+
+
+def memory_of(executable: Any) -> int:
+    """Bytes one device needs to run an executable, by the compiler's own account."""
+    analysis = executable.memory_analysis()
+    parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
+    return sum(getattr(analysis, name, 0) for name in parts)

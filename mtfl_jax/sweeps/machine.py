@@ -1,0 +1,59 @@
+"""The devices of this process, and what may be said of what rows were made with."""
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mtfl_jax.learning import keys
+from mtfl_jax.sweeps.grid import SCHEMA, numerics
+
+MATMUL_PRECISION = "highest"
+"""Precision of every matrix product: float32 on all backends."""
+
+MEMORY_FRACTION = 0.8
+"""Share of a device's memory that a program may take, unless told otherwise."""
+
+
+@functools.cache
+def devices() -> tuple[jax.Device, ...]:
+    """The local devices; on a CPU one a core this process may use, unless JAX is already initialised.
+
+    Also turns on JAX's persistent compilation cache, where the user has not chosen one.
+    """
+    # Where JAX runs already, or the platform has no affinity, take what is there.
+    with contextlib.suppress(RuntimeError, AttributeError):
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(home / "mtfl_jax" / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return tuple(jax.local_devices())
+
+
+def memory_limit() -> int:
+    """Bytes of memory of one device; of a CPU device its share of the machine's."""
+    stats = devices()[0].memory_stats() or {}
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(stats.get("bytes_limit", machine // len(devices())))
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and numerics of this process."""
+    packages = ("mtfl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "pandas", "pyarrow")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    return {
+        "versions": {**versions, "python": platform.python_version()},
+        "platform": platform.platform(),
+        "devices": [f"{device.platform}: {device.device_kind}" for device in devices()],
+        "numerics": numerics(),
+        "matmul_precision": MATMUL_PRECISION,
+        "draws_schema": keys.SCHEMA,
+        "schema": SCHEMA,
+    }

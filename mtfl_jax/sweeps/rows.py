@@ -1,0 +1,139 @@
+"""From what a call measured to rows of a results table, and what columns such a table has."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mtfl_jax import config
+from mtfl_jax.config import FIELDS
+from mtfl_jax.learning import experiment, keys
+from mtfl_jax.learning.measures import MEASURES, Measure, in_set
+from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
+from mtfl_jax.sweeps.plan import Bucket
+
+_TYPES: dict[type, pa.DataType] = {int: pa.int64(), float: pa.float64(), str: pa.string(), bool: pa.bool_()}
+
+
+def settings() -> dict[str, pa.Field]:
+    """The columns of the settings."""
+    return {
+        name: _column(name, _TYPES[field.type.column], field.label)
+        for name, field in FIELDS.items()
+        if field.type.column is not None
+    }
+
+
+def _column(name: str, kind: pa.DataType, label: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"label": label} if label else None)
+
+
+def schema() -> pa.Schema:
+    """Columns of a results table: settings, the extensions that the row is from, the numbers of the schemes of draws and
+    of columns, `step`, the row's status, the measurements, and its identity. Columns carry what figures call them.
+    """
+    columns = [*settings().values(), pa.field("extensions", pa.string())]
+    columns += [pa.field(name, pa.int64()) for name in ("draws", "schema", "step")]
+    columns += [pa.field("status", pa.string()), pa.field("diverged_step", pa.int64())]
+    for name, measure in MEASURES.items():
+        kind = _TYPES[measure.type]
+        columns.append(_column(name, pa.list_(kind) if measure.shape else kind, measure.label))
+    return pa.schema([*columns, pa.field("id", pa.uint64())])
+
+
+def rows(grid: Grid, index: np.ndarray, steps: np.ndarray, measured: Mapping[str, Any]) -> pa.Table:
+    """Rows of the grid's cells `index` (R,) at `steps` (R,), with their measurements (R, …), as the results' columns.
+
+    A setting that does not bear on its row is missing there, as is what was not measured.
+    """
+    columns: dict[str, Any] = {}
+    for name, column in settings().items():
+        of = FIELDS[name].type
+        # n_down is a list in a config, a single number in a cell.
+        text = of.text if of.column is str else None
+        values = grid.column(name, index, text)
+        columns[name] = pa.array(values, column.type, mask=~grid.bears(name, index), from_pandas=True)
+    sources, which = grid.outcome(config.derived().sources)
+    columns |= {
+        **measured,
+        "extensions": pa.array([sources[k] or None for k in which[index]], pa.string()),
+        "draws": np.full(len(index), keys.SCHEMA),
+        "schema": np.full(len(index), SCHEMA),
+        "step": steps,
+        "id": row_ids(grid.ids[index], steps),
+    }
+    of_schema = schema()
+    missing = (name for name in MEASURES if name not in columns)
+    columns |= {name: pa.nulls(len(index), of_schema.field(name).type) for name in missing}
+    return pa.table([pa.array(columns[field.name], field.type) for field in of_schema], schema=of_schema)
+
+
+class Costs:
+    """num_params, train_samples and train_flops of a grid's cells."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        shaped = [key for key in grid.at if FIELDS[key].kind != "knob"]
+        self._stands_for, self._code = grid.alike(shaped, config.derived().planning)
+        self._known: dict[tuple[int, int], dict[str, float]] = {}
+
+    def at(self, index: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
+        """Of cells (R,) at steps (R,)."""
+        pairs, inverse = np.unique(np.stack([self._code[index], steps]), axis=1, return_inverse=True)
+        found = [self._of(*pair) for pair in pairs.T.tolist()]
+        return {name: np.asarray([own[name] for own in found])[inverse.reshape(-1)] for name in found[0]}
+
+    def _of(self, code: int, step: int) -> dict[str, float]:
+        if (code, step) not in self._known:
+            program = self._grid.cell(self._stands_for[code]).program()
+            self._known[code, step] = experiment.costs(program, step)
+        return self._known[code, step]
+
+
+def rows_of(
+    grid: Grid, costs: Costs, bucket: Bucket, lanes: np.ndarray, measured: Mapping[str, np.ndarray]
+) -> pa.Table:
+    """The result rows of some of a bucket's lanes (consecutive): one a cell and recorded step.
+
+    A row whose network is not finite has no measurements of it.
+    """
+    program = bucket.program
+    low, high = np.searchsorted(bucket.lane, [lanes[0], lanes[-1] + 1])
+    places = [np.searchsorted(program.record, record) for record in bucket.records]
+    length = np.asarray([len(place) for place in places])[bucket.record[low:high]]
+    cell = np.repeat(np.arange(low, high), length)
+    s = np.concatenate([places[record] for record in bucket.record[low:high]]) + bucket.row[cell]
+    lane = bucket.lane[cell] - lanes[0]
+    index, steps = bucket.cells[cell], np.asarray(program.record)[s - bucket.row[cell]]
+
+    diverged = measured["diverged_step"][lane, s]
+    finite, r = diverged == 0, grid.column("r", index)
+    values = {
+        record.name: _measured(record, measured[record.name][lane, s], r, finite) for record in in_set(program.measure)
+    }
+    if program.probes:
+        probing = bucket.probe[cell] >= 0
+        errors = measured["downstream_error"][lane, s, bucket.probe[cell], bucket.slot[cell]]
+        values["downstream_error"] = pa.array(errors.astype(float), mask=~(probing & finite))
+    values |= {
+        "status": np.where(finite, "ok", "diverged"),
+        "diverged_step": pa.array(diverged, pa.int64(), mask=finite),
+    }
+    return rows(grid, index, steps, {**values, **costs.at(index, steps)})
+
+
+def _measured(record: Measure, values: np.ndarray, r: np.ndarray, there: np.ndarray) -> pa.Array:
+    """The column of a measurement (R, …), where the row has one; of a list, its true beginning."""
+    kind = _TYPES[record.type]
+    values = values.astype(record.type)
+    if record.shape is None:
+        return pa.array(values, kind, mask=~there)
+    kept = np.repeat(there[:, None], values[0].size, axis=1).reshape(values.shape)
+    shapes = np.asarray([record.shape(own) for own in range(int(r.max()) + 1)])[r]
+    for axis, size in enumerate(values.shape[1:]):
+        inside = np.arange(size) < shapes[:, axis, None]
+        kept &= inside.reshape(len(r), *(size if k == axis else 1 for k in range(values.ndim - 1)))
+    counts = kept.reshape(len(kept), -1).sum(axis=1)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32(), mask=np.append(~there, False))
+    return pa.ListArray.from_arrays(offsets, pa.array(values[kept], kind))
