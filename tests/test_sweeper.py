@@ -6,7 +6,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import mtfl_jax
-from mtfl_jax.config import HYDRA_BASE, ConfigError, conf_dir
+from mtfl_jax.compose import HYDRA_BASE, conf_dir
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]

@@ -85,7 +85,7 @@ def job_of(bucket: Bucket) -> Job:
 
 def cells_of(grid: Grid, bucket: Bucket, lanes: np.ndarray) -> Cell:
     """The traced numbers of some of a bucket's lanes: NumPy arrays with a leading axis lanes."""
-    members, columns = bucket.members[lanes], {}
+    members, columns = bucket.members[lanes], dict[str, np.ndarray]()
     for leaf in job_of(bucket).leaves:
         if leaf.name in bucket.probe_settings:
             found = bucket.probe_settings[leaf.name][lanes]
