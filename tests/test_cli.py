@@ -116,6 +116,7 @@ def test_a_folder_grows_and_loses_nothing(here, tmp_path):
     assert sorted(mtfl_jax.load("a")["seed"]) == [0, 1]
 
 
+@pytest.mark.slow
 def test_quickstart_tiny(here, tmp_path):
     sizes = [text for text in SMALL if not text.startswith("num_tasks")]
     status, out, _ = here("study=quickstart", *sizes, "num_tasks=8", "hydra.run.dir=q")
@@ -148,6 +149,7 @@ def test_a_report_that_fails_loses_nothing(here, monkeypatch):
     assert len(mtfl_jax.load("a")) == 1
 
 
+@pytest.mark.slow
 def test_several_steps_and_samples_give_several_rows(here):
     status, _, _ = here(*SMALL[:-2], "n_down=[8,16]", "n_test=64", "algorithm=joint", "steps=5", "hydra.run.dir=a")
     assert status == 0

@@ -89,6 +89,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.slow
 def test_a_tiny_run(study, here, tmp_path):
     status, out, err = here(f"study={study}", *TINY[study], "hydra.run.dir=q")
     assert status == 0, err

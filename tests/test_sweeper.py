@@ -55,6 +55,7 @@ def test_split_and_jobs_make_separate_jobs(loader):
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.slow
 def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
     sweep = ["-m", *SMALL, "seed=range(0,5)", "num_tasks=1,2", "hydra.sweeper.jobs=2", "hydra.sweep.dir=out"]
     done = mtfl(*sweep, f"hydra/launcher={launcher}")
@@ -69,6 +70,7 @@ def test_the_stock_sweeper_still_works(mtfl, tmp_path):
     assert sorted(mtfl_jax.load(tmp_path / "out")["seed"]) == [1, 2]
 
 
+@pytest.mark.slow
 def test_every_failed_job_is_named(mtfl, tmp_path):
     done = mtfl(
         "-m", *SMALL, "num_tasks=1,2", "hydra.sweeper.split=[num_tasks]", "memory_fraction=1e-9", "hydra.sweep.dir=o"

@@ -137,6 +137,7 @@ def test_the_moment_path_shares_one_pass_over_the_samples():
         {"d": 160, "width": [100, 200], "n1": 2048, "n2": 2048, "num_tasks": [1, 64], "measure": "recovery"},
     ],
 )
+@pytest.mark.slow
 def test_rows_by_moments_are_those_of_the_direct_path(axes):
     grid = grid_of(**{"lr_a": 0.7, "lr_w": 1.3, "seed": [0, 1], **axes})
     direct = table_of(grid, moments="never")
@@ -219,6 +220,7 @@ print("misses", len(misses))
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_the_programs_in_the_cache(tmp_path):
     def misses(seeds):
         done = subprocess.run(
@@ -274,6 +276,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=[kind["algorithm"] for kind in KINDS])
 @settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn=st.data())
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_grid(kind, drawn):
     """Alone or in a padded grid, in any order and chunk: the same row."""
     names = drawn.draw(st.lists(st.sampled_from(sorted(VARIED)), min_size=2, max_size=3, unique=True))
@@ -292,6 +295,7 @@ def test_a_row_does_not_depend_on_the_grid(kind, drawn):
 
 
 @pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
     axes = {"width": [8, 16], "num_tasks": [1, 3], "seed": [0, 1, 2]}
     code = f"import mtfl_jax; mtfl_jax.sweep(folder='out', **{ {**SMALL, **axes}!r})"
@@ -301,6 +305,7 @@ def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
     assert_same_rows(table_of(grid_of(**axes)), other)
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
     fixed = [f"{key}={value}" for key, value in SMALL.items() if key != "d"]
     done = mtfl(
@@ -313,6 +318,7 @@ def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
     assert_same_rows(rows, table_of(grid))
 
 
+@pytest.mark.slow
 def test_shared_steps_and_probes_give_the_rows_of_their_own_trainings():
     axes = {"steps": [3, 6], "n_down": [8, 32], "probe": ["ridge", "none"]}
     whole = table_of(grid_of(algorithm="alternating", **axes))
@@ -375,6 +381,7 @@ def test_a_failed_bucket_is_named_and_the_rest_runs(monkeypatch):
         mtfl_jax.sweep(**{**SMALL, "algorithm": "oracle"})
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     import jax
 
@@ -423,6 +430,7 @@ def start(cwd, *more):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_finishes_the_chunk_and_the_sweep_goes_on_after_it(tmp_path, mtfl):
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(tmp_path)
@@ -460,6 +468,7 @@ mtfl_jax.sweep(folder="out", d=8, r=2, width=[8, 16], n1=64, n2=64, n_test=32, p
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
     """Killed 20 times while it writes, restarted each time: the table of an undisturbed sweep."""
     axes = {"d": 8, "r": 2, "width": [8, 16], "n1": 64, "n2": 64, "n_test": 32, "probe": "none", "seed": range(2000)}
