@@ -161,8 +161,8 @@ def test_precision_is_recorded_and_changes_the_training_only():
 @pytest.mark.parametrize(("key", "value"), [("precision", "bfloat16"), ("kernel", "pallas")])
 def test_what_reduced_precision_and_kernels_do_not_do_is_refused(key, value):
     with pytest.raises(ConfigError, match=f"^{key}={value}: allowed with shared_inputs=false: "):
-        config.from_keywords(**{key: value}, shared_inputs=False)
-    assert not config.from_keywords(**{key: value}).by_moments
+        compose.from_keywords(**{key: value}, shared_inputs=False)
+    assert not compose.from_keywords(**{key: value}).shared
 
 
 # Platforms that are not here
