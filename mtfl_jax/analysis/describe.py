@@ -17,7 +17,7 @@ MISSING = "—"
 """What is shown where there is no value."""
 _BESIDE = ("status", "diverged_step", "id")
 """Columns that are neither settings nor measurements."""
-_DIGITS = (4, 6, 9, 12, 17)
+_DIGITS = (4, 6, 9, 12, 15, 16, 17)
 
 
 def number(value: object, digits: int = 4) -> str:
@@ -31,9 +31,12 @@ def number(value: object, digits: int = 4) -> str:
     return str(value)
 
 
-def texts(column: pd.Series) -> list[str]:
-    """Every value of a column of settings as text: numbers with as many digits, from four on, as tell them apart."""
-    distinct = [value for value in column.unique() if isinstance(value, float) and value == value]
+def texts(column: pd.Series, among: pd.Series | None = None) -> list[str]:
+    """Every value of a column of settings as text: numbers with as many digits, from four on, as tell those of `among`
+    (by default the column itself) apart.
+    """
+    every = column if among is None else among
+    distinct = [value for value in every.unique() if isinstance(value, float) and value == value]
     for digits in _DIGITS:
         if len({number(value, digits) for value in distinct}) == len(distinct):
             break
@@ -193,9 +196,9 @@ def seeds(
     return f"{least} of {text}" if least == most else f"{least} to {most} of {text}"
 
 
-def values(column: pd.Series, most: int = 12) -> str:
+def values(column: pd.Series, most: int = 12, among: pd.Series | None = None) -> str:
     """The distinct values of a column: 0…7 for consecutive integers; of more than `most`, the ends and how many. A dash
-    comes last where some are missing; empty where all are.
+    comes last where some are missing; empty where all are. among: as of `texts`.
     """
     distinct = pd.Series(sorted(column.dropna().unique()), dtype=object)
     whole = len(distinct) > 2 and all(isinstance(value, int | np.integer) for value in distinct)
@@ -204,8 +207,8 @@ def values(column: pd.Series, most: int = 12) -> str:
     if whole and distinct.iloc[-1] - distinct.iloc[0] == len(distinct) - 1:
         text = f"{distinct.iloc[0]}…{distinct.iloc[-1]}"
     elif len(distinct) > most:
-        shown = texts(distinct)
+        shown = texts(distinct, among)
         text = f"{shown[0]}, {shown[1]}, …, {shown[-1]} ({len(distinct)} values)"
     else:
-        text = ", ".join(texts(distinct))
+        text = ", ".join(texts(distinct, among))
     return f"{text}, {MISSING}" if column.isna().any() else text

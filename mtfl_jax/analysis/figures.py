@@ -133,9 +133,9 @@ def _apart(table: pd.DataFrame, names: Sequence[str], y: str) -> None:
     if "seed" not in table or len(set(describe.groups(table, [*names, "seed"]))) == len(table):
         return
     kept = [*names, "seed"]
-    known = describe.settings(table) if "step" in table else [name for name in table.columns if name != y]
+    known = describe.settings(table) if "step" in table else []
     others = [name for name in known if not describe.follows(table, name, kept)]
-    what = f"rows of one {', '.join(kept)} differ in {', '.join(others) or 'nothing'}"
+    what = f"rows of one {', '.join(kept)} differ in {', '.join(others) or 'other columns'}"
     raise ValueError(f"{y} against {names[0]}: {what}; allowed: one row for each")
 
 

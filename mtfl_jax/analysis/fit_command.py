@@ -16,9 +16,11 @@ from mtfl_jax.sweeps import tables
 
 HELP = (
     "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. Rows whose "
-    "status says that they diverged are left out. The exit "
-    "status is 0 where the data support the law, 1 where they do not (it says why), 2 for a bad argument or table."
+    "status says that they diverged are left out. The exit status is 0 where the data support the law, 1 where they do "
+    "not (it says why), 2 for a bad argument or table."
 )
+NULL = "null"
+"""What --where calls a value that is missing."""
 _OPTIONS = {"TABLE": "TABLE", "at_most": "--at-most", "curve": "--y", "error": "--crossing", "by": "--x"}
 """Where arguments of the functions have other names than the command's."""
 
@@ -38,7 +40,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", default="seed", metavar="COLUMN", help="resampled; rows are where there is no column seed")
     add("--censored", metavar="COLUMN", help="true where the true y is at least y; a column censored is used unasked")
     add("--at-most", metavar="COLUMN", help="true where the true y is at most y; a column at_start is used unasked")
-    add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these rows; may be given again")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only these rows (null: those without); may be given again",
+    )
     add("--crossing", metavar="COLUMN=EPSILON", help="fit the y at which the mean of COLUMN falls to EPSILON")
     add("--bootstraps", type=int, default=400, metavar="N", help="resamples (default 400)")
     add("--level", type=float, default=0.95, metavar="P", help="of the intervals (default 0.95)")
@@ -63,20 +71,24 @@ def read(path: str) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
-    """The rows that meet every COLUMN=VALUE. Raises ValueError for an unknown column or a value that no row has."""
+    """The rows that meet every COLUMN=VALUE, where a VALUE null is a missing one. Raises ValueError for an unknown
+    column or a value that no row has.
+    """
     for condition in conditions:
         name, _, text = condition.partition("=")
         if name not in table:
             raise ValueError(f"where={condition}: allowed: COLUMN=VALUE, columns {', '.join(map(str, table.columns))}")
         column = table[name]
-        if pd.api.types.is_bool_dtype(column):
+        if text == NULL and not (column.astype(str) == text).any():
+            same = column.isna()
+        elif pd.api.types.is_bool_dtype(column):
             same = column.astype(str).str.lower() == text.lower()
         elif pd.api.types.is_numeric_dtype(column):
             same = column == pd.to_numeric(text, errors="coerce")
         else:
             same = column.astype(str) == text
         if not same.any():
-            values = [str(value) for value in column.dropna().unique()]
+            values = [str(value) for value in column.dropna().unique()] + [NULL] * bool(column.isna().any())
             shown = ", ".join(values[:10]) + ", …" * (len(values) > 10)
             raise ValueError(f"where={condition}: no such row; allowed for {name}: {shown}")
         table = table[same.fillna(False).astype(bool)]

@@ -307,9 +307,9 @@ def _settings_apart(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str
         codes = describe.codes(both[key])
         alone = [both[key][own & ~np.isin(codes, codes[~own])] for own in (here, ~here)]
         if any(map(len, alone)):
-            said = [describe.values(both[key][own]) or describe.MISSING for own in (here, ~here)]
+            said = [describe.values(both[key][own], among=both[key]) or describe.MISSING for own in (here, ~here)]
             if said[0] == said[1]:
-                only = [describe.values(own) or describe.MISSING * bool(len(own)) for own in alone]
+                only = [describe.values(own, among=both[key]) or describe.MISSING * bool(len(own)) for own in alone]
                 said = [f"{text}; only here: {own or 'none'}" for text, own in zip(said, only, strict=True)]
             out.append((key, *said))
     groups = describe.groups(both, keys)

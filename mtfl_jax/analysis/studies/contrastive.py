@@ -71,7 +71,7 @@ def _distances(rows: pd.DataFrame, r: int) -> pd.DataFrame:
         np.linalg.norm(K - limits[family]) / np.linalg.norm(limits[family])
         for K, family in zip(found, rows["tasks"], strict=True)
     ]
-    rows = rows[["tasks", "num_tasks", "seed"]].assign(K=pd.Series(found, rows.index, object), distance=apart)
+    rows = rows[describe.settings(rows)].assign(K=pd.Series(found, rows.index, object), distance=apart)
     # K moves in steps of 2/T: one that is at its limit is nearer than that.
     there = rows["distance"] == 0
     return rows.assign(at_most=there, distance=rows["distance"].where(~there, 1 / rows["num_tasks"]))

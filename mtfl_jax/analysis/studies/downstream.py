@@ -48,8 +48,9 @@ def _parity(table: pd.DataFrame) -> str:
 
 
 def _errors(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a new task's error: features, task, samples, width, seed, error. Of trainings from scratch those at the
-    rate and step with the least mean error, which only favours them. A diverged row is there, without its error.
+    """Rows of a new task's error: their settings, and features, task, samples (how many of the new task), error. Of
+    trainings from scratch those at the rate and step with the least mean error, which only favours them. A diverged row
+    is there, without its error.
     """
     lost = ~describe.ok(table)
     probed = table[table["downstream_error"].notna() | (lost & table["n_down"].notna())]
@@ -71,7 +72,7 @@ def _errors(table: pd.DataFrame) -> pd.DataFrame:
         means = scratch.groupby([*cell, "lr", "step"])["error"].mean().dropna().reset_index()
         best = means.loc[means.groupby(cell)["error"].idxmin(), [*cell, "lr", "step"]]
         scratch = scratch.merge(best, on=[*cell, "lr", "step"])
-    names = ["features", *cell, "seed", "error"]
+    names = list(dict.fromkeys([*describe.settings(table), "features", "task", "samples", "error"]))
     rows = pd.concat([probed[names], scratch[names]], ignore_index=True)
     return rows.astype({"samples": float, "width": float, "error": float})
 

@@ -60,6 +60,16 @@ def _counted(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(**{name: table[name].where(good, value) for name, value in worth.items()})
 
 
+def _drawn(rows: pd.DataFrame) -> pd.Series:
+    """The samples of one step: of its heads and of the representation."""
+    return rows["n1"] + rows["n2"]
+
+
+def _seen(rows: pd.DataFrame) -> str:
+    """How many samples the rows' trainings saw, by those that did not diverge."""
+    return ", ".join(f"{count:,}" for count in sorted(rows["train_samples"].dropna().unique())) or describe.MISSING
+
+
 def _distance(rows: pd.DataFrame) -> describe.Estimate:
     """Mean subspace distance."""
     return describe.estimate(rows["subspace_distance"])
@@ -82,12 +92,12 @@ def _against_one(name: str, rows: pd.DataFrame, at_once: pd.DataFrame) -> Statem
     if rows.empty or at_once.empty:
         return Statement(None, f"{NAMES[name]} against one step: one of them is missing.")
     end = _last(rows)
-    one = at_once[at_once["train_samples"] == at_once["train_samples"].max()]
+    one = at_once[_drawn(at_once) == _drawn(at_once).max()]
     found, once = _distance(end), _distance(one)
     rate = describe.number(end[RATES[name]].iloc[0])
     text = (
         f"{NAMES[name]}, {RATES[name]} = {rate}: subspace distance {found} after {end['step'].iloc[0]} steps on"
-        f" {end['train_samples'].iloc[0]:,} fresh samples; one step on {one['train_samples'].iloc[0]:,}: {once}."
+        f" {_seen(end)} fresh samples; one step on {_seen(one)}: {once}."
     )
     every = _all_found(end)
     return Statement(every.mean >= ENOUGH, f"{text} All directions are found in {every.show('.0%')} of runs.")
@@ -119,8 +129,8 @@ def _fresh(name: str, rows: pd.DataFrame) -> Statement:
         return Statement(None, f"{NAMES[name]}, fresh against fixed samples: one of them is missing.")
     text = (
         f"{NAMES[name]}, each at its best rate after the same number of steps: subspace distance"
-        f" {describe.estimate(ends['fresh'])} on {last['fresh']['train_samples'].iloc[0]:,} fresh samples,"
-        f" {describe.estimate(ends['fixed'])} on a fixed set of {last['fixed']['train_samples'].iloc[0]:,}."
+        f" {describe.estimate(ends['fresh'])} on {_seen(last['fresh'])} fresh samples,"
+        f" {describe.estimate(ends['fixed'])} on a fixed set of {_seen(last['fixed'])}."
     )
     return Statement(gain.mean > -3 * gain.error, text)
 
@@ -169,9 +179,9 @@ def _curves(
     """Along the steps: the algorithms against one step; fresh against fixed samples; the losses."""
     figure, panels = figures.panels(1 + 2 * len(by_rate))
     figures.curves(panels[0], pd.concat(list(best.values())), "step", "subspace_distance", by="algorithm", log="x")
-    for place, (samples, own) in enumerate(at_once.groupby("train_samples")):
+    for place, (_, own) in enumerate(at_once.groupby(_drawn(at_once))):
         style = (":", "--")[place % 2]
-        label = f"one step, {samples:,} samples"
+        label = f"one step, {_seen(own)} samples"
         panels[0].axhline(_distance(own).mean, color="black", linewidth=0.8, linestyle=style, label=label)
     for place, (name, rows) in enumerate(by_rate.items()):
         fresh, losses = panels[1 + 2 * place :][:2]
