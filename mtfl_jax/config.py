@@ -22,6 +22,7 @@ from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
 from mtfl_jax.learning.probe import NONE, PROBES
 from mtfl_jax.learning.program import Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
+from mtfl_jax.names import GROUPS
 from mtfl_jax.records import REGISTRIES, Registry, guess
 
 PROBED = "probe_"
@@ -63,8 +64,8 @@ KINDS = (
 )
 """Everything that a cell chooses by name."""
 
-GROUPS = tuple(kind.group for kind in KINDS if kind.group)
-"""Config groups of a cell: keys whose choice is a file of conf/ or a record of an extension."""
+if {kind.group for kind in KINDS} - {""} != set(GROUPS):
+    raise AssertionError("names.GROUPS are not those that a cell chooses")
 
 
 class Part(NamedTuple):

@@ -1,5 +1,6 @@
 """The studies: their grids at every size, a tiny run of each, and verdicts that follow the data."""
 
+import copy
 import itertools
 import re
 
@@ -34,7 +35,7 @@ def test_these_are_the_studies():
 @pytest.fixture
 def _registry(monkeypatch):
     """The studies registered so far, put back afterwards."""
-    monkeypatch.setattr(studies, "STUDIES", dict(studies.STUDIES))
+    monkeypatch.setattr(studies, "STUDIES", copy.deepcopy(studies.STUDIES))
 
 
 def said(table):

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from scipy import special
 
+from mtfl_jax.records import Registry
+
 SHARPNESS = 0.25
 """Of `broken_power`: fixed, not fitted; its slope changes within a factor of about e^±0.5 of the break."""
 SMALLEST_FLOOR = 1e-4
@@ -54,7 +56,7 @@ class Model:
         return np.array([name in self.positive for name in self.parameters])
 
 
-MODELS: dict[str, Model] = {}
+MODELS: Registry[Model] = Registry("model")
 """The laws by name; those of one variable from the simplest to the richest, then a user's."""
 AUTO, CONSTANT_NAME = "auto", "constant"
 """What is no model's name: the choice among those of one variable, and what every law is held against."""
@@ -74,8 +76,7 @@ def register(model: Model) -> Model:
             raise ValueError(f"model={model.name}: {member}={', '.join(sorted(strange))}; {allowed}")
     if not {*model.floors, *model.places} <= set(model.positive):
         raise ValueError(f"model={model.name}: floors and places are positive; allowed: {', '.join(model.positive)}")
-    MODELS[model.name] = model
-    return model
+    return MODELS.register(model)
 
 
 def unbounded(parameters: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.findings import Findings
+from mtfl_jax.records import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Study:
     findings: Callable[[pd.DataFrame], Findings]
 
 
-STUDIES: dict[str, Study] = {}
+STUDIES: Registry[Study] = Registry("study")
 """The studies registered so far, by name; `named` imports those that are built in."""
 
 
@@ -49,8 +50,7 @@ def register(study: Study) -> Study:
         importlib.import_module(f"{__name__}.{study.name}")
     if study.name in STUDIES:
         raise ValueError(f"study={study.name}: this name is taken; allowed: a name other than {', '.join(_every())}")
-    STUDIES[study.name] = study
-    return study
+    return STUDIES.register(study)
 
 
 def known(name: str) -> bool:
