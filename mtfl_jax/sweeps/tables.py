@@ -120,29 +120,32 @@ class Stored:
 def stored(files: Sequence[Path], current: pa.Schema | None = None) -> Stored:
     """The files as one table, from their ends; one that cannot be read is named in a warning and left out.
 
-    Columns are those of `current` (default: of the file with most columns), then those that only files have, then
-    `id`. A column of `current` keeps its type and its metadata, and files' columns are cast to it where no value
-    changes: other widths, dictionaries, whole numbers kept as floats. Raises IncompatibleError for a column that
-    cannot be cast, for a file without an `id` of ours, and for a results.parquet that is something else.
+    Columns are those of `current` (default: of the file with most columns, in the types of a results table), then
+    those that only files have, then `id`. A column of `current` keeps its type and its metadata, and files' columns
+    are cast to it where no value changes: other widths, dictionaries, whole numbers kept as floats. Raises
+    IncompatibleError for a column that cannot be cast, for a file without an `id` of ours, and for a results.parquet
+    that is something else.
     """
     found: dict[Path, Any] = {}
     damaged: set[Path] = set()
-    kinds: dict[pa.Schema, list[Path]] = {}
+    kinds: dict[bytes, tuple[pa.Schema, list[Path]]] = {}
     for path in files:
         try:
             # Held open, as results.parquet may be replaced between the reading of its ids and of its rows.
             source = pa.OSFile(str(path)) if path.name == RESULTS else path
             with _open(source) as file:
-                kinds.setdefault(file.schema_arrow.remove_metadata(), []).append(path)
+                schema = file.schema_arrow.remove_metadata()
+            # By its bytes, as two schemas are equal whatever their fields' metadata.
+            kinds.setdefault(schema.serialize().to_pybytes(), (schema, []))[1].append(path)
             found[path] = source
         except _UNREADABLE as error:
             if path.name == RESULTS:
                 _require_torn(path)
             _leave_out(damaged, path, error)
-    for schema, paths in kinds.items():
+    for schema, paths in kinds.values():
         _require_ours(schema, paths[0])
-    result = Stored(_combined(kinds, current), found, damaged)
-    for schema, paths in kinds.items():
+    result = Stored(_combined(list(kinds.values()), current), found, damaged)
+    for schema, paths in kinds.values():
         for field in schema:
             kind = result.schema.field(field.name).type
             if _wide(field.type) != _wide(kind) and not pa.types.is_null(field.type):
@@ -179,8 +182,8 @@ def distinct(found: Stored, columns: Sequence[str] | None = None, where: Any = N
                     groups[i] = groups[i][:0]
                     keep = _first(rows)
                     continue
-                part = part if keep[path][i].all() else part.filter(pa.array(keep[path][i]))
                 part = _fitted(part, fitted)
+                part = part if keep[path][i].all() else part.filter(pa.array(keep[path][i]))
                 yield (part.filter(pq.filters_to_expression(where)) if where else part).select(names)
 
 
@@ -362,21 +365,23 @@ def _require_ours(schema: pa.Schema, path: Path) -> None:
             raise IncompatibleError(f"{path}: column {name} is there {names.count(name)} times")
 
 
-def _combined(kinds: Mapping[pa.Schema, Sequence[Path]], current: pa.Schema | None) -> pa.Schema:
+def _combined(kinds: Sequence[tuple[pa.Schema, Sequence[Path]]], current: pa.Schema | None) -> pa.Schema:
     """The columns of all: those of `current` as they are, then the others, then `id`. Raises IncompatibleError.
 
     `pyarrow.unify_schemas` does not serve: it would widen the current types, and has no rule for dictionaries.
     """
     fields: dict[str, pa.Field] = {} if current is None else {field.name: field for field in current}
     fixed = frozenset(fields)
-    for schema in sorted(kinds, key=len, reverse=True):
+    for schema, paths in sorted(kinds, key=lambda kind: len(kind[0]), reverse=True):
         for field in schema:
             name = field.name
-            known = fields.setdefault(name, pa.field(name, field.type, metadata=field.metadata))
+            # Views as strings: pyarrow has no filter of them.
+            kept = current is not None and not pa.types.is_string_view(field.type)
+            own = field.type if kept else _wide(field.type)
+            known = fields.setdefault(name, pa.field(name, own, metadata=field.metadata))
             kind = _common(known.type, field.type)
             if kind is None:
-                where = kinds[schema][0]
-                raise IncompatibleError(f"{where}: column {name} is {field.type}, elsewhere {known.type}")
+                raise IncompatibleError(f"{paths[0]}: column {name} is {field.type}, elsewhere {known.type}")
             metadata = known.metadata or (None if name in fixed else field.metadata)
             fields[name] = pa.field(name, known.type if name in fixed else kind, metadata=metadata)
     last = [fields.pop("id")] if "id" in fields else []
