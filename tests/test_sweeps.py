@@ -10,7 +10,6 @@ import time
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -490,80 +489,6 @@ def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
     table = tables.frame(api.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
     assert table["id"].is_unique
     assert_same_rows(table, table_of(undisturbed))
-
-
-# The folder
-
-
-def part_of(seeds):
-    sink = store.Memory()
-    engine.execute(grid_of(seed=seeds), sink)
-    return sink.table()
-
-
-def test_torn_parts_are_named_and_left_out(tmp_path):
-    folder = store.Folder(tmp_path)
-    folder.append(part_of([0, 1]))
-    folder.append(part_of([2]))
-    torn = sorted((tmp_path / "parts").iterdir())[1]
-    torn.write_bytes(torn.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match=torn.name):
-        assert sorted(mtfl_jax.load(tmp_path)["seed"]) == [0, 1]
-    with pytest.warns(UserWarning, match=torn.name):
-        assert (
-            len(engine.remaining(grid_of(seed=[0, 1, 2]), plan(grid_of(seed=[0, 1, 2])), folder.finished(), (1, 1)))
-            == 1
-        )
-
-
-def test_load_reads_what_is_asked_for_once(tmp_path):
-    one, two = store.Folder(tmp_path), store.Folder(tmp_path)
-    one.append(part_of([0, 1, 2]))
-    two.append(part_of([2, 3]))
-    assert mtfl_jax.load(tmp_path)["seed"].tolist() in ([0, 1, 2, 3], [2, 3, 0, 1])
-    some = mtfl_jax.load(tmp_path, columns=["seed", "d"], where=[("seed", ">", 1)])
-    assert list(some.columns) == ["seed", "d"]
-    assert sorted(some["seed"]) == [2, 3]
-    with pytest.raises(ValueError, match="column 'sede'"):
-        mtfl_jax.load(tmp_path, columns=["sede"])
-    assert pq.read_table(one.merge()).num_rows == 4
-    assert len(mtfl_jax.load(tmp_path / "results.parquet")) == 4
-
-
-HUGE = """
-import resource, sys
-import numpy as np
-import mtfl_jax
-from mtfl_jax import compose
-from mtfl_jax.learning.measures import MEASURES
-from mtfl_jax.sweeps import rows, store
-from mtfl_jax.sweeps.grid import Grid
-
-sink = store.Folder("huge")
-for at in range(int(sys.argv[1])):
-    grid = Grid({"seed": range(at * 2000, at * 2000 + 2000)}, compose.composed)
-    index, ones = np.arange(2000), np.ones(2000, int)
-    values = {name: ones if of.type is int else [[0.5] * 5] * 2000 if of.shape else np.full(2000, 0.5)
-              for name, of in MEASURES.items()}
-    values |= {"status": ["ok"] * 2000, "diverged_step": [None] * 2000}
-    sink.append(rows.rows(grid, index, ones, values))
-assert len(sink.finished()) == 2000 * int(sys.argv[1])
-sink.merge()
-some = mtfl_jax.load("huge", columns=["seed"], where=[("seed", "<", 100)])
-assert len(some) == 100
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
-def test_memory_stays_flat_however_many_rows(tmp_path):
-    """Ten times the rows: 180,000 more of 600 bytes each (100 MiB) may cost some of their 8-byte identities only."""
-    peaks = []
-    for parts in (10, 100):
-        (tmp_path / str(parts)).mkdir()
-        command = [sys.executable, "-c", HUGE, str(parts)]
-        done = subprocess.run(command, cwd=tmp_path / str(parts), capture_output=True, text=True, check=True)
-        peaks.append(float(done.stdout))
-    assert peaks[1] - peaks[0] < 40
 
 
 def test_parts_of_a_sweep_are_the_whole():
