@@ -14,8 +14,8 @@ import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import experiment, kernels, keys, network
-from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.sweeps.compiling import cells_of
+from mtfl_jax.learning.arithmetic import PRECISIONS, Arithmetic
+from mtfl_jax.sweeps import compiling
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.machine import MATMUL_PRECISION
 from mtfl_jax.sweeps.plan import plan
@@ -68,7 +68,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("precision", network.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_outputs_and_gradients_in_every_precision(sizes, variant, precision):
@@ -91,7 +91,7 @@ def test_precisions_differ_by_their_rounding():
     exact = by_numpy(W, b, A, x, g, "float32")[0]
     errors = [
         np.sqrt(np.mean((np.asarray(plain(W, b, A, x, precision=name)) - exact) ** 2)) / np.sqrt(np.mean(exact**2))
-        for name in network.PRECISIONS
+        for name in PRECISIONS
     ]
     assert errors[0] < 1e-6
     assert 2**-14 < errors[1] < 2**-10
@@ -147,9 +147,9 @@ def test_the_kernels_rows_are_those_of_the_plain_path(algorithm):
 
 @pytest.mark.slow
 def test_precision_is_recorded_and_changes_the_training_only():
-    table = mtfl_jax.sweep(**SMALL, algorithm=["one_step", "population"], precision=network.PRECISIONS, seed=0)
+    table = mtfl_jax.sweep(**SMALL, algorithm=["one_step", "population"], precision=PRECISIONS, seed=0)
     trained = table[table["algorithm"] == "one_step"]
-    assert list(trained["precision"]) == list(network.PRECISIONS)
+    assert list(trained["precision"]) == list(PRECISIONS)
     assert set(table["draws"]) == {keys.SCHEMA}
     assert trained["subspace_distance"].nunique() == 3
     # Nothing of the population limit is trained.
@@ -162,7 +162,7 @@ def test_precision_is_recorded_and_changes_the_training_only():
 def test_what_reduced_precision_and_kernels_do_not_do_is_refused(key, value):
     with pytest.raises(ConfigError, match=f"^{key}={value}: allowed with shared_inputs=false: "):
         compose.from_keywords(**{key: value}, shared_inputs=False)
-    assert not compose.from_keywords(**{key: value}).shared
+    assert compose.from_keywords(**{key: value}).shared is None
 
 
 # Platforms that are not here
@@ -193,7 +193,7 @@ def test_programs_lower_for_gpu_and_tpu(values, platform):
     values = {**SMALL, "num_tasks": [1, 4], "seed": range(2), **values}
     grid = Grid(values, compose.composed) if (moments := values.pop("moments", "auto")) else None
     for bucket in plan(grid, moments):
-        cells = cells_of(grid, bucket, np.arange(len(bucket)))
+        cells = compiling.cells_of(grid, bucket, np.arange(len(bucket)))
         run = jax.jit(jax.vmap(functools.partial(experiment.experiment, bucket.program)))
         checks = [export.DisabledSafetyCheck.custom_call(name) for name in CUSTOM.values()]
         target = AbstractMesh((), (), abstract_device=TARGET[platform])
