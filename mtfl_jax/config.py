@@ -170,9 +170,12 @@ def refresh() -> None:
             _sources(fields, bears),
             tuple(_checks()),
             _by_algorithm({name: record.prefix for name, record in ALGORITHMS.items()}, False),
-            _by_algorithm({name: record.shared and record.shared.holds for name, record in ALGORITHMS.items()}, False),
             _by_algorithm(
-                {name: record.shared and record.shared.rows for name, record in ALGORITHMS.items()}, frozenset()
+                {name: record.shared.holds if record.shared else None for name, record in ALGORITHMS.items()}, False
+            ),
+            _by_algorithm(
+                {name: record.shared.rows if record.shared else None for name, record in ALGORITHMS.items()},
+                frozenset(),
             ),
         )
     ]

@@ -111,6 +111,7 @@ def test_noisy_laws_are_found_within_a_few_standard_errors(model):
 @pytest.mark.parametrize(
     ("model", "seeds", "heavy"), [("power", 4, False), ("power", 16, True), ("exponential", 16, False)]
 )
+@pytest.mark.slow
 def test_intervals_cover_nominally_and_only_because_seeds_are_resampled(model, seeds, heavy):
     tables = 200
     name = "exponent" if model == "power" else "rate"

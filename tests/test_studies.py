@@ -9,7 +9,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from test_page import frame
 
-from mtfl_jax import config
+from mtfl_jax import compose as composing
 from mtfl_jax.analysis import studies
 from mtfl_jax.analysis.studies import contrastive
 from mtfl_jax.sweeps.grid import Grid
@@ -19,21 +19,22 @@ STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "s
 
 
 def test_these_are_the_studies():
-    assert {path.stem for path in config.conf_dir().glob("study/*.yaml")} == {*STUDIES, "quickstart", "none"}
+    assert {path.stem for path in composing.conf_dir().glob("study/*.yaml")} == {*STUDIES, "quickstart", "none"}
     assert all(studies.known(name) for name in STUDIES)
 
 
 @pytest.mark.parametrize("size", ["default", "large"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_grids_of_valid_cells_at_every_size(study, size):
-    with initialize_config_dir(str(config.conf_dir()), **compose.HYDRA_BASE):
+    with initialize_config_dir(str(composing.conf_dir()), **composing.HYDRA_BASE):
         given = [f"study={study}", f"size={size}"]
         whole = compose("config", given)
 
         def values(choices):
-            return config.cell_values(compose("config", [*given, *(f"{key}={name}" for key, name in choices.items())]))
+            more = (f"{key}={name}" for key, name in choices.items())
+            return composing.cell_values(compose("config", [*given, *more]))
 
-        sweep = config.plain(whole.sweep)
+        sweep = composing.plain(whole.sweep)
         grid = Grid(sweep["axes"], values, grids=sweep["grids"], zipped=sweep["zip"], where=sweep["where"])
         buckets = plan(grid)
     assert whole.size == size
@@ -44,7 +45,7 @@ def test_grids_of_valid_cells_at_every_size(study, size):
 
 def test_the_large_size_is_larger():
     def cells(*given):
-        with initialize_config_dir(str(config.conf_dir()), **compose.HYDRA_BASE):
+        with initialize_config_dir(str(composing.conf_dir()), **composing.HYDRA_BASE):
             return compose("config", list(given))
 
     for study in STUDIES:
@@ -88,6 +89,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.slow
 def test_a_tiny_run(study, here, tmp_path):
     status, out, err = here(f"study={study}", *TINY[study], "hydra.run.dir=q")
     assert status == 0, err
