@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from mtfl_jax import extend
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, moment_rows
 from mtfl_jax.learning.program import Cell, Program
@@ -66,10 +67,11 @@ class Leaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A program and the traced numbers that it takes."""
+    """A program, the traced numbers that it takes, and the extensions that its names may be of."""
 
     program: Program
     leaves: tuple[Leaf, ...]
+    extensions: tuple[str, ...]
 
 
 def job_of(bucket: Bucket) -> Job:
@@ -81,7 +83,7 @@ def job_of(bucket: Bucket) -> Job:
     leaves += [Leaf("family", rows, True)] * bool(rowed)
     leaves += [Leaf("n_down", (len(p.n_down),), True)] * bool(p.probes)
     leaves += [Leaf(name, probes, FIELDS[name].type.whole) for name in bucket.probe_settings]
-    return Job(p, tuple(leaves))
+    return Job(p, tuple(leaves), extend.loaded())
 
 
 def cells_of(grid: Grid, bucket: Bucket, lanes: np.ndarray) -> Cell:
