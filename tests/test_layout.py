@@ -56,18 +56,17 @@ def test_rooms_import_in_one_direction():
 
 
 def test_the_readme_lists_every_module_after_those_it_imports():
-    """A line of the layout is a module (or a package of one line), indented under its folder."""
+    """A line of the layout has modules and then words, indented under its folder."""
     text = (PACKAGE.parent / "README.md").read_text()
     block = re.search(r"```layout\n(.*?)```", text, re.DOTALL).group(1)
     order, folders = [], []
     for line in block.splitlines():
-        path = line.strip().split("  ")[0]
         depth = (len(line) - len(line.lstrip())) // 2
         folders = folders[:depth]
-        if path.endswith("/"):
-            folders.append(path.rstrip("/"))
+        if line.endswith("/"):
+            folders.append(line.strip().rstrip("/"))
         else:
-            order += [".".join([*folders, name.removesuffix(".py")]) for name in path.split(" ")]
+            order += [".".join([*folders, name.removesuffix(".py")]) for name in line.split() if name.endswith(".py")]
     known = modules()
     listed = {name.removesuffix(".__init__"): place for place, name in enumerate(order)}
     empty = {name for name in known if name not in listed and not known[name]}
