@@ -29,10 +29,10 @@ def sgemm_peak(n: int = 2048, seconds: float = 3.0) -> float:
     import jax
     import jax.numpy as jnp
 
-    from mtfl_jax.sweeps import engine
+    from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices
 
-    matrices = [jax.device_put(jnp.ones((n, n)), device) for device in machine.devices()]
-    with jax.default_matmul_precision(machine.MATMUL_PRECISION):
+    matrices = [jax.device_put(jnp.ones((n, n)), device) for device in devices()]
+    with jax.default_matmul_precision(MATMUL_PRECISION):
         product = jax.jit(lambda a: a @ a)
         jax.block_until_ready([product(a) for a in matrices])
         rates, end = [], time.perf_counter() + seconds
@@ -48,9 +48,9 @@ def copy_bandwidth(n: int = 2**26) -> float:
     import jax
     import jax.numpy as jnp
 
-    from mtfl_jax.sweeps import engine
+    from mtfl_jax.sweeps.machine import devices
 
-    arrays = [jax.device_put(jnp.ones(n), device) for device in machine.devices()]
+    arrays = [jax.device_put(jnp.ones(n), device) for device in devices()]
     copy = jax.jit(lambda a: a + 1)
     jax.block_until_ready([copy(a) for a in arrays])
     each = seconds_of(lambda: jax.block_until_ready([copy(a) for a in arrays]), 7)
@@ -59,7 +59,7 @@ def copy_bandwidth(n: int = 2**26) -> float:
 
 def executed(axes: dict[str, Any], **options: Any) -> tuple[Any, Any, Any]:
     """The grid of the axes, its finished progress and its rows."""
-    from mtfl_jax import config
+    from mtfl_jax import compose
     from mtfl_jax.sweeps import engine, store
     from mtfl_jax.sweeps.grid import Grid
 
@@ -73,14 +73,15 @@ def executed(axes: dict[str, Any], **options: Any) -> tuple[Any, Any, Any]:
 
 def flops_run(grid: Any, moments: str = "auto") -> float:
     """Matrix-product operations of the programs of a grid, padding included."""
-    from mtfl_jax.sweeps.plan import lane_flops, plan
+    from mtfl_jax.sweeps.cost import lane_flops
+    from mtfl_jax.sweeps.plan import plan
 
     return sum(lane_flops(bucket.program) * len(bucket) for bucket in plan(grid, moments))
 
 
 def planning(seeds: str) -> dict[str, Any]:
     """Parse and plan a grid of 100 cells a seed."""
-    from mtfl_jax import config
+    from mtfl_jax import compose
     from mtfl_jax.sweeps.grid import Grid
     from mtfl_jax.sweeps.plan import plan
 
@@ -94,7 +95,9 @@ def planning(seeds: str) -> dict[str, Any]:
 def rows() -> dict[str, Any]:
     """Write 1,000,000 rows in 100 parts, load them all, and load 1000 of them."""
     import mtfl_jax
-    from mtfl_jax import config
+    from mtfl_jax import compose
+    from mtfl_jax.learning.measures import MEASURES
+    from mtfl_jax.sweeps import rows as row_tables
     from mtfl_jax.sweeps import store
     from mtfl_jax.sweeps.grid import Grid
 
@@ -107,11 +110,11 @@ def rows() -> dict[str, Any]:
         for at in range(0, len(grid), 10_000):
             index = np.arange(at, min(at + 10_000, len(grid)))
             ones = np.ones(len(index), int)
-            values: dict[str, Any] = dict.fromkeys(store.MEASUREMENTS, np.full(len(index), 0.5))
-            values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)
+            values: dict[str, Any] = {"status": ["ok"] * len(index)}
+            for name, of in MEASURES.items():
+                values[name] = ones if of.type is int else np.full(len(index), 0.5)
             values |= {"feature_similarity": [[0.5] * 5] * len(index), "contrastive_kernel": [None] * len(index)}
-            values |= {"status": ["ok"] * len(index)}
-            sink.append(store.rows(grid, index, ones, {**values, "diverged_step": [None] * len(index)}))
+            sink.append(row_tables.rows(grid, index, ones, {**values, "diverged_step": [None] * len(index)}))
         out["write_seconds"] = time.perf_counter() - start
         start = time.perf_counter()
         assert len(mtfl_jax.load(folder)) == len(grid)
@@ -151,9 +154,9 @@ def grid() -> dict[str, Any]:
 
 def on_cpu() -> bool:
     """Whether the devices are a CPU's cores."""
-    from mtfl_jax.sweeps import engine
+    from mtfl_jax.sweeps.machine import devices
 
-    return machine.devices()[0].platform == "cpu"
+    return devices()[0].platform == "cpu"
 
 
 def alternating(data: str) -> dict[str, Any]:
@@ -185,29 +188,31 @@ def measuring() -> dict[str, Any]:
     import threadpoolctl
     from jax.sharding import Mesh, PartitionSpec
 
-    from mtfl_jax import config
-    from mtfl_jax.learning import experiment
-    from mtfl_jax.sweeps import engine, plan
+    from mtfl_jax import compose
+    from mtfl_jax.learning import drawing, experiment
+    from mtfl_jax.learning.algorithms import ALGORITHMS
+    from mtfl_jax.sweeps import compiling, plan
     from mtfl_jax.sweeps.grid import Grid
+    from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices
 
-    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(8 * len(machine.devices()))}, compose.composed)
+    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(8 * len(devices()))}, compose.composed)
     (bucket,) = plan.plan(cells, "never")
     p = bucket.program
-    mesh, spec = Mesh(np.asarray(machine.devices()), ("lanes",)), PartitionSpec("lanes")
-    each = engine._cells_of(cells, bucket, np.arange(8 * mesh.size))
+    mesh, spec = Mesh(np.asarray(devices()), ("lanes",)), PartitionSpec("lanes")
+    each = compiling.cells_of(cells, bucket, np.arange(8 * mesh.size))
 
     def timed(run: Any) -> float:
         def own(each: Any) -> Any:
             return jax.lax.map(run, each)
 
-        with jax.default_matmul_precision(machine.MATMUL_PRECISION), threadpoolctl.threadpool_limits(1):
+        with jax.default_matmul_precision(MATMUL_PRECISION), threadpoolctl.threadpool_limits(1):
             sharded = jax.shard_map(own, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
             compiled = jax.jit(sharded).lower(each).compile()
             jax.block_until_ready(compiled(each))
             return float(np.median(seconds_of(lambda: jax.block_until_ready(compiled(each)), 9))) / 8
 
     row = timed(lambda cell: experiment.experiment(p, cell))
-    training = timed(lambda cell: experiment.representations(p, cell, experiment.draw_tasks(p, cell)))
+    training = timed(lambda cell: ALGORITHMS[p.algorithm].run(p, cell, drawing.draw_tasks(p, cell)).params)
     return {"row_seconds": row, "training_seconds": training, "measuring_share": 1 - training / row}
 
 
@@ -301,9 +306,9 @@ def precision() -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """The device, its peak rates, and the versions."""
-    from mtfl_jax.sweeps import store
+    from mtfl_jax.sweeps.machine import environment
 
-    return {**machine.environment(), "sgemm_peak": sgemm_peak(), "copy_bandwidth": copy_bandwidth()}
+    return {**environment(), "sgemm_peak": sgemm_peak(), "copy_bandwidth": copy_bandwidth()}
 
 
 WORK = (planning, rows, grid, alternating, one_step, measuring, scaling, normals, precision, machine)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mtfl_jax.sweeps.api import sweep as sweep
     from mtfl_jax.sweeps.tables import load as load
 
+    __version__: str
+
 _HOMES = {
     "ConfigError": "mtfl_jax.fields",
     "load": "mtfl_jax.sweeps.tables",
@@ -26,10 +28,14 @@ _HOMES = {
     "sweep": "mtfl_jax.sweeps.api",
 }
 
-__all__ = ["ConfigError", "load", "run", "sweep"]
+__all__ = ["ConfigError", "__version__", "load", "run", "sweep"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":  # Said once, in pyproject.toml.
+        from importlib.metadata import version
+
+        return version(__name__)
     if name not in _HOMES:
         raise AttributeError(f"module 'mtfl_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,5 +1,6 @@
 """The Hydra entry point `mtfl`: compose, check, run, write, show."""
 
+import argparse
 import itertools
 import os
 import signal
@@ -15,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -237,12 +238,25 @@ def main() -> None:
 
 
 def named_extensions(arguments: list[str]) -> list[str]:
-    """The extensions that a command line names: Hydra must know of their settings before it reads the rest of it."""
-    given = [text for text in arguments if text.lstrip("+").startswith("extensions=")]
-    if not given:
+    """The extensions that a command line names, else those of the YAML of the study it names: Hydra must know of their
+    settings before it reads the rest. Raises ConfigError where they are swept.
+    """
+    given = {text.split("=")[0].lstrip("+"): text for text in arguments}
+    if "extensions" in given:
+        override = OverridesParser.create().parse_override(given["extensions"])
+        if override.is_sweep_override():
+            raise ConfigError("extensions", given["extensions"].split("=", 1)[1], "allowed: one list, not a sweep")
+        value = override.value()
+        return [str(one) for one in (value if isinstance(value, list) else [value] if value else [])]
+    if "study" not in given:
         return []
-    value = OverridesParser.create().parse_override(given[-1]).value()
-    return [str(one) for one in (value if isinstance(value, list) else [value] if value else [])]
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    folders = [conf_dir(), *filter(None, [parser.parse_known_args(arguments)[0].config_dir])]
+    named = given["study"].split("=", 1)[1].split(",")
+    files = [Path(folder) / "study" / f"{name}.yaml" for name in named for folder in folders]
+    studies = [OmegaConf.load(file) for file in files if file.is_file()]
+    return [str(one) for study in studies for one in OmegaConf.select(study, "extensions") or ()]
 
 
 def exit_status(error: Exception) -> int:

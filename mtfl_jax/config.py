@@ -22,6 +22,7 @@ from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
 from mtfl_jax.learning.probe import NONE, PROBES
 from mtfl_jax.learning.program import Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
+from mtfl_jax.names import GROUPS
 from mtfl_jax.records import REGISTRIES, Registry, guess
 
 PROBED = "probe_"
@@ -63,8 +64,8 @@ KINDS = (
 )
 """Everything that a cell chooses by name."""
 
-GROUPS = tuple(kind.group for kind in KINDS if kind.group)
-"""Config groups of a cell: keys whose choice is a file of conf/ or a record of an extension."""
+if {kind.group for kind in KINDS} - {""} != set(GROUPS):
+    raise AssertionError("names.GROUPS are not those that a cell chooses")
 
 
 class Part(NamedTuple):
@@ -169,7 +170,8 @@ def refresh() -> None:
     FIELDS.update(fields)
     always = {field.name for field in settings.ALWAYS}
     bears = {name: _always(field) if name in always else _used(name) for name, field in fields.items()}
-    shared = _by_algorithm({name: record.shared and record.shared.holds for name, record in ALGORITHMS.items()}, False)
+    holds = {name: record.shared.holds if record.shared else None for name, record in ALGORITHMS.items()}
+    shared = _by_algorithm(holds, False)
     _derived[:] = [
         Derived(
             fields,
@@ -179,7 +181,8 @@ def refresh() -> None:
             _by_algorithm({name: record.prefix for name, record in ALGORITHMS.items()}, False),
             shared,
             _by_algorithm(
-                {name: record.shared and record.shared.rows for name, record in ALGORITHMS.items()}, frozenset()
+                {name: record.shared.rows if record.shared else None for name, record in ALGORITHMS.items()},
+                frozenset(),
             ),
             _row(shared),
             _probed(),

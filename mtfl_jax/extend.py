@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 
@@ -33,73 +33,106 @@ def loaded() -> tuple[str, ...]:
 
 
 def load(extensions: Sequence[str] | str | None) -> tuple[str, ...]:
-    """Import extensions, those that are here already only if their files have changed; NAME:HASH of each.
+    """Import extensions, those that are here already only if their files have changed; NAME:HASH of each. They stay
+    until the process ends.
 
-    Raises ConfigError where one cannot be found or imported, or claims a name that is taken.
+    Raises ConfigError where one cannot be found or imported, has another's name, or claims a name that is taken.
     """
     given = [extensions] if isinstance(extensions, str) else list(extensions or ())
     with LOCK:
-        return tuple(_load(str(one)) for one in given)
+        found: dict[str, _Found] = {}
+        for own in map(_found, map(str, given)):
+            if found.setdefault(own.name, own).place != own.place:
+                raise ConfigError("extensions", own.given, f"allowed: one of those that are called {own.name}")
+        return tuple(_load(own) for own in found.values())
 
 
-def _load(given: str) -> str:
-    name, files, location = _found(given)
-    source = f"{name}:{_hash(files, location)}"
+class _Found(NamedTuple):
+    """An extension as it was given, and its name, files and place."""
+
+    given: str
+    name: str
+    files: list[Path]
+    place: Path
+
+
+def _load(found: _Found) -> str:
+    name, given = found.name, found.given
+    source = f"{name}:{_hash(found)}"
     if _loaded.get(name) == source:
         return source
+    if name not in _loaded and name in sys.modules:
+        taken = "a module of this name is there already; allowed: another name, or before the extension that needs it"
+        raise ConfigError("extensions", given, taken)
     _forget(name)
     try:
         with registering(source):
-            _import(name, given, location)
+            _import(found)
         config.refresh()
-    except Exception as error:
+    # A module that exits must not take the process with it.
+    except (Exception, SystemExit) as error:
         _forget(name, source)
-        reason = " ".join(str(error).split())
-        raise ConfigError("extensions", given, f"it cannot be imported ({type(error).__name__}: {reason})") from error
+        raise _unimportable(given, error) from error
     _loaded[name] = source
     return source
 
 
-def _found(given: str) -> tuple[str, list[Path], Path]:
-    """Name, files and place of an extension. Raises ConfigError."""
+def _unimportable(given: str, error: BaseException) -> ConfigError:
+    reason = " ".join(str(error).split())
+    return ConfigError("extensions", given, f"it cannot be imported ({type(error).__name__}: {reason})")
+
+
+def _found(given: str) -> _Found:
+    """Find an extension. Raises ConfigError."""
     if given.endswith(".py"):
         path = Path(given).resolve()
         if not path.is_file():
             raise ConfigError("extensions", given, "there is no such file; allowed: a module, or a path to a .py file")
-        return path.stem, [path], path
+        return _Found(given, path.stem, [path], path)
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
     try:
         spec = importlib.util.find_spec(given)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{given}.".startswith(f"{error.name}."):
+            raise _unimportable(given, error) from error
+        spec = None
     except (ImportError, ValueError):
         spec = None
-    if spec is None or spec.origin is None:
+    except (Exception, SystemExit) as error:  # Of a package that it is in, which is imported to find it.
+        raise _unimportable(given, error) from error
+    if spec is None or spec.origin is None or not spec.has_location:
         raise ConfigError("extensions", given, "there is no such module; allowed: a module, or a path to a .py file")
     origin = Path(spec.origin)
     if spec.submodule_search_locations:
-        return given, sorted(origin.parent.rglob("*.py")), origin.parent
-    return given, [origin], origin
+        return _Found(given, given, sorted(origin.parent.rglob("*.py")), origin.parent)
+    return _Found(given, given, [origin], origin)
 
 
-def _hash(files: Sequence[Path], location: Path) -> str:
+def _hash(found: _Found) -> str:
     digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.relative_to(location)}\n".encode())
+    for path in found.files:
+        digest.update(f"{path.relative_to(found.place)}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _import(name: str, given: str, location: Path) -> None:
-    if not given.endswith(".py"):
-        importlib.import_module(name)
-        return
-    spec = importlib.util.spec_from_file_location(name, location)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+def _import(found: _Found) -> None:
+    # Compiled code is kept under a file's length and the second it was written in, which an edit may leave as they are.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        if not found.given.endswith(".py"):
+            importlib.import_module(found.name)
+            return
+        spec = importlib.util.spec_from_file_location(found.name, found.place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[found.name] = module
+        spec.loader.exec_module(module)
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def _forget(name: str, source: str = "") -> None:

@@ -210,7 +210,7 @@ class Field:
     `when`: whether it bears on a row, beside being used by what the cell chooses (always, where nothing uses it by
     name). `identified`: whether rows that differ in it are different rows. `default`: only of a setting that a record
     brings along; the others' are in conf/. `before`: what rows had that were written before the setting was there.
-    `label`: what figures call it.
+    `label`: what figures call it, where that is not in `names.COLUMN_LABELS`.
     """
 
     name: str

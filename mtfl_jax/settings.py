@@ -63,16 +63,16 @@ def _measure_at() -> Type:
     return Type(parse, None, lambda: ("log", "last", (1,), (1, 2)), listed=True)
 
 
-def _size(name: str, doc: str, label: str, examples: tuple[int, ...]) -> Field:
-    return Field(name, "shape", integer(1, examples=examples), doc, padded=True, label=label)
+def _size(name: str, doc: str, examples: tuple[int, ...]) -> Field:
+    return Field(name, "shape", integer(1, examples=examples), doc, padded=True)
 
 
 _SAMPLES = (3, 5, 8, 12)
 
-D = _size("d", "ambient dimension", "input dimension d", (2, 4, 5, 8))
-R = _size("r", "ground-truth directions, r <= d", "hidden directions r", (1, 2, 3))
-WIDTH = _size("width", "hidden neurons", "hidden neurons (width)", (1, 3, 4, 7))
-NUM_TASKS = _size("num_tasks", "tasks trained together (T)", "number of tasks T", (1, 2, 5))
+D = _size("d", "ambient dimension", (2, 4, 5, 8))
+R = _size("r", "ground-truth directions, r <= d", (1, 2, 3))
+WIDTH = _size("width", "hidden neurons", (1, 3, 4, 7))
+NUM_TASKS = _size("num_tasks", "tasks trained together (T)", (1, 2, 5))
 
 ALWAYS = (
     D,
@@ -87,7 +87,6 @@ ALWAYS = (
         "knob",
         number(0, 0.5, examples=(0.0, 0.1, 0.5)),
         "probability that a training label is flipped",
-        label="label noise (share flipped)",
     ),
     Field("tasks", "choice", of(FAMILIES), "task family"),
     Field("network", "choice", _networks(), "network: two layers and the activation between them"),
@@ -118,16 +117,15 @@ ALWAYS = (
 """Settings that bear on every row, but where `when` says otherwise."""
 
 USED = (
-    _size("n1", "samples of a head step", "samples of a head step n1", _SAMPLES),
-    _size("n2", "samples of a representation step", "samples of a representation step n2", _SAMPLES),
+    _size("n1", "samples of a head step", _SAMPLES),
+    _size("n2", "samples of a representation step", _SAMPLES),
     Field(
         "n_down",
         "shape",
         list_of(integer(1), distinct=True, examples=((3,), (8,), (3, 8)), listed=False, column=int),
         "samples of the downstream probe",
-        label="samples of the downstream task",
     ),
-    _size("n_test", "samples of every test measurement", "test samples", (4, 5, 7)),
+    _size("n_test", "samples of every test measurement", (4, 5, 7)),
     Field("steps", "shape", integer(1, examples=(1, 2, 5)), "rounds of alternating, updates of joint"),
     Field("basis", "choice", one_of("haar", "axis"), "basis in which coordinate-wise optimisers work"),
     Field("shared_inputs", "choice", flag(), "whether the tasks share their inputs"),

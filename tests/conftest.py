@@ -19,6 +19,15 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "kill_nine" not in item.name)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """A worker of many modules keeps no more compiled programs than the system allows mappings for."""
+    yield
+    from mtfl_jax.sweeps import mappings
+
+    mappings.make_room()
+
+
 @pytest.fixture
 def mtfl(tmp_path):
     """Run `python -m mtfl_jax ARGS` in a fresh folder (or in cwd): the finished process with its output as text."""

@@ -116,7 +116,9 @@ def _written(values: Sequence[Any]) -> str:
 def _text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return f"[{','.join(map(_text, value))}]"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else str(value)
+    )
 
 
 @dataclasses.dataclass(frozen=True)

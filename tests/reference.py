@@ -1,7 +1,8 @@
 """An independent NumPy float64 reference of the definitions: plain loops, gradients derived by hand, no autodiff.
 
-A sample is a pair (x, y): x (n, d) shared by the tasks or (T, n, d) of each task's own, y (n, T) in ±1. Parameters
-are {"W": (width, d), "b": (width,), "A": (T, width)}. M (d, r) has orthonormal columns.
+A loss is a name, or a pair of a name and the value of its knob. A sample is a pair (x, y): x (n, d) shared by the tasks
+or (T, n, d) of each task's own, y (n, T) in ±1. Parameters are {"W": (width, d), "b": (width,), "A": (T, width)}.
+M (d, r) has orthonormal columns.
 """
 
 import itertools
@@ -17,6 +18,10 @@ SLOPE_AT_ZERO = {"linear": 1.0, "hinge": 1.0, "logistic": 0.5, "squared": 1.0, "
 
 def loss(name, m):
     """ℓ(m) of margins m = y F."""
+    if isinstance(name, tuple):
+        name, knob = name
+        assert name == "smoothed_hinge"
+        return knob * np.logaddexp(0.0, (1.0 - m) / knob)
     if name == "linear":
         return -m
     if name == "hinge":
@@ -31,6 +36,10 @@ def loss(name, m):
 
 def slope(name, m):
     """ℓ'(m)."""
+    if isinstance(name, tuple):
+        name, knob = name
+        assert name == "smoothed_hinge"
+        return -np.exp(-np.logaddexp(0.0, (m - 1.0) / knob))
     if name == "linear":
         return -np.ones_like(m)
     if name == "hinge":
@@ -53,46 +62,53 @@ def inputs_of(x, t):
     return x if x.ndim == 2 else x[t]
 
 
-def hidden(params, x):
+ACTIVATIONS = {
+    "relu": (lambda t: np.where(t > 0, t, 0.0), lambda t: np.where(t > 0, 1.0, 0.0)),
+    "tanh": (np.tanh, lambda t: 1.0 / np.cosh(t) ** 2),
+}
+"""σ and σ'."""
+
+
+def hidden(params, x, activation="relu"):
     """The preactivations W x + b and the features σ(W x + b), each (n, width), of inputs (n, d)."""
     pre = x @ params["W"].T + params["b"]
-    return pre, np.where(pre > 0, pre, 0.0)
+    return pre, ACTIVATIONS[activation][0](pre)
 
 
-def outputs(params, x):
+def outputs(params, x, activation="relu"):
     """F_t(x) = a_tᵀ σ(W x + b), (n, T)."""
-    return np.stack([hidden(params, inputs_of(x, t))[1] @ a for t, a in enumerate(params["A"])], axis=1)
+    return np.stack([hidden(params, inputs_of(x, t), activation)[1] @ a for t, a in enumerate(params["A"])], axis=1)
 
 
-def task_losses(params, sample, names):
+def task_losses(params, sample, names, activation="relu"):
     """L_t, (T,): the mean over samples of ℓ_t(y F_t), where ℓ_t is names[t mod k]."""
     x, y = sample
-    margins = y * outputs(params, x)
+    margins = y * outputs(params, x, activation)
     return np.array([loss(names[t % len(names)], margins[:, t]).mean() for t in range(y.shape[1])])
 
 
-def objective(params, sample, names):
+def objective(params, sample, names, activation="relu"):
     """L = (1/T) Σ_t L_t."""
-    return task_losses(params, sample, names).mean()
+    return task_losses(params, sample, names, activation).mean()
 
 
-def task_gradients(params, sample, names, t):
+def task_gradients(params, sample, names, t, activation="relu"):
     """The gradients of L_t in a_t, W and b.
 
     L_t = (1/n) Σ_i ℓ(y_i F_i), so ∂L_t/∂F_i = ℓ'(y_i F_i) y_i / n; F_i = Σ_j a_j σ(p_ij) and p_ij = w_j·x_i + b_j.
     """
     x, y = inputs_of(sample[0], t), sample[1][:, t]
-    pre, h = hidden(params, x)
+    pre, h = hidden(params, x, activation)
     a = params["A"][t]
     by_output = slope(names[t % len(names)], y * (h @ a)) * y / len(y)
-    by_pre = by_output[:, None] * a * (pre > 0)
+    by_pre = by_output[:, None] * a * ACTIVATIONS[activation][1](pre)
     return by_output @ h, by_pre.T @ x, by_pre.sum(axis=0)
 
 
-def gradients(params, sample, names):
+def gradients(params, sample, names, activation="relu"):
     """The gradient of L in all parameters."""
     num_tasks = sample[1].shape[1]
-    by_task = [task_gradients(params, sample, names, t) for t in range(num_tasks)]
+    by_task = [task_gradients(params, sample, names, t, activation) for t in range(num_tasks)]
     return {
         "A": np.stack([a for a, _, _ in by_task]) / num_tasks,
         "W": sum(w for _, w, _ in by_task) / num_tasks,
@@ -100,34 +116,37 @@ def gradients(params, sample, names):
     }
 
 
-def head_step(params, sample, names, lr_a):
+def head_step(params, sample, names, lr_a, activation="relu"):
     """Every a_t by ∇_{a_t} L_t (not of L, which is 1/T of it)."""
-    steps = [task_gradients(params, sample, names, t)[0] for t in range(sample[1].shape[1])]
+    steps = [task_gradients(params, sample, names, t, activation)[0] for t in range(sample[1].shape[1])]
     return params | {"A": params["A"] - lr_a * np.stack(steps)}
 
 
-def representation_step(params, sample, names, lr_w, decay, train_bias=False):
+def representation_step(params, sample, names, lr_w, decay, train_bias=False, activation="relu"):
     """W by ∇_W L and weight decay λ_w; a trained bias by ∇_b L alone."""
-    grads = gradients(params, sample, names)
+    grads = gradients(params, sample, names, activation)
     W = (1 - lr_w * decay) * params["W"] - lr_w * grads["W"]
     b = params["b"] - lr_w * grads["b"] if train_bias else params["b"]
     return params | {"W": W, "b": b}
 
 
-def one_step(params, heads, features, names=("linear",), lr_a=1.0, lr_w=1.0, decay=None, train_bias=False):
+def one_step(
+    params, heads, features, names=("linear",), lr_a=1.0, lr_w=1.0, decay=None, train_bias=False, activation="relu"
+):
     """A⁺ = −η_a ∇_{a_t} L_t(A = 0) on `heads`, then the representation step; λ_w = 1/η_w by default."""
     start = params | {"A": np.zeros_like(params["A"])}
     decay = 1 / lr_w if decay is None else decay
-    return representation_step(head_step(start, heads, names, lr_a), features, names, lr_w, decay, train_bias)
+    stepped = head_step(start, heads, names, lr_a, activation)
+    return representation_step(stepped, features, names, lr_w, decay, train_bias, activation)
 
 
-def alternating(params, samples, names, lr_a, lr_w, decay, head_steps=1, train_bias=False):
+def alternating(params, samples, names, lr_a, lr_w, decay, head_steps=1, train_bias=False, activation="relu"):
     """The parameters after each round, of which `samples` lists (heads, features)."""
     history = []
     for heads, features in samples:
         for _ in range(head_steps):
-            params = head_step(params, heads, names, lr_a)
-        params = representation_step(params, features, names, lr_w, decay, train_bias)
+            params = head_step(params, heads, names, lr_a, activation)
+        params = representation_step(params, features, names, lr_w, decay, train_bias, activation)
         history.append(params)
     return history
 
@@ -196,7 +215,19 @@ def direction(name, g, state, t, momentum):
     return math.sqrt(top / bottom) * m / (np.sqrt(v) + eps)
 
 
-def joint(params, samples, names, optimizer, lr, shape="constant", momentum=0.9, decay=0.0, train_bias=False, Q=None):
+def joint(
+    params,
+    samples,
+    names,
+    optimizer,
+    lr,
+    shape="constant",
+    momentum=0.9,
+    decay=0.0,
+    train_bias=False,
+    Q=None,
+    activation="relu",
+):
     """The parameters after each update of W, A and a trained b on one of `samples`.
 
     Weight decay acts on W, through the gradient or (DECOUPLED) directly. With Q (d, d) the inputs are x Qᵀ and the
@@ -207,12 +238,13 @@ def joint(params, samples, names, optimizer, lr, shape="constant", momentum=0.9,
             params | {"W": params["W"] @ Q.T},
             [(x @ Q.T, y) for x, y in samples],
             *(names, optimizer, lr, shape, momentum, decay, train_bias),
+            activation=activation,
         )
         return [p | {"W": p["W"] @ Q} for p in turned]
     state = {name: {} for name in params}
     history = []
     for k, sample in enumerate(samples):
-        grads = gradients(params, sample, names)
+        grads = gradients(params, sample, names, activation)
         rate = lr * schedule(shape, k, len(samples))
         moved = dict(params)
         for name in ("W", "A", "b") if train_bias else ("W", "A"):
@@ -238,16 +270,18 @@ def orthant_indices(x, M):
     return ((x @ M >= 0) * 2 ** np.arange(M.shape[1])).sum(axis=1)
 
 
-def kernel_step(params, tables, heads_x, features_x, M):
+def kernel_step(params, tables, heads_x, features_x, M, activation="relu"):
     """Σ_z (K h)_{zj} S_{zj}, (width, d): `one_step` with the linear loss over η_a η_w. tables (T, 2^r) hold f_t(z)."""
     num_tasks, cells = tables.shape
     K = tables.T @ tables / num_tasks
-    pre, _ = hidden(params, features_x)
-    h = np.stack([hidden(params, heads_x[orthant_indices(heads_x, M) == z])[1].sum(axis=0) for z in range(cells)])
+    pre, _ = hidden(params, features_x, activation)
+    h = np.stack(
+        [hidden(params, heads_x[orthant_indices(heads_x, M) == z], activation)[1].sum(axis=0) for z in range(cells)]
+    )
     back = K @ h / len(heads_x)
     out = np.zeros_like(params["W"])
     for i, z in enumerate(orthant_indices(features_x, M)):
-        out += np.outer(back[z] * (pre[i] > 0), features_x[i]) / len(features_x)
+        out += np.outer(back[z] * ACTIVATIONS[activation][1](pre[i]), features_x[i]) / len(features_x)
     return out
 
 
@@ -293,7 +327,7 @@ def task_error(F, y):
     return float(np.mean(np.where(F >= 0, 1, -1) != y))
 
 
-def ridge_probe_error(W, c, x, y, x_test, y_test, penalties):
+def ridge_probe_error(W, c, x, y, x_test, y_test, penalties, activation="relu"):
     """Test error of ridge regression with intercept on σ(V x + c), λ by leave-one-out, each fit done explicitly.
 
     V: rows of W normalised, 0 for a zero row, scaled so that V x has unit mean square on the sample (x, y).
@@ -305,7 +339,7 @@ def ridge_probe_error(W, c, x, y, x_test, y_test, penalties):
     V = V / math.sqrt(mean_square) if mean_square > 0 else V
 
     def design(points):
-        return np.hstack([np.maximum(points @ V.T + c, 0), np.ones((len(points), 1))])
+        return np.hstack([ACTIVATIONS[activation][0](points @ V.T + c), np.ones((len(points), 1))])
 
     def fit(rows, penalty):
         phi = design(x)[rows]

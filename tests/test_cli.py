@@ -10,7 +10,7 @@ import pytest
 
 import mtfl_jax
 from mtfl_jax.analysis import page
-from mtfl_jax.sweeps.tables import MEASUREMENTS
+from mtfl_jax.learning.measures import MEASURES
 
 SMALL = ["d=16", "r=2", "width=16", "num_tasks=4", "n1=256", "n2=256", "n_down=32", "n_test=128"]
 
@@ -85,7 +85,7 @@ def test_one_cell_writes_its_row_and_what_it_ran_on(here, tmp_path):
     assert "subspace_distance" in out
     assert "wrote a/results.parquet" in out.replace(f"{tmp_path}/", "")
     assert len(table) == 1
-    assert list(table.columns[-len(MEASUREMENTS) - 1 : -1]) == list(MEASUREMENTS)
+    assert list(table.columns[-len(MEASURES) - 1 : -1]) == list(MEASURES)
     row = table.iloc[0]
     assert (row["d"], row["data"], row["tasks"], row["algorithm"], row["step"]) == (
         16,
@@ -116,6 +116,7 @@ def test_a_folder_grows_and_loses_nothing(here, tmp_path):
     assert sorted(mtfl_jax.load("a")["seed"]) == [0, 1]
 
 
+@pytest.mark.slow
 def test_quickstart_tiny(here, tmp_path):
     sizes = [text for text in SMALL if not text.startswith("num_tasks")]
     status, out, _ = here("study=quickstart", *sizes, "num_tasks=8", "hydra.run.dir=q")
@@ -148,6 +149,7 @@ def test_a_report_that_fails_loses_nothing(here, monkeypatch):
     assert len(mtfl_jax.load("a")) == 1
 
 
+@pytest.mark.slow
 def test_several_steps_and_samples_give_several_rows(here):
     status, _, _ = here(*SMALL[:-2], "n_down=[8,16]", "n_test=64", "algorithm=joint", "steps=5", "hydra.run.dir=a")
     assert status == 0
@@ -176,7 +178,7 @@ def test_analysis_imports_no_jax(tmp_path):
 
 def test_engine_uses_one_device_a_core(tmp_path):
     code = (
-        "import os; from mtfl_jax.sweeps import engine; assert len(machine.devices()) == len(os.sched_getaffinity(0))"
+        "import os; from mtfl_jax.sweeps import machine; assert len(machine.devices()) == len(os.sched_getaffinity(0))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "JAX_NUM_CPU_DEVICES"}
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=environment)

@@ -1,14 +1,14 @@
 """Configuration: every YAML composes, every bad value is refused in one line, fields declare their kind."""
 
-import dataclasses
-
 import hydra
 import pytest
 from hydra import compose, initialize_config_dir
 
 import mtfl_jax
-from mtfl_jax import config
-from mtfl_jax.config import FIELDS, GROUPS, Config, ConfigError, cell_values, conf_dir, from_keywords
+from mtfl_jax import compose as composing
+from mtfl_jax.compose import cell_values, conf_dir, from_keywords
+from mtfl_jax.config import FIELDS, GROUPS, Config
+from mtfl_jax.fields import ConfigError
 
 CHOICES = sorted(
     (path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.parent.name in (*GROUPS, "study")
@@ -16,7 +16,7 @@ CHOICES = sorted(
 
 
 def composed(*overrides):
-    with initialize_config_dir(str(conf_dir()), **compose.HYDRA_BASE):
+    with initialize_config_dir(str(conf_dir()), **composing.HYDRA_BASE):
         return compose("config", list(overrides))
 
 
@@ -32,7 +32,7 @@ def test_every_yaml_composes_to_a_valid_cell(group, choice):
 def test_every_allowed_choice_has_a_yaml_and_no_other():
     for group in GROUPS:
         with pytest.raises(ConfigError) as refused:
-            FIELDS[group].metadata["parse"](group, "no such choice")
+            FIELDS[group].type.parse(group, "no such choice")
         names = str(refused.value).split("allowed: ")[1].split(", ")
         assert sorted(names) == [choice for of, choice in CHOICES if of == group]
 
@@ -50,20 +50,15 @@ def test_keywords_compose_as_the_command_line_does():
 
 
 def test_keywords_leave_the_callers_hydra_alone():
-    with initialize_config_dir(str(conf_dir()), **compose.HYDRA_BASE):
-        config._composed.cache_clear()
+    with initialize_config_dir(str(conf_dir()), **composing.HYDRA_BASE):
+        composing._composed.cache_clear()
         from_keywords(d=32)
         assert hydra.compose("config", ["d=16"]).d == 16
 
 
 BAD = [
     ({"r": 65, "d": 64}, "r=65", "d=64"),
-    *[
-        ({name: 0}, f"{name}=0", "integer from 1")
-        for name, spec in FIELDS.items()
-        if spec.metadata["parse"] is config._SIZE
-    ],
-    ({"n_down": 0}, "n_down=0", "integer from 1"),
+    *[({name: 0}, f"{name}=0", "integer from 1") for name, field in FIELDS.items() if field.kind == "shape"],
     ({"n_down": []}, "n_down=[]", "non-empty"),
     ({"n_down": [8, 8]}, "n_down=[8, 8]", "distinct"),
     ({"d": "abc"}, "d=abc", "integer"),
@@ -112,22 +107,43 @@ def test_bad_values_are_refused_in_one_line(values, named, allowed):
 
 
 def test_knobs_leave_the_program_alone_and_shapes_change_it():
-    base = from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum")
-    other = {"seed": 7, "parity_size": 2, "probe_parity_size": 3, "label_noise": 0.2}
-    for name, spec in FIELDS.items():
-        if spec.metadata["kind"] == "knob":
-            assert dataclasses.replace(base, **{name: other.get(name, 0.25)}).program() == base.program(), name
-        elif spec.metadata["kind"] == "shape":
+    """Of every field that bears on some cell: a base in which it does, found among a few."""
+    bases = [
+        from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", split_batch=True),
+        from_keywords(algorithm="joint", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum"),
+    ]
+    for name, field in FIELDS.items():
+        own = [base for base in bases if name in base.used]
+        if field.kind == "knob":
+            assert own, name
+            # 0 is another program for label_noise alone: labels without noise draw none.
+            values = [value for value in field.type.examples() if value or name != "label_noise"]
+            assert {base.replace(**{name: value}).program() for base in own for value in values} == {
+                base.program() for base in own
+            }
+        elif field.kind == "shape":
             value = (8,) if name == "n_down" else 3
-            assert dataclasses.replace(base, **{name: value}).program() != base.program(), name
+            assert all(base.replace(**{name: value}).program() != base.program() for base in own), name
 
 
 def test_only_what_bears_on_a_row_is_used():
-    used = from_keywords(algorithm="random_features").used()
+    used = from_keywords(algorithm="random_features").used
     assert {"lr_a", "n1"} <= used
     assert not {"lr_w", "n2", "steps", "momentum"} & used
-    assert "basis" in from_keywords(algorithm="joint", optimizer="adam").used()
-    assert "basis" not in from_keywords(algorithm="joint", optimizer="sgd").used()
+    assert "basis" in from_keywords(algorithm="joint", optimizer="adam").used
+    assert "basis" not in from_keywords(algorithm="joint", optimizer="sgd").used
+
+
+def test_a_rule_that_reads_what_it_does_not_declare_is_refused():
+    from mtfl_jax.fields import Rule, UndeclaredError
+
+    values = from_keywords().values
+    honest = Rule(frozenset({"d", "r"}), lambda c: c.d - c.r)
+    assert honest(values) == 60
+    with pytest.raises(UndeclaredError, match="reads r without declaring it"):
+        Rule(frozenset({"d"}), lambda c: c.d - c.r)(values)
+    with pytest.raises(UndeclaredError, match="reads r without declaring it"):
+        Rule(frozenset({"d"}), honest.within)(values)
 
 
 def test_recorded_steps():

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mtfl_jax.learning import data, keys, updates
+from mtfl_jax.learning import data, keys, optimizers, updates
+from mtfl_jax.learning.optimizers import OPTIMIZERS
 from mtfl_jax.learning.updates import Batch
 
 CLOSE = {"rtol": 0, "atol": 1e-12}
@@ -115,7 +116,7 @@ def test_alternating(names, shared):
 def jointly(params, stacked, name, rotation, train_bias=True):
     """STEPS updates of W, b and A by the named optimiser, with weight decay and momentum."""
     rates = {"schedule": "cosine", "steps": 2 * STEPS, "momentum": 0.8, "weight_decay": 0.05, "train_bias": train_bias}
-    rule = updates.optimizer(name, 0.1, **rates, rotation=rotation)
+    rule = optimizers.optimizer(name, 0.1, **rates, rotation=rotation)
 
     def update(state, batch):
         return updates.joint_update(*state, batch, ("logistic",), rule), None
@@ -146,7 +147,7 @@ def gap(one, other):
     return max(np.abs(np.asarray(one[name]) - np.asarray(other[name])).max() for name in one)
 
 
-@pytest.mark.parametrize("name", updates.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimisers_and_rotations(name):
     """The flag says whether an optimiser commutes with rotations; wrong either way fails. With Q given, axis
     coordinates give what a plain run gives on x Qᵀ and W Qᵀ, turned back.
@@ -156,7 +157,7 @@ def test_optimisers_and_rotations(name):
     """
     runs = joint_runs(name)
     equivariant = gap(runs["axis"], runs["rotated"]) < CLOSE["atol"]
-    assert updates.OPTIMIZERS[name].equivariant == equivariant == (name in EQUIVARIANT)
+    assert OPTIMIZERS[name].equivariant == equivariant == (name in EQUIVARIANT)
     assert gap(runs["own basis"], runs["rotated"]) < CLOSE["atol"]
     assert gap(runs["identity"], runs["axis"]) < CLOSE["atol"]
     if not equivariant:

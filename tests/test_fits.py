@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from mtfl_jax.analysis import fit_command, fits
+from mtfl_jax.analysis import crossings, fit_command, fits
 
 D = np.array([8.0, 16, 32, 64, 128, 256])
 EXPONENTS = st.floats(0.3, 3) | st.floats(-3, -0.3)
@@ -111,6 +111,7 @@ def test_noisy_laws_are_found_within_a_few_standard_errors(model):
 @pytest.mark.parametrize(
     ("model", "seeds", "heavy"), [("power", 4, False), ("power", 16, True), ("exponential", 16, False)]
 )
+@pytest.mark.slow
 def test_intervals_cover_nominally_and_only_because_seeds_are_resampled(model, seeds, heavy):
     tables = 200
     name = "exponent" if model == "power" else "rate"
@@ -317,7 +318,7 @@ def test_sizes_that_go_together_cannot_be_told_apart():
 
 
 def test_one_seed_gives_crossings_no_intervals():
-    fit = fits.fit_crossings(curves(0, seeds=1), "d", curve="n", error="error", epsilon=0.15)
+    fit = crossings.fit_crossings(curves(0, seeds=1), "d", curve="n", error="error", epsilon=0.15)
     assert fit.why == "one seed gives no intervals"
     assert np.isnan(fit.intervals["exponent"]).all()
     assert 1 < fit.parameters["exponent"] < 3
@@ -342,14 +343,14 @@ def test_formulas_and_table():
 
 def test_crossing():
     n = [1, 10, 100, 1000]
-    assert fits.crossing(n, [0.5, 0.4, 0.2, 0.1], 0.3) == (pytest.approx(10**1.5), "crossed")
-    assert fits.crossing(n, [0.5, 0.2, 0.4, 0.1], 0.3) == (pytest.approx(10 ** (2 + 1 / 3)), "crossed")
-    assert fits.crossing(n, [0.5, 0.2, 0.2, 0.4], 0.3) == (1000, "never")
-    assert fits.crossing(n, [0.1, 0.1, 0.1, 0.1], 0.3) == (1, "at_start")
-    assert fits.crossing([8], [0.1], 0.3) == (8, "at_start")
+    assert crossings.crossing(n, [0.5, 0.4, 0.2, 0.1], 0.3) == (pytest.approx(10**1.5), "crossed")
+    assert crossings.crossing(n, [0.5, 0.2, 0.4, 0.1], 0.3) == (pytest.approx(10 ** (2 + 1 / 3)), "crossed")
+    assert crossings.crossing(n, [0.5, 0.2, 0.2, 0.4], 0.3) == (1000, "never")
+    assert crossings.crossing(n, [0.1, 0.1, 0.1, 0.1], 0.3) == (1, "at_start")
+    assert crossings.crossing([8], [0.1], 0.3) == (8, "at_start")
     for bad in (([1, 1], [1, 0]), ([0, 1], [1, 0]), ([1, 2], [1, np.nan]), ([1, 2], [1]), ([], [])):
         with pytest.raises(ValueError, match="allowed"):
-            fits.crossing(*bad, 0.5)
+            crossings.crossing(*bad, 0.5)
 
 
 N = 2.0 ** np.arange(3, 13)
@@ -368,7 +369,7 @@ def curves(rng, seeds=16, noise=0.3, largest=4096):
 
 def test_crossings_of_means_over_seeds():
     table = pd.concat([curves(0, noise=0).assign(algorithm="a"), curves(1, noise=0).assign(algorithm="b")])
-    found = fits.crossings(table, curve="n", error="error", epsilon=0.15, by=["algorithm", "d"])
+    found = crossings.crossings(table, curve="n", error="error", epsilon=0.15, by=["algorithm", "d"])
     assert list(found.columns) == ["algorithm", "d", "n_star", "censored", "at_start"]
     assert len(found) == 10
     assert not found[["censored", "at_start"]].any(axis=None)
@@ -376,13 +377,13 @@ def test_crossings_of_means_over_seeds():
     exact = 0.315 * found["d"] ** 2 * (0.35 / 0.15) ** (1 / 1.5)
     np.testing.assert_allclose(found["n_star"], exact, rtol=0.1)
     with pytest.raises(ValueError, match="rows repeat another's"):
-        fits.crossings(table, curve="n", error="error", epsilon=0.15, by=["d"])
+        crossings.crossings(table, curve="n", error="error", epsilon=0.15, by=["d"])
 
 
 def test_fitted_crossings_cover():
     tables, hits = 200, 0
     for rng in range(tables):
-        fit = fits.fit_crossings(curves(rng), "d", curve="n", error="error", epsilon=0.15, bootstraps=100, rng=rng)
+        fit = crossings.fit_crossings(curves(rng), "d", curve="n", error="error", epsilon=0.15, bootstraps=100, rng=rng)
         low, high = fit.intervals["exponent"]
         hits += low <= 2 <= high
     least, most = stats.binom.ppf([0.0005, 0.9995], tables, 0.95) / tables
@@ -391,10 +392,10 @@ def test_fitted_crossings_cover():
 
 def test_fitted_crossings_agree_with_a_fit_of_the_crossings():
     table = curves(3, largest=512)
-    points = fits.crossings(table, curve="n", error="error", epsilon=0.15, by=["d"])
+    points = crossings.crossings(table, curve="n", error="error", epsilon=0.15, by=["d"])
     assert points["censored"].any()
     assert not points["censored"].all()
-    whole = fits.fit_crossings(table, "d", curve="n", error="error", epsilon=0.15, bootstraps=50)
+    whole = crossings.fit_crossings(table, "d", curve="n", error="error", epsilon=0.15, bootstraps=50)
     apart = fits.fit(points, "d", "n_star", censored="censored", at_most="at_start", bootstraps=50)
     np.testing.assert_allclose(list(whole.parameters.values()), list(apart.parameters.values()), rtol=1e-8)
     assert (whole.y, whole.seeds, whole.points) == ("n_star", 16, 5)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from mtfl_jax import config
+from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps.grid import Grid, axis_values, default_values, row_ids
+from mtfl_jax.sweeps.grammar import axis_values
+from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
 
 
 def grid(grids=(), zipped=(), where=(), **axes):
@@ -53,7 +54,7 @@ def test_the_last_axis_is_fastest_and_groups_compose():
     of = grid(algorithm=["one_step", "alternating"], d=[8, 16], r=2, n_down=16)
     assert points(of, "algorithm", "d") == [("one_step", 8), ("one_step", 16), ("alternating", 8), ("alternating", 16)]
     assert of.column("loss").tolist() == ["linear", "linear", "logistic", "logistic"]
-    assert of.cell(2) == config.from_keywords(algorithm="alternating", d=8, r=2, n_down=16)
+    assert of.cell(2) == compose.from_keywords(algorithm="alternating", d=8, r=2, n_down=16)
 
 
 def test_zipped_axes_advance_together():
@@ -145,11 +146,22 @@ def test_cells_that_differ_in_nothing_that_bears_are_one():
     assert len(grid(seed=[1, 1, 2])) == 2
 
 
-def test_identities_are_those_of_schema_2():
-    """Pinned: a new default or hash would make stored rows pass for others, and calls for a new keys.SCHEMA."""
-    assert int(grid().ids[0]) == 11103386576223613225
-    assert default_values()["lr_w"] == "1.0"
-    assert int(row_ids(grid(d=32, seed=3).ids, np.asarray([1]))[0]) == 1323169256647079604
+def test_identities_are_those_of_schema_3():
+    """Pinned: another hash or name would make stored rows pass for others, and calls for a new SCHEMA."""
+    assert SCHEMA == 3
+    values = {"d": 64, "r": 4, "width": 256, "num_tasks": 64, "n1": 8192, "n2": 8192, "n_down": 256, "n_test": 4096}
+    assert int(grid(**values).ids[0]) == 14629949130531236115
+    assert int(row_ids(grid(**{**values, "d": 32, "seed": 3}).ids, np.asarray([1]))[0]) == 3159187757343464045
+
+
+def test_a_changed_default_is_another_cell(monkeypatch):
+    """A row says what it is of, whatever the default was when it was written."""
+    first = grid(r=2, width=8).ids
+    real = compose.composed
+    changed = Grid({"r": 2, "width": 8}, lambda choices: {**real(choices), "d": 32})
+    assert changed.ids[0] != first[0]
+    assert changed.ids[0] == grid(r=2, width=8, d=32).ids[0]
+    assert Grid({"r": 2, "width": 8, "d": 64}, lambda choices: {**real(choices), "d": 32}).ids[0] == first[0]
 
 
 def test_rows_of_a_cell_have_identities_of_their_own():

@@ -25,13 +25,18 @@ CASES = [(family, 0) for family in tasks.FAMILIES] + [("parity", 2), ("parity", 
 D, R, WIDTH, TASKS, N1, N2 = 6, 3, 5, 7, 200, 150
 
 
+def sized(family, size):
+    """The settings of a family whose parity size is that."""
+    return {field.name: size for field in tasks.FAMILIES[family].settings}
+
+
 @functools.cache
 def all_tables():
     """Truth tables of every case."""
 
     @jax.jit
     def draw():
-        of = {(family, size): tasks.sample(KEY, family, TASKS, r=R, size=size) for family, size in CASES}
+        of = {(family, size): tasks.sample(KEY, family, TASKS, r=R, **sized(family, size)) for family, size in CASES}
         return {case: tasks.truth_tables(drawn, R) for case, drawn in of.items()}
 
     return draw()

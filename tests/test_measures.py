@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtfl_jax.learning import measures
+from mtfl_jax.learning import recovery as recoveries
 
 COLUMNS = ("subspace_distance", "directions_recovered", "feature_energy", "spectral_ratio")
 
@@ -20,7 +21,7 @@ CLOSE64 = {"rtol": 1e-9, "atol": 1e-10}
 CLOSE32 = {"rtol": 1e-5, "atol": 3e-6}
 
 seeds = st.integers(0, 2**32 - 1)
-recovery = jax.jit(measures.recovery, static_argnames="max_r")
+recovery = jax.jit(recoveries.recovery, static_argnames="max_r")
 
 
 def orthonormal(rng, rows, columns):
@@ -263,7 +264,7 @@ def test_padded_and_batched():
         W = rng.standard_normal((width, d)).astype(np.float32)
         padded[k, :width, :d] = W
         expected.append(reference.recovery(np.float64(W), np.eye(d)[:, :r]))
-    found = jax.vmap(lambda W, r: measures.recovery(W, r, 3))(padded, jnp.asarray(rs))
+    found = jax.vmap(lambda W, r: recoveries.recovery(W, r, 3))(padded, jnp.asarray(rs))
     assert_recovery(found, np.array(expected).T, **CLOSE32)
 
 

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from mtfl_jax.analysis import describe, figures, findings, page, report, studies
-from mtfl_jax.analysis.studies.plain import MEASURED
+from mtfl_jax.analysis import describe, figures, findings, page, plain, report, studies
+from mtfl_jax.analysis.plain import MAIN
 from mtfl_jax.sweeps import store, tables
 
 RUN = {
@@ -126,7 +126,7 @@ def test_the_page_says_what_was_run_and_found(folder):
         "One gradient step, 2 hidden directions in d = 16",
         "Claim Trained on enough tasks",
         "supported With 16 tasks one step finds all 2 directions in 100% of 4 seeds",
-        "means of 4 seeds, bands: one standard error",
+        "means of 3 to 4 of 4 seeds, bands: one standard error",
         "rows 16 (15 ok, 1 diverged)",
         "grid num_tasks = 1, 16",
         "compile 8s, run 2m10s",
@@ -205,7 +205,7 @@ def test_the_same_rows_make_the_same_bytes(folder):
         ),
         (quick().assign(subspace_distance=np.inf), "Sweep over algorithm, num_tasks", 1),
         (
-            quick().drop(columns=list(MEASURED)),
+            quick().drop(columns=list(MAIN)),
             "Sweep over algorithm, num_tasks",
             0,
         ),
@@ -214,7 +214,7 @@ def test_the_same_rows_make_the_same_bytes(folder):
     ],
 )
 def test_any_table_has_a_page(folder, table, title, drawn):
-    run = {**RUN, "config": {**RUN["config"], "study": "my_own"}}
+    run = {**RUN, "config": {**RUN["config"], "study": "none"}}
     made = page.write(folder(table, runs=[run]))
     assert made.findings.title == title
     assert len(made.findings.drawings) == drawn
@@ -224,7 +224,7 @@ def test_any_table_has_a_page(folder, table, title, drawn):
 
 def test_plain_findings_hold_other_settings_at_one_value():
     table = frame(rows_of(num_tasks=[1, 4, 16], d=[8, 16], r=[2, 3], seed=range(3)))
-    (drawing,) = studies.of("none", table).drawings
+    (drawing,) = plain.findings(table).drawings
     assert drawing.caption == "Means of 3 seeds; bands and bars are one standard error. Shown where r = 3."
     ax = drawing.figure.axes[0]
     assert ax.get_xscale() == "log"
@@ -259,7 +259,7 @@ def test_the_page_shows_every_grid_of_a_sweep(folder):
 def test_estimates_are_as_precise_as_their_errors():
     assert str(describe.estimate(pd.Series([0.1, 0.2, 0.3]))) == "0.200 ± 0.058"
     assert str(describe.estimate(pd.Series([1000.0, 1400.0]))) == "1200 ± 200"
-    assert str(describe.estimate(pd.Series([0.5, None]))) == "0.5"
+    assert str(describe.estimate(pd.Series([0.5, None]))) == "0.5 (1 of 2)"
     assert str(describe.estimate(pd.Series([pd.NA], dtype="Int64"))) == "—"
 
 
@@ -303,7 +303,8 @@ def test_two_sweeps_side_by_side(folder, tmp_path):
     second = folder(quick(num_tasks=[1, 4]).assign(width=64), "second", [{**RUN, "versions": {"jax": "0.11"}}])
     path = page.compare(first, second, tmp_path / "two")
     said = text_of(path)
-    assert "Settings that differ key first second width 32 64 num_tasks 1, 16 1, 4 Other" in said
+    rows = "rows 16 of 16 only here 16 of 16 only here"
+    assert f"Settings that differ key first second width 32 64 num_tasks 1, 16 1, 4 {rows} Other" in said
     assert "versions mtfl_jax 0.1.0 jax 0.10.2 jax 0.11" in said
     assert said.count("Claim") == 2
     assert path.read_text().count("<img") == 2

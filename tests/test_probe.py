@@ -153,7 +153,7 @@ def assert_same_fit(name, phi, y, strength, found):
 
 
 fit_margin = {name: compiled(functools.partial(probe.fit_margin, loss)) for name, loss in JAX_LOSSES.items()}
-probes = {name: compiled(fit) for name, fit in probe.PROBES.items()}
+probes = {name: compiled(record.fit) for name, record in probe.PROBES.items()}
 
 
 @pytest.mark.parametrize("name", JAX_LOSSES)
@@ -307,7 +307,7 @@ def seen(monkeypatch):
         calls.append((np.asarray(phi), np.asarray(y), n))
         return jnp.linspace(-1, 1, phi.shape[1]), jnp.asarray(0.1)
 
-    monkeypatch.setitem(probe.PROBES, "spy", spy)
+    monkeypatch.setitem(probe.PROBES, "spy", probe.Probe("spy", "a fixed classifier", spy))
     return calls
 
 

@@ -48,6 +48,7 @@ def test_random_weights():
     assert table["subspace_distance"].min() > 0.95
 
 
+@pytest.mark.slow
 def test_uniform_tasks_fail_at_one_step_and_more_steps_cure_them():
     """The prototype reached 0.097 after 300 rounds; its learning rates are unknown, ours are the defaults."""
     table = table_of(
@@ -74,6 +75,7 @@ def test_odd_parities_are_invisible_to_one_step_without_biases():
     assert table["subspace_distance"].min() > 0.9
 
 
+@pytest.mark.slow
 def test_biases_cure_the_failure_on_odd_parities():
     """Trained jointly, the same tasks are learned with random biases and not without."""
     values = {"d": 16, "tasks": "parity", "parity_size": 3, "num_tasks": 16, "algorithm": "joint", "n2": 2048}
@@ -82,6 +84,7 @@ def test_biases_cure_the_failure_on_odd_parities():
     assert table_of(**values, bias="zero")["subspace_distance"].min() > 0.9
 
 
+@pytest.mark.slow
 def test_downstream_parity():
     """1.1 % error on learned features against 50 % on random ones."""
     values = {"data": "rademacher", "d": 256, "width": 256, "num_tasks": 128, "n1": 16384, "n2": 16384, "n_down": 256}

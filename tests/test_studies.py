@@ -1,5 +1,6 @@
 """The studies: their grids at every size, a tiny run of each, and verdicts that follow the data."""
 
+import copy
 import itertools
 import re
 
@@ -9,9 +10,11 @@ import pytest
 from hydra import compose, initialize_config_dir
 from test_page import frame
 
-from mtfl_jax import config
-from mtfl_jax.analysis import studies
+from mtfl_jax import compose as composing
+from mtfl_jax.analysis import describe, studies
+from mtfl_jax.analysis.findings import Findings
 from mtfl_jax.analysis.studies import contrastive
+from mtfl_jax.learning import kernel_limits, tasks
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
 
@@ -19,21 +22,101 @@ STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "s
 
 
 def test_these_are_the_studies():
-    assert {path.stem for path in config.conf_dir().glob("study/*.yaml")} == {*STUDIES, "quickstart", "none"}
-    assert all(studies.known(name) for name in STUDIES)
+    assert {path.stem for path in composing.conf_dir().glob("study/*.yaml")} == {*STUDIES, "quickstart", "none"}
+    assert set(studies.built_in()) == {*STUDIES, "quickstart"}
+    for name in studies.built_in():
+        assert studies.named(name).name == name
+        assert studies.named(name).doc
+
+
+# A study of a user's own
+
+
+@pytest.fixture
+def _registry(monkeypatch):
+    """The studies registered so far, put back afterwards."""
+    monkeypatch.setattr(studies, "STUDIES", copy.deepcopy(studies.STUDIES))
+
+
+def said(table):
+    return Findings(f"{len(table)} rows, {describe.estimate(table['task_error']).counted()} of them measured", "mine")
+
+
+def test_an_unknown_study_raises():
+    for ask in (studies.named, lambda name: studies.of(name, frame(recovery_rows(0.1, 0.9, 0.7)))):
+        with pytest.raises(ValueError, match=r"^study=mine: allowed: complexity, contrastive, .*training$"):
+            ask("mine")
+    assert not studies.known("mine")
+
+
+@pytest.mark.usefixtures("_registry")
+def test_a_registered_study_is_asked_for_by_its_name():
+    table = frame(product(seed=range(3)).assign(task_error=0.5, status=["ok", "ok", "diverged"]))
+    studies.register(studies.Study("mine", "of mine", said))
+    assert studies.of("mine", table).title == "3 rows, 2 of 3 of them measured"
+    for name in ("mine", "recovery", "quickstart"):
+        with pytest.raises(ValueError, match=f"^study={name}: this name is taken; allowed: a name other than "):
+            studies.register(studies.Study(name, "", said))
+    assert studies.named("recovery").findings.__module__ == "mtfl_jax.analysis.studies.recovery"
+
+
+REGISTERS = """
+from mtfl_jax.analysis.findings import Findings
+from mtfl_jax.analysis.studies import Study, register
+
+register(Study("{name}", "", lambda table: Findings("registered", "")))
+"""
+FINDINGS = """
+"What mine says."
+from mtfl_jax.analysis.findings import Findings
+
+def findings(table):
+    return Findings("found", "")
+"""
+
+
+@pytest.mark.usefixtures("_registry")
+@pytest.mark.parametrize(("text", "title"), [(REGISTERS, "registered"), (FINDINGS, "found")])
+def test_a_study_from_a_file(tmp_path, text, title):
+    path = tmp_path / "mine.py"
+    path.write_text(text.replace("{name}", "mine"))
+    study = studies.from_file("mine", path)
+    assert studies.of("mine", frame(product(seed=range(2)))).title == title
+    assert studies.from_file("mine", path) is study
+
+
+@pytest.mark.usefixtures("_registry")
+@pytest.mark.parametrize(
+    ("name", "text", "error"),
+    [
+        ("mine", "x = 1", "study=mine: .*mine.py does not say what it finds; allowed: one that registers a study mine"),
+        ("mine", REGISTERS.replace("{name}", "other"), "study=mine: .*mine.py does not say what it finds; allowed: "),
+        ("recovery", FINDINGS, "study=recovery: this name is taken; allowed: a name other than "),
+    ],
+)
+def test_a_file_that_is_no_study_is_refused(tmp_path, name, text, error):
+    path = tmp_path / f"{name}.py"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=error):
+        studies.from_file(name, path)
+    assert name not in studies.STUDIES or name == "recovery"
+
+
+# The grids and tiny runs
 
 
 @pytest.mark.parametrize("size", ["default", "large"])
 @pytest.mark.parametrize("study", STUDIES)
 def test_grids_of_valid_cells_at_every_size(study, size):
-    with initialize_config_dir(str(config.conf_dir()), **compose.HYDRA_BASE):
+    with initialize_config_dir(str(composing.conf_dir()), **composing.HYDRA_BASE):
         given = [f"study={study}", f"size={size}"]
         whole = compose("config", given)
 
         def values(choices):
-            return config.cell_values(compose("config", [*given, *(f"{key}={name}" for key, name in choices.items())]))
+            more = (f"{key}={name}" for key, name in choices.items())
+            return composing.cell_values(compose("config", [*given, *more]))
 
-        sweep = config.plain(whole.sweep)
+        sweep = composing.plain(whole.sweep)
         grid = Grid(sweep["axes"], values, grids=sweep["grids"], zipped=sweep["zip"], where=sweep["where"])
         buckets = plan(grid)
     assert whole.size == size
@@ -44,7 +127,7 @@ def test_grids_of_valid_cells_at_every_size(study, size):
 
 def test_the_large_size_is_larger():
     def cells(*given):
-        with initialize_config_dir(str(config.conf_dir()), **compose.HYDRA_BASE):
+        with initialize_config_dir(str(composing.conf_dir()), **composing.HYDRA_BASE):
             return compose("config", list(given))
 
     for study in STUDIES:
@@ -88,6 +171,7 @@ FIGURES = {
 
 
 @pytest.mark.parametrize("study", STUDIES)
+@pytest.mark.slow
 def test_a_tiny_run(study, here, tmp_path):
     status, out, err = here(f"study={study}", *TINY[study], "hydra.run.dir=q")
     assert status == 0, err
@@ -179,7 +263,8 @@ def downstream_rows(**errors):
             )
             rows["downstream_error"] = np.maximum(0.5 - fall * (np.log2(rows[axis]) - 4), 0)
             out.append(rows)
-    return pd.concat(out, ignore_index=True).assign(r=4, d=64)
+    rows = pd.concat(out).drop_duplicates(["algorithm", "num_tasks", "seed", "n_down", "width"], ignore_index=True)
+    return rows.assign(r=4, d=64)
 
 
 def test_downstream_verdicts():
@@ -241,20 +326,28 @@ def test_contrastive_compares_orthants_with_the_kernel():
     assert of(verdicts("contrastive", contrastive_rows(0, 0.4, 0.1)), "opposite orthants") is None
     for slope, verdict in ((0.5, True), (0.0, False), (-0.5, False)):
         rows = contrastive_rows(0, 0.4, slope).assign(tasks="halfspace")
-        kernel = contrastive.limit("halfspace", 3).ravel().tolist()
+        kernel = contrastive.LIMITS["halfspace"](3).ravel().tolist()
         rows["contrastive_kernel"] = [[value * (1 + 0.01 / T) for value in kernel] for T in rows["num_tasks"]]
         assert of(verdicts("contrastive", rows), "opposite orthants") is verdict
 
 
+@pytest.mark.parametrize("family", [*contrastive.LIMITS, "parity"])
+def test_limits_are_those_of_the_families(family):
+    for size in (0, 1, 2) if family == "parity" else (0,):
+        limit = kernel_limits.parity(size) if family == "parity" else contrastive.LIMITS[family]
+        for r in (2, 3, 4):
+            np.testing.assert_allclose(limit(r), tasks.kernel_limit(family, r, size), atol=1e-12)
+
+
 def test_limits_of_the_kernel():
     """Every row of the balanced limit sums to 0, as each task's table does; halves agree on half of all halfspaces."""
-    np.testing.assert_allclose(contrastive.limit("balanced", 3).sum(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(contrastive.LIMITS["balanced"](3).sum(axis=0), 0, atol=1e-12)
     for family in contrastive.LIMITS:
-        np.testing.assert_allclose(np.diag(contrastive.limit(family, 3)), 1)
+        np.testing.assert_allclose(np.diag(contrastive.LIMITS[family](3)), 1)
     v, z = np.random.default_rng(0).standard_normal((100_000, 2)), 2 * ((np.arange(4)[:, None] >> np.arange(2)) & 1) - 1
     tables = np.sign(v @ z.T)
     # Means of 10^5 signs: 5 standard errors.
-    np.testing.assert_allclose(contrastive.limit("halfspace", 2), tables.T @ tables / len(v), atol=5 / np.sqrt(len(v)))
+    np.testing.assert_allclose(contrastive.LIMITS["halfspace"](2), tables.T @ tables / len(v), atol=5 / np.sqrt(len(v)))
 
 
 def training_rows(fresh, fixed, mixture):
@@ -273,6 +366,7 @@ def training_rows(fresh, fixed, mixture):
             out.append(rows.assign(subspace_distance=end * noise(rows, 0.001)))
     rows = pd.concat(out, ignore_index=True).assign(train_samples=1000)
     one = product(algorithm="one_step", seed=range(6)).assign(subspace_distance=0.3, train_samples=1000)
+    one = one.assign(n1=500, n2=500)
     rows = pd.concat([rows, one], ignore_index=True)
     return rows.assign(
         r=4, directions_recovered=np.where(rows["subspace_distance"] < 0.5, 4, 1), test_loss=0.5, task_error=0.1
@@ -288,7 +382,7 @@ def test_training_verdicts():
         0.1,
     )
     assert of(verdicts("training", wide), "all directions are found", "rates") is True
-    wide.loc[(wide["lr_w"] == 1) & (wide["seed"] == 0) & (wide["step"] == 64), "directions_recovered"] = None
+    wide.loc[(wide["lr_w"] == 1) & (wide["seed"] == 0) & (wide["step"] == 64), "status"] = "diverged"
     assert of(verdicts("training", wide), "all directions are found", "rates") is False
     alone = training_rows(0.1, 0.2, 0.1)
     alone = alone[(alone["samples"] == "fresh") & (alone["loss"] == "logistic") & (alone["lr_w"] == 1)]
@@ -321,3 +415,83 @@ def test_scaling_verdicts():
     assert list(verdicts("scaling", cut).values()) == [None]
     with pytest.raises(ValueError, match="scaling needs 4 values"):
         verdicts("scaling", rows[rows["n2"] < 512])
+
+
+# A diverged row bears no measurement into any finding
+
+
+def finite(rows):
+    """The rows with nothing measured where they diverged, and with finite numbers there, as old folders may have."""
+    bad = rows["status"] == "diverged"
+    left = {"directions_recovered": 3, "feature_similarity": [0.5] * 4, "contrastive_kernel": [0.1] * 64}
+    names = set(rows) & {*left, "subspace_distance", "task_error", "test_loss", "downstream_error", "feature_energy",
+                         "spectral_ratio"}  # fmt: skip
+    empty, full = rows.astype(dict.fromkeys(names, object)), rows.astype(dict.fromkeys(names, object))
+    for name in names:
+        for place in np.flatnonzero(bad):
+            empty.at[place, name], full.at[place, name] = None, left.get(name, 0.77)
+    return empty, full
+
+
+def lose(rows, share=0.15):
+    """Some of the rows marked as diverged."""
+    return rows.assign(status=np.where(np.random.default_rng(5).random(len(rows)) < share, "diverged", "ok"))
+
+
+MADE = {
+    "recovery": lambda: recovery_rows(0.1, 0.9, 0.7),
+    "downstream": lambda: downstream_rows(one_step=0.2, oracle=0.25, random_features=0.01, single=0.05),
+    "complexity": lambda: complexity_rows(lambda d, r: 20, lambda d, r: d**r / 4),
+    "contrastive": lambda: contrastive_rows(0, 0.8),
+    "training": lambda: training_rows(0.1, 0.2, 0.1),
+    "scaling": lambda: scaling_rows(-0.5),
+}
+
+
+def everything(study, rows):
+    """All that a study says, its lines too."""
+    found = studies.of(study, frame(rows))
+    axes = [ax for drawing in found.drawings for ax in drawing.figure.axes]
+    lines = [np.asarray(line.get_ydata(), float).tolist() for ax in axes for line in ax.lines]
+    statements = [(own.supported, own.text) for own in found.statements]
+    tables = [own.table.to_numpy().tolist() for own in found.listings]
+    return [own.caption for own in found.drawings], repr((statements, tables, lines))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_numbers_left_in_diverged_rows_change_nothing(study):
+    empty, full = finite(lose(MADE[study]()))
+    captions, said = everything(study, empty)
+    assert (captions, said) == everything(study, full)
+    assert any(re.search(r"\d+ (to \d+ )?of \d+ seeds", caption) for caption in captions)
+    assert said != everything(study, MADE[study]())[1]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_of_rows_that_all_diverged_says_so_or_nothing(study):
+    rows = finite(MADE[study]().assign(status="diverged"))[1]
+    if study == "training":  # There a diverged training is one that found nothing.
+        assert not any(verdicts(study, rows).values())
+        return
+    try:
+        found = verdicts(study, rows)
+    except ValueError as error:
+        assert str(error).startswith(f"{study} needs ")  # noqa: PT017
+    else:
+        assert set(found.values()) <= {None}
+
+
+def test_training_counts_a_diverged_run_as_one_that_found_nothing():
+    rows = training_rows(0.1, 0.2, 0.1)
+    bad = (rows["algorithm"] == "alternating") & (rows["lr_w"] == 10) & (rows["seed"] < 3) & (rows["step"] == 64)
+    found = verdicts("training", rows.assign(status=np.where(bad, "diverged", "ok")))
+    assert of(found, "subspace distance 0.55", "after 64 steps", "50% of runs") is False
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_refuses_to_pool_settings(study):
+    """A setting swept beside the study's own is no seed."""
+    rows = MADE[study]()
+    rows = pd.concat([rows.assign(weight_decay=0.5), rows.assign(weight_decay=None)], ignore_index=True)
+    with pytest.raises(ValueError, match=r"differ in weight_decay|rows repeat another's"):
+        studies.of(study, frame(rows))

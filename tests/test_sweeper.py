@@ -6,7 +6,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 
 import mtfl_jax
-from mtfl_jax.config import HYDRA_BASE, ConfigError, conf_dir
+from mtfl_jax.compose import HYDRA_BASE, conf_dir
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
@@ -54,6 +55,7 @@ def test_split_and_jobs_make_separate_jobs(loader):
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
+@pytest.mark.slow
 def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
     sweep = ["-m", *SMALL, "seed=range(0,5)", "num_tasks=1,2", "hydra.sweeper.jobs=2", "hydra.sweep.dir=out"]
     done = mtfl(*sweep, f"hydra/launcher={launcher}")
@@ -68,6 +70,7 @@ def test_the_stock_sweeper_still_works(mtfl, tmp_path):
     assert sorted(mtfl_jax.load(tmp_path / "out")["seed"]) == [1, 2]
 
 
+@pytest.mark.slow
 def test_every_failed_job_is_named(mtfl, tmp_path):
     done = mtfl(
         "-m", *SMALL, "num_tasks=1,2", "hydra.sweeper.split=[num_tasks]", "memory_fraction=1e-9", "hydra.sweep.dir=o"

@@ -10,21 +10,22 @@ import time
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax import monitoring
 
 import mtfl_jax
-from mtfl_jax import config
+from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import data, keys
-from mtfl_jax.sweeps import engine, store, tables
-from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.learning.measures import MEASURES
+from mtfl_jax.sweeps import api, compiling, engine, store, tables
 from mtfl_jax.sweeps.cost import size_names
+from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import ladder, plan
 
+LISTS = [name for name, measure in MEASURES.items() if measure.shape]
 SMALL = {"d": 12, "r": 2, "width": 16, "n1": 128, "n2": 128, "n_down": 32, "n_test": 64}
 
 
@@ -47,7 +48,7 @@ def assert_same_rows(one, other, rtol=1e-4):
     for name in one.columns:
         if name in ("task_error", "downstream_error"):
             np.testing.assert_allclose(one[name].astype(float), other[name].astype(float), atol=3 / 64)
-        elif name in store.LISTS:
+        elif name in LISTS:
             measured = one[name].notna()
             assert (measured == other[name].notna()).all()
             for a, b in zip(one[name][measured], other[name][measured], strict=True):
@@ -75,7 +76,7 @@ def test_the_readme_grid_takes_at_most_twelve_programs():
     assert len(buckets) <= 12
     assert sorted(np.concatenate([bucket.cells for bucket in buckets]).tolist()) == list(range(8640))
     for bucket in buckets:
-        for name in SIZES:
+        for name in size_names(bucket.program):
             sizes = grid.column(name, bucket.cells)
             pad = getattr(bucket.program, name)
             assert pad == ladder(pad)
@@ -135,6 +136,7 @@ def test_the_moment_path_shares_one_pass_over_the_samples():
         {"d": 160, "width": [100, 200], "n1": 2048, "n2": 2048, "num_tasks": [1, 64], "measure": "recovery"},
     ],
 )
+@pytest.mark.slow
 def test_rows_by_moments_are_those_of_the_direct_path(axes):
     grid = grid_of(**{"lr_a": 0.7, "lr_w": 1.3, "seed": [0, 1], **axes})
     direct = table_of(grid, moments="never")
@@ -217,6 +219,7 @@ print("misses", len(misses))
 """
 
 
+@pytest.mark.slow
 def test_a_new_process_finds_the_programs_in_the_cache(tmp_path):
     def misses(seeds):
         done = subprocess.run(
@@ -272,6 +275,7 @@ KINDS = [
 @pytest.mark.parametrize("kind", KINDS, ids=[kind["algorithm"] for kind in KINDS])
 @settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(drawn=st.data())
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_grid(kind, drawn):
     """Alone or in a padded grid, in any order and chunk: the same row."""
     names = drawn.draw(st.lists(st.sampled_from(sorted(VARIED)), min_size=2, max_size=3, unique=True))
@@ -290,6 +294,7 @@ def test_a_row_does_not_depend_on_the_grid(kind, drawn):
 
 
 @pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
     axes = {"width": [8, 16], "num_tasks": [1, 3], "seed": [0, 1, 2]}
     code = f"import mtfl_jax; mtfl_jax.sweep(folder='out', **{ {**SMALL, **axes}!r})"
@@ -299,6 +304,7 @@ def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
     assert_same_rows(table_of(grid_of(**axes)), other)
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
     fixed = [f"{key}={value}" for key, value in SMALL.items() if key != "d"]
     done = mtfl(
@@ -311,6 +317,7 @@ def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
     assert_same_rows(rows, table_of(grid))
 
 
+@pytest.mark.slow
 def test_shared_steps_and_probes_give_the_rows_of_their_own_trainings():
     axes = {"steps": [3, 6], "n_down": [8, 32], "probe": ["ridge", "none"]}
     whole = table_of(grid_of(algorithm="alternating", **axes))
@@ -357,14 +364,14 @@ def test_infinite_measurements_are_no_divergence():
 
 def test_a_failed_bucket_is_named_and_the_rest_runs(monkeypatch):
     grid = grid_of(algorithm=["one_step", "oracle", "random_features"], seed=[0, 1])
-    real = engine.compiled
+    real = compiling.compiled
 
-    def compiled(program, chunk):
-        if program.algorithm == "oracle":
+    def compiled(job, chunk):
+        if job.program.algorithm == "oracle":
             raise RuntimeError("no such luck\nsecond line")
-        return real(program, chunk)
+        return real(job, chunk)
 
-    monkeypatch.setattr(engine, "compiled", compiled)
+    monkeypatch.setattr(compiling, "compiled", compiled)
     sink = store.Memory()
     progress = engine.execute(grid, sink)
     assert progress.failures == ["2 cells (oracle seed=0,1): RuntimeError: no such luck"]
@@ -373,6 +380,7 @@ def test_a_failed_bucket_is_named_and_the_rest_runs(monkeypatch):
         mtfl_jax.sweep(**{**SMALL, "algorithm": "oracle"})
 
 
+@pytest.mark.slow
 def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     import jax
 
@@ -421,6 +429,7 @@ def start(cwd, *more):
     )
 
 
+@pytest.mark.slow
 def test_a_signal_finishes_the_chunk_and_the_sweep_goes_on_after_it(tmp_path, mtfl):
     for number in (signal.SIGTERM, signal.SIGINT):
         process = start(tmp_path)
@@ -452,12 +461,13 @@ STATUS = "import sys; from mtfl_jax.sweeps.progress import status; sys.argv[0] =
 
 KILLED = """
 import sys, mtfl_jax
-from mtfl_jax.sweeps import engine
-engine.CHUNK_SECONDS = 0.0  # a part a chunk: many moments at which to be killed
+from mtfl_jax.sweeps import compiling
+compiling.CHUNK_SECONDS = 0.0  # a part a chunk: many moments at which to be killed
 mtfl_jax.sweep(folder="out", d=8, r=2, width=[8, 16], n1=64, n2=64, n_test=32, probe="none", seed=range(2000))
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
     """Killed 20 times while it writes, restarted each time: the table of an undisturbed sweep."""
     axes = {"d": 8, "r": 2, "width": [8, 16], "n1": 64, "n2": 64, "n_test": 32, "probe": "none", "seed": range(2000)}
@@ -479,80 +489,6 @@ def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
     table = tables.frame(api.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
     assert table["id"].is_unique
     assert_same_rows(table, table_of(undisturbed))
-
-
-# The folder
-
-
-def part_of(seeds):
-    sink = store.Memory()
-    engine.execute(grid_of(seed=seeds), sink)
-    return sink.table()
-
-
-def test_torn_parts_are_named_and_left_out(tmp_path):
-    folder = store.Folder(tmp_path)
-    folder.append(part_of([0, 1]))
-    folder.append(part_of([2]))
-    torn = sorted((tmp_path / "parts").iterdir())[1]
-    torn.write_bytes(torn.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match=torn.name):
-        assert sorted(mtfl_jax.load(tmp_path)["seed"]) == [0, 1]
-    with pytest.warns(UserWarning, match=torn.name):
-        assert (
-            len(engine.remaining(grid_of(seed=[0, 1, 2]), plan(grid_of(seed=[0, 1, 2])), folder.finished(), (1, 1)))
-            == 1
-        )
-
-
-def test_load_reads_what_is_asked_for_once(tmp_path):
-    one, two = store.Folder(tmp_path), store.Folder(tmp_path)
-    one.append(part_of([0, 1, 2]))
-    two.append(part_of([2, 3]))
-    assert mtfl_jax.load(tmp_path)["seed"].tolist() in ([0, 1, 2, 3], [2, 3, 0, 1])
-    some = mtfl_jax.load(tmp_path, columns=["seed", "d"], where=[("seed", ">", 1)])
-    assert list(some.columns) == ["seed", "d"]
-    assert sorted(some["seed"]) == [2, 3]
-    with pytest.raises(ValueError, match="column 'sede'"):
-        mtfl_jax.load(tmp_path, columns=["sede"])
-    assert pq.read_table(one.merge()).num_rows == 4
-    assert len(mtfl_jax.load(tmp_path / "results.parquet")) == 4
-
-
-HUGE = """
-import resource, sys
-import numpy as np
-import mtfl_jax
-from mtfl_jax import config
-from mtfl_jax.sweeps import store
-from mtfl_jax.sweeps.grid import Grid
-
-sink = store.Folder("huge")
-for at in range(int(sys.argv[1])):
-    grid = Grid({"seed": range(at * 2000, at * 2000 + 2000)}, compose.composed)
-    index, ones = np.arange(2000), np.ones(2000, int)
-    values = dict.fromkeys(store.MEASUREMENTS, np.full(2000, 0.5))
-    values |= dict.fromkeys(("directions_recovered", "num_params", "train_samples"), ones)
-    values |= {"feature_similarity": [[0.5] * 5] * 2000, "contrastive_kernel": [None] * 2000}
-    values |= {"status": ["ok"] * 2000, "diverged_step": [None] * 2000}
-    sink.append(store.rows(grid, index, ones, values))
-assert len(sink.finished()) == 2000 * int(sys.argv[1])
-sink.merge()
-some = mtfl_jax.load("huge", columns=["seed"], where=[("seed", "<", 100)])
-assert len(some) == 100
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
-def test_memory_stays_flat_however_many_rows(tmp_path):
-    """Ten times the rows: 180,000 more of 600 bytes each (100 MiB) may cost some of their 8-byte identities only."""
-    peaks = []
-    for parts in (10, 100):
-        (tmp_path / str(parts)).mkdir()
-        command = [sys.executable, "-c", HUGE, str(parts)]
-        done = subprocess.run(command, cwd=tmp_path / str(parts), capture_output=True, text=True, check=True)
-        peaks.append(float(done.stdout))
-    assert peaks[1] - peaks[0] < 40
 
 
 def test_parts_of_a_sweep_are_the_whole():

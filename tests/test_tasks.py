@@ -24,13 +24,18 @@ truth_tables = jax.jit(tasks.truth_tables, static_argnames="max_r")
 ALL = [(family, 0) for family in tasks.FAMILIES] + [("parity", 1), ("parity", 2), ("parity", 3)]
 
 
+def sized(family, size):
+    """The settings of a family whose parity size is that."""
+    return {field.name: size for field in tasks.FAMILIES[family].settings}
+
+
 DRAWS = 20_000
 
 
 @functools.cache
 def drawn(family, r, size=0):
     """DRAWS tasks from arrays padded to MAX_R."""
-    return sample(KEY, family, DRAWS, r=r, max_r=MAX_R, size=size)
+    return sample(KEY, family, DRAWS, r=r, max_r=MAX_R, **sized(family, size))
 
 
 LARGE_R = 40
@@ -38,7 +43,7 @@ LARGE_R = 40
 
 def many_directions(family, size=0):
     """200 tasks of r = 40, for which no table fits."""
-    return sample(KEY, family, 200, r=LARGE_R, max_r=LARGE_R, size=size)
+    return sample(KEY, family, 200, r=LARGE_R, max_r=LARGE_R, **sized(family, size))
 
 
 def first(num_tasks, family, r, size=0):
@@ -139,10 +144,19 @@ def test_majority_is_uniform_over_the_odd_subsets():
 
 
 def test_parity_size_all_takes_every_coordinate():
-    of = tasks.sample(keys.root(0), "parity", 5, r=3, size=3)
     z = signs(50, 3)
     expected = np.prod(z, axis=1)
-    assert np.array_equal(tasks.labels(of, z), np.repeat(expected[:, None], 5, axis=1))
+    for size in (3, -1):
+        of = tasks.sample(keys.root(0), "parity", 5, r=3, parity_size=size)
+        assert np.array_equal(tasks.labels(of, z), np.repeat(expected[:, None], 5, axis=1))
+
+
+def test_parity_size_all_is_that_of_every_r():
+    """Also where r is below the padded size, and in the limit of the kernel."""
+    for r in (1, 2, 3):
+        assert np.array_equal(drawn("parity", r, -1).params, drawn("parity", r, r).params)
+        limits = [tasks.FAMILIES["parity"].limit(r, parity_size=size) for size in (-1, r)]
+        assert np.array_equal(*limits)
 
 
 # Orthants
@@ -263,7 +277,7 @@ def test_table_families_refuse_a_large_r(family):
 
 
 def test_which_families_need_a_table():
-    assert [family for family in tasks.FAMILIES if tasks.needs_table(family)] == list(TABLES)
+    assert [family for family in tasks.FAMILIES if tasks.FAMILIES[family].table] == list(TABLES)
 
 
 # Growing and padding
@@ -278,7 +292,7 @@ def test_padding_r_and_drawing_fewer_tasks_change_nothing(family):
     sizes = (0, 1, 2, 3) if family == "parity" else (0,)
 
     def exact(r, size):
-        of = tasks.sample(KEY, family, num_tasks, r=r, size=size)
+        of = tasks.sample(KEY, family, num_tasks, r=r, **sized(family, size))
         return tasks.truth_tables(of, r), tasks.labels(of, signs(20, r))
 
     cases = [(r, size) for r in (1, 3) for size in sizes if size <= r]
@@ -305,7 +319,7 @@ def test_kernel_limit_is_the_mean_over_tasks(family, size, r):
     f(z) f(−z) is 1 instead of −1.
     """
     size, num_tasks = min(size, r), DRAWS
-    limit = tasks.kernel_limit(family, r, size)
+    limit = tasks.FAMILIES[family].limit(r, **sized(family, size))
     tables = tables_of(family, r, size).astype(np.float64)
     found = tables.T @ tables / num_tasks
     tie = 2.0**-16 * stats.norm.pdf(0) / np.sqrt(r) if family == "halfspace" else 0
@@ -324,14 +338,23 @@ def test_kernel_limit_closed_forms():
         z = np.asarray(tasks.all_orthants(r), np.float64)
         subsets = [s for k in range(1, r + 1) for s in itertools.combinations(range(r), k)]
         parities = np.stack([np.prod(z[:, list(s)], axis=1) for s in subsets])
-        assert np.allclose(tasks.kernel_limit("balanced", r), centred, rtol=0, atol=1e-14)
-        assert np.allclose(tasks.kernel_limit("parity", r), parities.T @ parities / len(subsets), rtol=0, atol=1e-14)
-        assert np.array_equal(tasks.kernel_limit("uniform", r), np.eye(m))
+        assert np.allclose(tasks.FAMILIES["balanced"].limit(r), centred, rtol=0, atol=1e-14)
+        assert np.allclose(
+            tasks.FAMILIES["parity"].limit(r, parity_size=0), parities.T @ parities / len(subsets), rtol=0, atol=1e-14
+        )
+        assert np.array_equal(tasks.FAMILIES["uniform"].limit(r), np.eye(m))
 
 
-def test_kernel_limit_refuses_an_unknown_family():
-    with pytest.raises(ValueError, match="family='fourier'"):
-        tasks.kernel_limit("fourier", 3)
+def test_an_unknown_family_is_refused():
+    with pytest.raises(LookupError, match=r"^tasks=fourier: allowed: balanced, uniform, halfspace, parity, majority$"):
+        tasks.FAMILIES["fourier"]
+
+
+def test_a_setting_of_another_family_is_refused():
+    with pytest.raises(TypeError, match="parity_size"):
+        tasks.sample(KEY, "majority", 1, r=3, parity_size=2)
+    with pytest.raises(TypeError, match="parity_size"):
+        tasks.sample(KEY, "parity", 1, r=3)
 
 
 @pytest.mark.parametrize("family", tasks.FAMILIES)

@@ -11,7 +11,8 @@ from checked import checked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtfl_jax.learning import losses, network, updates
+from mtfl_jax.learning import losses, network, optimizers, updates
+from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
 from mtfl_jax.learning.updates import Batch
 
 # Both sides are float64 (eps 2.2e-16). A gradient sums at most 40 · 12 · 6 terms and eight updates of at most
@@ -127,9 +128,9 @@ def test_loss_and_slope(name):
         # Elementwise functions, one or two of them in a row: some units in the last place. 1 − m of a margin near 1
         # loses nothing. e^{-m} has a condition number of 700.
         tolerance = {"rtol": 1e-12, "atol": 1e-300}
-        found = losses.LOSSES[name](jnp.asarray(m))
+        found = losses.LOSSES[name].value(jnp.asarray(m))
         np.testing.assert_allclose(found, reference.loss(name, m), **tolerance)
-        derivative = jax.vmap(jax.grad(losses.LOSSES[name]))(jnp.asarray(m))
+        derivative = jax.vmap(jax.grad(losses.LOSSES[name].value))(jnp.asarray(m))
         np.testing.assert_allclose(derivative, reference.slope(name, m), **tolerance)
 
 
@@ -425,7 +426,7 @@ def test_alternating(names, head_steps, train_bias, shared, split, seed, lr_a, l
 
 @functools.partial(quick_jit, static_argnames=("names", "optimizer", "schedule", "train_bias"))
 def jointly(params, batches, rotation, lr, momentum, decay, names, optimizer, schedule, train_bias):
-    rule = updates.optimizer(
+    rule = optimizers.optimizer(
         optimizer,
         lr,
         schedule=schedule,
@@ -469,7 +470,7 @@ def check_joint(seed, shared, optimizer, schedule, train_bias, rotate, names, de
         assert np.array_equal(found["b"][-1], pad_params(params)["b"])
 
 
-SCHEDULES = ("constant", "linear", "cosine", "warmup_cosine")
+SHAPES = ("constant", "linear", "cosine", "warmup_cosine")
 
 
 @pytest.mark.parametrize(
@@ -481,7 +482,7 @@ def test_joint(k, optimizer, rotate, seed, decay, momentum):
     """Every optimiser after every update; schedules, losses, trained bias and own inputs take turns."""
     names = [("logistic",), MIXTURE, ("squared",)][k % 3]
     # Of eight updates the linear schedule's rates are exact in the float32 that optax computes them in.
-    check_joint(seed, k % 4 != 2, optimizer, SCHEDULES[k // 3 % 3], k % 2 == 0, rotate, names, decay, momentum)
+    check_joint(seed, k % 4 != 2, optimizer, SHAPES[k // 3 % 3], k % 2 == 0, rotate, names, decay, momentum)
 
 
 @given(seed=seeds)
@@ -493,16 +494,16 @@ def test_joint_with_warmup(seed):
 
 def test_registries_are_covered():
     """What is in the registries is compared above."""
-    assert set(updates.OPTIMIZERS) == set(reference.COUPLED + reference.DECOUPLED)
-    assert set(updates.SCHEDULES) == set(SCHEDULES)
-    assert {name for name, kind in updates.OPTIMIZERS.items() if kind.equivariant} == set(reference.ROTATION_FREE)
+    assert set(OPTIMIZERS) == set(reference.COUPLED + reference.DECOUPLED)
+    assert set(SCHEDULES) == set(SHAPES)
+    assert {name for name, kind in OPTIMIZERS.items() if kind.equivariant} == set(reference.ROTATION_FREE)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 11, 95])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", SHAPES)
 def test_schedule(name, steps):
     """The rate of every update over its peak, never above it and never zero."""
-    rates = np.array([updates.SCHEDULES[name](steps)(jnp.asarray(k)) for k in range(steps)], np.float64)
+    rates = np.array([SCHEDULES[name].shape(steps)(jnp.asarray(k)) for k in range(steps)], np.float64)
     expected = [reference.schedule(name, k, steps) for k in range(steps)]
     # float32: the cosine is off by 1e-7, its sum with 1 likewise, absolutely.
     np.testing.assert_allclose(rates, expected, atol=5e-7)
@@ -559,7 +560,7 @@ def test_record_equals_shorter_runs():
     with jax.enable_x64(True):
         params = numeric(draw_params(rng, MAX_D, MAX_WIDTH, MAX_T))
         batches = stack([padded(rng, draw_sample(rng, 20, MAX_D, MAX_T)) for _ in range(STEPS)])
-        rule = updates.optimizer("adam", np.float64(0.03), schedule="cosine", steps=STEPS)
+        rule = optimizers.optimizer("adam", np.float64(0.03), schedule="cosine", steps=STEPS)
 
         @jax.jit
         def update(state, step):
@@ -574,12 +575,12 @@ def test_record_equals_shorter_runs():
                 assert_params(at(found, (2, 5, 8).index(step + 1)), state[0])
 
 
-@pytest.mark.parametrize("optimizer", updates.OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_bias_that_is_not_trained_stays(optimizer):
     """And weight decay acts on W alone: where the gradient is zero, A and b do not move."""
     params = {"W": jnp.ones((2, 3)), "b": jnp.full(2, 0.5), "A": jnp.ones((4, 2))}
     grads = {"W": jnp.zeros((2, 3)), "b": jnp.ones(2), "A": jnp.zeros((4, 2))}
-    rule = updates.optimizer(optimizer, 0.1, weight_decay=0.5)
+    rule = optimizers.optimizer(optimizer, 0.1, weight_decay=0.5)
     state = rule.init(params)
     moved = params
     update = quick_jit(rule.update)

@@ -1,7 +1,11 @@
 """What the commands that read tables share."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
+
+from mtfl_jax.analysis import studies
 
 
 class Parser(argparse.ArgumentParser):
@@ -9,3 +13,32 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def add_extensions(parser: argparse.ArgumentParser) -> None:
+    """The option `--extensions`."""
+    parser.add_argument(
+        "--extensions",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="MODULE_OR_PATH",
+        help="modules or .py files of your own, which are run: their studies and laws are then known",
+    )
+
+
+def load_extensions(parser: argparse.ArgumentParser, given: Sequence[str], of: Sequence[str] = ()) -> None:
+    """Run the modules and files of `--extensions`. A file NAME.py whose NAME is one of the studies `of` and not known
+    is run as that study's findings. What is wrong is said in one line, and the command ends.
+    """
+    unknown = {f"{study}.py": study for study in of if not studies.known(study)}
+    modules = [name for name in given if Path(name).name not in unknown]
+    try:
+        if modules:
+            from mtfl_jax import extend
+
+            extend.load(modules)
+        for path in (Path(name) for name in given if name not in modules):
+            studies.from_file(unknown[path.name], path)
+    except Exception as error:  # Whatever a user's module raises.
+        parser.error(f"--extensions={' '.join(given)}: {type(error).__name__}: {' '.join(str(error).split())}")

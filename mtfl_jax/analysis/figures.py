@@ -4,7 +4,7 @@ Colours are Okabe and Ito's; markers and line styles differ too, so that lines c
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from mtfl_jax.analysis.describe import number, numeric
-
-LABELS = {
-    "d": "input dimension d",
-    "r": "hidden directions r",
-    "width": "hidden neurons (width)",
-    "num_tasks": "number of tasks T",
-    "n1": "samples of a head step n1",
-    "n2": "samples of a representation step n2",
-    "n_down": "samples of the downstream task",
-    "n_test": "test samples",
-    "label_noise": "label noise (share flipped)",
-    "subspace_distance": "subspace distance (sine of angle)",
-    "feature_energy": "feature energy (share in the span)",
-    "task_error": "error of trained tasks (share)",
-    "downstream_error": "downstream error (share)",
-    "num_params": "parameters",
-    "train_samples": "training samples",
-    "train_flops": "training arithmetic (FLOP)",
-}
-"""What axes are called, with units; a column that is not here is called by its name."""
+from mtfl_jax.analysis import describe
+from mtfl_jax.names import LABELS
 
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "one_step": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -59,7 +40,7 @@ MOST_POINTS = 1000
 
 
 def label(name: str) -> str:
-    """What an axis or a legend calls a column."""
+    """What an axis or a legend calls a column: its label in `names.LABELS`, else its name in words."""
     return LABELS.get(name, name.replace("_", " "))
 
 
@@ -84,10 +65,11 @@ def panels(count: int, columns: int = 3) -> tuple[Figure, list[Axes]]:
 def mean_and_error(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     """Mean of y at each x, and its standard error over the rows there: columns mean, error; index x in order.
 
-    Rows whose y is missing or not finite are left out. The error of a single row is 0.
+    Rows whose y is missing or not finite are left out. A missing x is one more value, the last. The error of a single
+    row is 0.
     """
     found = pd.DataFrame({x: table[x], "y": table[y].to_numpy(float, na_value=np.nan)})
-    grouped = found[np.isfinite(found["y"])].groupby(x)["y"]
+    grouped = found[np.isfinite(found["y"])].groupby(x, dropna=False)["y"]
     error = grouped.std() / np.sqrt(grouped.count())
     return pd.DataFrame({"mean": grouped.mean(), "error": error.fillna(0.0)})
 
@@ -104,32 +86,39 @@ def curves(
 ) -> None:
     """Draw the mean of y over seeds against x with a band of one standard error, a line for each value of `by`.
 
-    The rows of one x and one `by` must differ in their seed only. Rows whose y is missing or not finite are left out.
-    log: which axes are logarithmic: "", "x", "y" or "xy". names: what the legend calls values of `by`. An x of text
-    is drawn as points with bars. The legend is the caller's (`ax.legend(title=…)`).
+    The rows of one x and one `by` must differ in their seed only: raises ValueError where two have the same. Rows whose
+    y is missing or not finite are left out. log: which axes are logarithmic: "", "x", "y" or "xy". names: what the
+    legend calls values of `by`. An x of text, or one that some rows have no value of, is drawn as points with bars. The
+    legend is the caller's (`ax.legend(title=…)`).
     """
-    words = not numeric(table[x])
-    places = {value: place for place, value in enumerate(sorted(table[x].dropna().unique()))} if words else {}
-    lines = [(None, table)] if by is None else list(table.groupby(by))
-    for index, (value, rows) in enumerate(lines):
+    _apart(table, [x] if by is None else [x, by], y)
+    words = not describe.numeric(table[x]) or bool(table[x].isna().any())
+    codes, called_x = describe.codes(table[x]), describe.texts(table[x])
+    table = table.assign(**{x: codes}) if words else table
+    lines = np.zeros(len(table), int) if by is None else describe.codes(table[by])
+    called_by = [None] * len(table) if by is None else describe.texts(table[by])
+    for index in range(int(lines.max(initial=-1)) + 1):
+        rows = table[lines == index]
+        value, text = (None, None) if by is None else (rows[by].iloc[0], called_by[int(np.argmax(lines == index))])
         points = mean_and_error(rows, x, y)
-        at = np.array([places[name] for name in points.index] if words else points.index, float)
+        at = np.array(points.index, float)
         mean, error = points["mean"].to_numpy(), points["error"].to_numpy()
         look = style(value, index)
-        called = None if by is None else (names or {}).get(value, number(value))
+        label_of = text if by is None else (names or {}).get(value, text)
         if words:
-            shift = 0.1 * (index - (len(lines) - 1) / 2)
-            ax.errorbar(at + shift, mean, error, label=called, markersize=5, **{**look, "linestyle": "none"})
+            shift = 0.1 * (index - lines.max() / 2)
+            ax.errorbar(at + shift, mean, error, label=label_of, markersize=5, **{**look, "linestyle": "none"})
             continue
         band = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
         for artist in (
-            *ax.plot(at, mean, label=called, markersize=4, **look),
+            *ax.plot(at, mean, label=label_of, markersize=4, **look),
             ax.fill_between(at, mean - error, mean + error, **band),
         ):
             artist.set_rasterized(len(at) > MOST_POINTS)
     if words:
-        ax.set_xticks(list(places.values()), [number(name) for name in places])
-        ax.set_xlim(-0.5, len(places) - 0.5)
+        named = dict(sorted(dict(zip(codes, called_x, strict=True)).items()))
+        ax.set_xticks(list(named), list(named.values()))
+        ax.set_xlim(-0.5, len(named) - 0.5)
     if "y" in log:
         ax.set_yscale("log")
     if "x" in log:
@@ -137,6 +126,17 @@ def curves(
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
     ax.grid(alpha=0.3)
+
+
+def _apart(table: pd.DataFrame, names: Sequence[str], y: str) -> None:
+    """Raise ValueError where the rows of a point do not differ in their seed."""
+    if "seed" not in table or len(set(describe.groups(table, [*names, "seed"]))) == len(table):
+        return
+    kept = [*names, "seed"]
+    known = describe.settings(table) if "step" in table else []
+    others = [name for name in known if not describe.follows(table, name, kept)]
+    what = f"rows of one {', '.join(kept)} differ in {', '.join(others) or 'other columns'}"
+    raise ValueError(f"{y} against {names[0]}: {what}; allowed: one row for each")
 
 
 def _log_x(ax: Axes, column: pd.Series) -> None:

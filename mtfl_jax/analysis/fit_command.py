@@ -9,14 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from mtfl_jax.analysis import fits
-from mtfl_jax.analysis.command import Parser
+from mtfl_jax.analysis import crossings, describe, fits
+from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions
+from mtfl_jax.analysis.models import MODELS
 from mtfl_jax.sweeps import tables
 
 HELP = (
-    "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. The exit "
-    "status is 0 where the data support the law, 1 where they do not (it says why), 2 for a bad argument or table."
+    "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. Rows whose "
+    "status says that they diverged are left out. The exit status is 0 where the data support the law, 1 where they do "
+    "not (it says why), 2 for a bad argument or table."
 )
+NULL = "null"
+"""What --where calls a value that is missing."""
 _OPTIONS = {"TABLE": "TABLE", "at_most": "--at-most", "curve": "--y", "error": "--crossing", "by": "--x"}
 """Where arguments of the functions have other names than the command's."""
 
@@ -25,16 +29,28 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="mtfl-fit", description=HELP)
     add = parser.add_argument
     add("table", metavar="TABLE", help="a CSV or Parquet file, or a results folder of mtfl")
-    add("--x", required=True, metavar="COLUMN[,COLUMN]", help="what the law is of; two columns for the model sum")
+    add(
+        "--x",
+        required=True,
+        metavar="COLUMN[,COLUMN]",
+        help="what the law is of; as many columns as the model has variables",
+    )
     add("--y", required=True, metavar="COLUMN", help="what it predicts; positive")
-    add("--model", default="power", help=f"{', '.join(fits.MODELS)}, or auto, the one that extrapolates best")
+    add("--model", default="power", help=f"{', '.join(MODELS)}, or auto, the one that extrapolates best")
     add("--seed", default="seed", metavar="COLUMN", help="resampled; rows are where there is no column seed")
     add("--censored", metavar="COLUMN", help="true where the true y is at least y; a column censored is used unasked")
     add("--at-most", metavar="COLUMN", help="true where the true y is at most y; a column at_start is used unasked")
-    add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these rows; may be given again")
+    add(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only these rows (null: those without); may be given again",
+    )
     add("--crossing", metavar="COLUMN=EPSILON", help="fit the y at which the mean of COLUMN falls to EPSILON")
     add("--bootstraps", type=int, default=400, metavar="N", help="resamples (default 400)")
     add("--level", type=float, default=0.95, metavar="P", help="of the intervals (default 0.95)")
+    add_extensions(parser)
     return parser
 
 
@@ -55,20 +71,24 @@ def read(path: str) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
-    """The rows that meet every COLUMN=VALUE. Raises ValueError for an unknown column or a value that no row has."""
+    """The rows that meet every COLUMN=VALUE, where a VALUE null is a missing one. Raises ValueError for an unknown
+    column or a value that no row has.
+    """
     for condition in conditions:
         name, _, text = condition.partition("=")
         if name not in table:
             raise ValueError(f"where={condition}: allowed: COLUMN=VALUE, columns {', '.join(map(str, table.columns))}")
         column = table[name]
-        if pd.api.types.is_bool_dtype(column):
+        if text == NULL and not (column.astype(str) == text).any():
+            same = column.isna()
+        elif pd.api.types.is_bool_dtype(column):
             same = column.astype(str).str.lower() == text.lower()
         elif pd.api.types.is_numeric_dtype(column):
             same = column == pd.to_numeric(text, errors="coerce")
         else:
             same = column.astype(str) == text
         if not same.any():
-            values = [str(value) for value in column.dropna().unique()]
+            values = [str(value) for value in column.dropna().unique()] + [NULL] * bool(column.isna().any())
             shown = ", ".join(values[:10]) + ", …" * (len(values) > 10)
             raise ValueError(f"where={condition}: no such row; allowed for {name}: {shown}")
         table = table[same.fillna(False).astype(bool)]
@@ -85,13 +105,23 @@ def lines(fit: fits.Fit) -> list[str]:
         *(f"  {name:{width}}  {fit.value(name)}" for name, value in fit.parameters.items() if value == value),
         f"in brackets: {fit.level:.0%} intervals, by resampling {fit.resampled()}",
         f"points: {fit.points}; at least: {fit.censored}, at most: {fit.at_most}",
+        *([fit.left_out()] if fit.diverged else []),
         f"held-out error, of the largest {names}: {errors}",
         "supported" if fit.supported else f"not supported: {fit.why}",
     ]
 
 
-def _fit(options: argparse.Namespace) -> fits.Fit:
-    table = chosen(read(options.table), options.where)
+def pooled(table: pd.DataFrame, options: argparse.Namespace) -> list[str]:
+    """What else varies among the rows of a results table that are fitted as rows of one law, a line each."""
+    if not {"seed", "step", "status"} <= set(table.columns):
+        return []
+    table = table[describe.ok(table)]
+    known = [name for name in (*options.x.split(","), *([options.y] if options.crossing else [])) if name in table]
+    others = [name for name in describe.axes(table) if not describe.follows(table, name, known)]
+    return [f"fitted as one: {name} = {describe.values(table[name])}; --where keeps one of them" for name in others]
+
+
+def _fit(table: pd.DataFrame, options: argparse.Namespace) -> fits.Fit:
     names = tuple(options.x.split(","))
     shared: dict[str, Any] = {"model": options.model, "bootstraps": options.bootstraps, "level": options.level}
     if options.crossing is not None:
@@ -102,12 +132,12 @@ def _fit(options: argparse.Namespace) -> fits.Fit:
             epsilon = float(text)
         except ValueError:
             raise ValueError(f"crossing={options.crossing}: allowed: COLUMN=NUMBER") from None
-        return fits.fit_crossings(
+        return crossings.fit_crossings(
             table, options.x, curve=options.y, error=error, epsilon=epsilon, seed=options.seed, **shared
         )
     censored = options.censored or ("censored" if "censored" in table else None)
     at_most = options.at_most or ("at_start" if "at_start" in table else None)
-    x = names if len(names) == 2 else options.x
+    x = names if len(names) > 1 else options.x
     return fits.fit(table, x, options.y, seed=options.seed, censored=censored, at_most=at_most, **shared)
 
 
@@ -115,13 +145,16 @@ def main() -> None:
     """Entry point `mtfl-fit`."""
     parser = _parser()
     options = parser.parse_args()
+    load_extensions(parser, options.extensions)
     try:
-        fit = _fit(options)
+        table = chosen(read(options.table), options.where)
+        fit = _fit(table, options)
     except ValueError as error:
         key, _, rest = str(error).partition("=")
         parser.error(f"{_OPTIONS.get(key, f'--{key}')}={rest}")
     width = min(100, max(20, shutil.get_terminal_size().columns))
-    for line in lines(fit):
+    *found, verdict = lines(fit)
+    for line in [*found, *pooled(table, options), verdict]:
         indent = len(line) - len(line.lstrip())
         print(textwrap.fill(line, width, subsequent_indent=" " * (indent + 2)))
     sys.exit(0 if fit.supported else 1)

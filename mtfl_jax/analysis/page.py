@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
 
-from mtfl_jax.analysis import describe, studies
-from mtfl_jax.analysis.command import Parser
+from mtfl_jax import names
+from mtfl_jax.analysis import describe, plain, studies
+from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.report import holds_numbers
 from mtfl_jax.sweeps import tables
@@ -43,7 +45,7 @@ class Sweep(NamedTuple):
     @property
     def study(self) -> str:
         """The study that was run last."""
-        return str(self.runs[-1]["config"]["study"]) if self.runs else "none"
+        return _study(self.runs)
 
 
 class Report(NamedTuple):
@@ -59,11 +61,24 @@ def read(folder: Path) -> Sweep:
     files = tables.files_of(folder)
     if not files:
         raise FileNotFoundError(f"{folder}: {ALLOWED}")
-    runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
-    runs.sort(key=lambda run: (run["started"], run["updated"], run["host"], run["pid"]))
+    runs = _runs(folder)
     rows = tables.count(files)
-    table = tables.load(folder).drop(columns="id") if rows <= MOST_ROWS else None
+    table = None
+    if rows <= MOST_ROWS:
+        loaded = tables.load(folder)
+        names.learn(loaded.attrs.get("labels", {}))
+        table = describe.measured(loaded.drop(columns="id"))
     return Sweep(folder.resolve().name, table, rows if table is None else len(table), runs)
+
+
+def _runs(folder: Path) -> list[Mapping[str, Any]]:
+    """What the processes of a folder noted, the first one first."""
+    runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
+    return sorted(runs, key=lambda run: (run["started"], run["updated"], run["host"], run["pid"]))
+
+
+def _study(runs: Sequence[Mapping[str, Any]]) -> str:
+    return str(runs[-1]["config"]["study"]) if runs else names.NO_STUDY
 
 
 def write(folder: Path, out: Path | None = None) -> Report:
@@ -93,14 +108,20 @@ def compare(first: Path, second: Path, out: Path | None = None) -> Path:
 
 
 def _findings(sweep: Sweep) -> tuple[Findings | None, str | None]:
-    """What the study says of its rows, or the plain findings and why it could say nothing."""
+    """What the study says of its rows, or the plain findings and why it says nothing."""
     if sweep.table is None:
         return None, None
+    if sweep.study == names.NO_STUDY or len(sweep.table) < 2:
+        return plain.findings(sweep.table), None
+    if not studies.known(sweep.study):
+        # A report runs no code because a folder names it: the user does, with --extensions.
+        gives = f"mtfl-report {shlex.quote(sweep.name)} --extensions MODULE gives them"
+        return plain.findings(sweep.table), f"the findings of study {sweep.study} are not here: {gives}"
     try:
         return studies.of(sweep.study, sweep.table), None
     except Exception as error:  # A study that fails must not take the page with it.
         problem = f"the findings of study {sweep.study} could not be made ({one_line(error)})"
-        return studies.of(studies.PLAIN, sweep.table), problem
+        return plain.findings(sweep.table), problem
 
 
 def one_line(error: Exception) -> str:
@@ -193,6 +214,8 @@ def _facts(sweep: Sweep, statuses: Mapping[str, int]) -> list[tuple[str, str]]:
     versions = (" ".join(f"{name} {number}" for name, number in run["versions"].items()) for run in runs)
     devices = (", ".join(f"{count} × {name}" for name, count in Counter(run["devices"]).items()) for run in runs)
     out += [("device", "; ".join(_distinct(devices))), ("versions", "; ".join(_distinct(versions)))]
+    if extensions := _distinct(f"{name} {text}" for run in runs for name, text in run.get("extensions", {}).items()):
+        out.append(("extensions", "; ".join(extensions)))
     for name in ("platform", "numerics", "matmul_precision", "draws_schema"):
         out.append((name.replace("_", " "), "; ".join(_distinct(str(run[name]) for run in runs))))
     return out
@@ -238,43 +261,71 @@ def _processes(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _settings(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """The settings that vary, and those that are the same for all rows they bear on."""
+    """The settings that vary, and those that are the same for all rows."""
     varying = describe.varying(table)
     same = [name for name in describe.settings(table) if name not in varying and table[name].notna().any()]
     kinds = (("Those that vary", "values", varying), ("The same for all rows", "value", same))
     return [
-        _sheet(Listing(title, pd.DataFrame({"key": names, kind: [describe.values(table[name]) for name in names]})))
-        for title, kind, names in kinds
-        if names
+        _sheet(Listing(title, pd.DataFrame({"key": keys, kind: [describe.values(table[name]) for name in keys]})))
+        for title, kind, keys in kinds
+        if keys
     ]
 
 
 def _diverged(table: pd.DataFrame) -> dict[str, Any]:
-    """The rows that are not ok, by what varies."""
-    rows = table[table["status"] != "ok"]
+    """The rows that are not ok, by what tells them apart."""
+    bad = ~describe.ok(table)
+    shown = table[["status", "diverged_step"]].astype(object)
+    told = {name: describe.texts(table[name]) for name in describe.telling(table)}
+    rows = pd.concat([pd.DataFrame(told, table.index), shown], axis=1)[bad]
     title = "Rows that are not ok" + (f", the first {SHOWN} of {len(rows)}" if len(rows) > SHOWN else "")
-    return _sheet(Listing(title, rows[[*describe.varying(table), "status", "diverged_step"]].head(SHOWN)))
+    return _sheet(Listing(title, rows.head(SHOWN)))
 
 
 def _differences(first: Sweep, second: Sweep) -> list[dict[str, Any]]:
     """What two sweeps differ in: their settings, and what they ran on."""
     columns = ["key", first.name if first.name != second.name else "first", second.name]
-    out: list[tuple[str, list[tuple[str, ...]]]] = []
+    sheets: list[tuple[str, list[tuple[str, ...]]]] = []
     if first.table is not None and second.table is not None:
-        names = _distinct([*describe.settings(first.table), *describe.settings(second.table)])
-        pairs: list[tuple[str, ...]] = [
-            (name, _values(first.table, name), _values(second.table, name)) for name in names
-        ]
-        out.append(("Settings that differ", pairs))
+        sheets.append(("Settings that differ", _settings_apart(first.table, second.table)))
     facts = [dict(_facts(sweep, {})) for sweep in (first, second)]
-    names = [name for name in _distinct([*facts[0], *facts[1]]) if name not in ("time", "cells", "rows", "grid")]
-    out.append(("Other things that differ", [(name, *(side.get(name, "—") for side in facts)) for name in names]))
-    sheets = [(title, [row for row in rows if row[1] != row[2]]) for title, rows in out]
+    keys = [key for key in _distinct([*facts[0], *facts[1]]) if key not in ("time", "cells", "rows", "grid")]
+    others = [(key, *(side.get(key, describe.MISSING) for side in facts)) for key in keys]
+    sheets.append(("Other things that differ", [row for row in others if row[1] != row[2]]))
     return [_sheet(Listing(title, pd.DataFrame(rows, columns=columns))) for title, rows in sheets if rows]
 
 
-def _values(table: pd.DataFrame, name: str) -> str:
-    return describe.values(table[name]) or "—" if name in table else "—"
+def _settings_apart(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str, ...]]:
+    """The settings whose values are not the same in two tables, with the values, and how many rows have the settings of
+    no row of the other table.
+    """
+    keys = _distinct([*describe.settings(first), *describe.settings(second)])
+    both = pd.DataFrame({key: _joined(first, second, key) for key in keys})
+    here = np.arange(len(both)) < len(first)
+    out: list[tuple[str, ...]] = []
+    for key in keys:
+        codes = describe.codes(both[key])
+        alone = [both[key][own & ~np.isin(codes, codes[~own])] for own in (here, ~here)]
+        if any(map(len, alone)):
+            said = [describe.values(both[key][own], among=both[key]) or describe.MISSING for own in (here, ~here)]
+            if said[0] == said[1]:
+                only = [describe.values(own, among=both[key]) or describe.MISSING * bool(len(own)) for own in alone]
+                said = [f"{text}; only here: {own or 'none'}" for text, own in zip(said, only, strict=True)]
+            out.append((key, *said))
+    groups = describe.groups(both, keys)
+    rows = [int((own & ~np.isin(groups, groups[~own])).sum()) for own in (here, ~here)]
+    if any(rows):
+        lengths = (len(first), len(second))
+        out.append(("rows", *(f"{few:,} of {count:,} only here" for few, count in zip(rows, lengths, strict=True))))
+    return out
+
+
+def _joined(first: pd.DataFrame, second: pd.DataFrame, name: str) -> pd.Series:
+    """A column of two tables, one below the other; all missing in a table that has none."""
+    parts = [table[name] if name in table else pd.Series(None, table.index, object) for table in (first, second)]
+    if parts[0].dtype != parts[1].dtype:
+        parts = [part.astype(object) for part in parts]
+    return pd.concat(parts, ignore_index=True)
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
@@ -286,10 +337,13 @@ def main() -> None:
     parser = Parser("mtfl-report", description="Make the page of a sweep again, or lay two sweeps side by side.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="the folder of a sweep; one or two")
     parser.add_argument("--out", type=Path, help="where to write; default FOLDER/report, or report-A-B for two")
+    add_extensions(parser)
     given = parser.parse_args()
     if len(given.folders) > 2:
         parser.error(f"{given.folders[2]}: one folder too many; allowed: one or two")
     try:
+        if given.extensions:
+            load_extensions(parser, given.extensions, [_study(_runs(folder)) for folder in given.folders])
         if len(given.folders) == 2:
             first, second = given.folders
             files, problem = [compare(first, second, given.out)], None

@@ -11,12 +11,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mtfl_jax.analysis.describe import number, varying
+from mtfl_jax.analysis import describe
+from mtfl_jax.analysis.describe import number
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
-from mtfl_jax.analysis.studies.plain import MEASURED
+from mtfl_jax.analysis.plain import MAIN
 
 _PLAIN = r"[-−+]?[\d.]+(?:e[-+]?\d+)?%?"
-_NUMBER = re.compile(rf"{_PLAIN}(?: ± {_PLAIN}| \[{_PLAIN}, {_PLAIN}\])?(?: ?[a-zA-Z]{{1,3}})?|[-−]?inf|nan|—")
+_OF = r"(?: \(\d+ of \d+\))?"
+_NUMBER = re.compile(rf"(?:{_PLAIN}(?: ± {_PLAIN}| \[{_PLAIN}, {_PLAIN}\])?(?: ?[a-zA-Z]{{1,3}})?|[-−]?inf|nan|—){_OF}")
 COLOURS = {True: "green", False: "red", None: "yellow"}
 
 
@@ -27,16 +29,21 @@ def one_row(row: pd.Series) -> Table:
         if name == "step":
             out.add_section()
         if isinstance(value, np.ndarray) or not pd.isna(value):
-            out.add_row(str(name), number(value))
+            out.add_row(Text(str(name)), Text(number(value)))
     return out
 
 
 def many_rows(table: pd.DataFrame) -> Table:
-    """Several rows as a table of what varies among them and the main measurements, at most 40 rows."""
-    shown = [*varying(table), *MEASURED]
-    out = Table(*shown)
-    for cells in table[shown].head(40).itertuples(index=False):
-        out.add_row(*map(number, cells))
+    """Several rows as a table of what tells them apart and the main measurements, at most 40 rows; with their status
+    where some are not ok.
+    """
+    settings, measured = describe.telling(table), describe.main_measurements(table, MAIN)
+    status = [] if describe.ok(table).all() else ["status"]
+    out = Table(*settings, *status, *measured)
+    cells = [describe.texts(table[name])[:40] for name in settings]
+    cells += [list(map(number, table[name].head(40))) for name in [*status, *measured]]
+    for row in zip(*cells, strict=True):
+        out.add_row(*map(Text, row))
     if len(table) > 40:
         out.caption = f"the first 40 of {len(table)} rows"
     return out
@@ -66,6 +73,7 @@ def plan(grid: Any, forecasts: Sequence[Any], limit: int) -> Table:
 
 def rows(table: pd.DataFrame) -> RenderableType:
     """The rows of a table that no study speaks for."""
+    table = describe.measured(table)
     return one_row(table.iloc[0]) if len(table) == 1 else many_rows(table)
 
 

@@ -133,12 +133,12 @@ class Measure:
     type: of a number, or of each number of a list. compute(seen): a scalar, or an array that holds the true one at its
     beginning, whose shape is shape(r). of: what it is measured of: the network by `compute`, the probe, or the cost of
     the training. sets: the values of the setting `measure` with which it is measured. uses: settings that bear on it
-    ("n_test" where it reads test samples), beside its own `settings`. label: what figures call it.
+    ("n_test" where it reads test samples), beside its own `settings`. label: what figures call it, where that is not
+    in `names.COLUMN_LABELS`.
     """
 
     name: str
     doc: str
-    label: str
     compute: Callable[[Seen], Array] | None = None
     of: Literal["network", "probe", "cost"] = "network"
     type: type = float
@@ -147,6 +147,7 @@ class Measure:
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+    label: str = ""
 
 
 MEASURES: Registry[Measure] = Registry("measurement")
@@ -191,14 +192,12 @@ for _measure in (
     Measure(
         "subspace_distance",
         "sine of the largest principal angle between the top-r right singular vectors of W and the directions",
-        "subspace distance (sine of angle)",
         lambda seen: seen.recovery.subspace_distance,
         sets=ALL,
     ),
     Measure(
         "directions_recovered",
         "how many principal angles have a sine below ½",
-        "directions recovered",
         lambda seen: seen.recovery.directions_recovered,
         type=int,
         sets=ALL,
@@ -206,53 +205,43 @@ for _measure in (
     Measure(
         "feature_energy",
         "‖WM‖²/‖W‖² in Frobenius norms",
-        "feature energy (share in the span)",
         lambda seen: seen.recovery.feature_energy,
         sets=ALL,
     ),
     Measure(
         "spectral_ratio",
         "σ_r(WM)/‖W(I − MMᵀ)‖₂",
-        "spectral ratio",
         lambda seen: seen.recovery.spectral_ratio,
         sets=ALL,
     ),
-    Measure("train_loss", "the objective on the samples of the last update", "train loss", _train_loss),
+    Measure("train_loss", "the objective on the samples of the last update", _train_loss),
     Measure(
         "test_loss",
         "the objective on fresh samples with clean labels",
-        "test loss",
         lambda seen: seen.loss(seen.test),
         uses=("n_test",),
     ),
     Measure(
         "task_error",
         "share of wrong signs of the trained tasks on fresh samples",
-        "error of trained tasks (share)",
         lambda seen: task_error(
             network.outputs(seen.params, seen.x, seen.how), seen.test.y, seen.cell.num_tasks, seen.cell.n_test
         ),
         uses=("n_test",),
     ),
-    Measure(
-        "downstream_error", "test error of the probe on a new task", "downstream error (share)", of="probe", sets=ALL
-    ),
-    Measure("num_params", "numbers that the learner holds", "parameters", of="cost", type=int, sets=ALL),
-    Measure("train_samples", "distinct inputs seen", "training samples", of="cost", type=int, sets=ALL),
-    Measure(
-        "train_flops", "operations of the updates' matrix products", "training arithmetic (FLOP)", of="cost", sets=ALL
-    ),
+    Measure("downstream_error", "test error of the probe on a new task", of="probe", sets=ALL),
+    Measure("num_params", "numbers that the learner holds", of="cost", type=int, sets=ALL),
+    Measure("train_samples", "distinct inputs seen", of="cost", type=int, sets=ALL),
+    Measure("train_flops", "operations of the updates' matrix products", of="cost", sets=ALL),
     Measure(
         "contrastive_loss",
         "−mean of K cos(h, h') over pairs of fresh samples",
-        "contrastive loss",
         lambda seen: contrastive_loss(seen.few[0], seen.few[1], seen.cell.num_tasks, seen.few[2]),
         uses=("n_test",),
     ),
     Measure(
         "feature_similarity",
         "mean cosine similarity of features by Hamming distance of their orthants",
-        "cosine similarity of features",
         _similarity,
         shape=lambda r: (r + 1,),
         uses=("n_test",),
@@ -260,7 +249,6 @@ for _measure in (
     Measure(
         "contrastive_kernel",
         "the tasks' kernel K = (1/T) Σ_t f_t f_tᵀ",
-        "contrastive kernel",
         _kernel,
         shape=lambda r: (2**r, 2**r),
         sets=("contrastive",),

@@ -10,8 +10,6 @@ on the same r directions.
 
 import dataclasses
 import functools
-import itertools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +20,7 @@ from flax import struct
 from jax import Array
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, integer_or, rule
-from mtfl_jax.learning import draws, keys
+from mtfl_jax.learning import draws, kernel_limits, keys
 from mtfl_jax.records import Registry
 
 MAX_TABLE_R = 16
@@ -136,38 +134,8 @@ def _sign_labels(params: Array, z: Array) -> Array:
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-# Limits of the contrastive kernel.
-
-
-def _signs(r: int) -> np.ndarray:
-    return 2.0 * ((np.arange(2**r)[:, None] >> np.arange(r)) & 1) - 1
-
-
-def _mean_outer(tables: list[np.ndarray]) -> np.ndarray:
-    stacked = np.stack(tables)
-    return stacked.T @ stacked / len(stacked)
-
-
-def _balanced_limit(r: int) -> np.ndarray:
-    m = 2**r
-    return (np.eye(m) - 1 / m) * m / (m - 1)
-
-
-def _halfspace_limit(r: int) -> np.ndarray:
-    z = _signs(r)
-    return 2 / math.pi * np.arcsin(np.clip(z @ z.T / r, -1, 1))
-
-
 def _parity_limit(r: int, parity_size: int) -> np.ndarray:
-    if parity_size == 0:
-        return _balanced_limit(r)
-    size = r if parity_size < 0 else parity_size
-    return _mean_outer([np.prod(_signs(r)[:, list(s)], axis=1) for s in itertools.combinations(range(r), size)])
-
-
-def _majority_limit(r: int) -> np.ndarray:
-    odd = [s for k in range(1, r + 1, 2) for s in itertools.combinations(range(r), k)]
-    return _mean_outer([np.sign(_signs(r)[:, list(s)].sum(axis=1)) for s in odd])
+    return kernel_limits.parity(r if parity_size < 0 else parity_size)(r)
 
 
 @rule("parity_size", "r")
@@ -182,7 +150,7 @@ FAMILIES.register(
         "uniform over the f with Σ_z f(z) = 0",
         _balanced,
         _table_labels,
-        limit=_balanced_limit,
+        limit=kernel_limits.balanced,
         table=True,
     )
 )
@@ -192,12 +160,12 @@ FAMILIES.register(
         "uniform over all 2^(2^r) functions",
         _uniform,
         _table_labels,
-        limit=lambda r: np.eye(2**r),
+        limit=kernel_limits.uniform,
         table=True,
     )
 )
 FAMILIES.register(
-    Family("halfspace", "sign(v·z), v ~ N(0, I_r)", _halfspace, _sign_labels, limit=_halfspace_limit),
+    Family("halfspace", "sign(v·z), v ~ N(0, I_r)", _halfspace, _sign_labels, limit=kernel_limits.halfspace),
 )
 FAMILIES.register(
     Family(
@@ -219,7 +187,11 @@ FAMILIES.register(
 )
 FAMILIES.register(
     Family(
-        "majority", "majority over a subset of odd size, uniform over those", _majority, _sign_labels, _majority_limit
+        "majority",
+        "majority over a subset of odd size, uniform over those",
+        _majority,
+        _sign_labels,
+        kernel_limits.majority,
     )
 )
 

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from mtfl_jax import extend
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, moment_rows
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.sweeps import mappings
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices, memory_limit
 from mtfl_jax.sweeps.plan import Bucket, ladder
@@ -65,10 +67,11 @@ class Leaf(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """A program and the traced numbers that it takes."""
+    """A program, the traced numbers that it takes, and the extensions that its names may be of."""
 
     program: Program
     leaves: tuple[Leaf, ...]
+    extensions: tuple[str, ...]
 
 
 def job_of(bucket: Bucket) -> Job:
@@ -80,12 +83,12 @@ def job_of(bucket: Bucket) -> Job:
     leaves += [Leaf("family", rows, True)] * bool(rowed)
     leaves += [Leaf("n_down", (len(p.n_down),), True)] * bool(p.probes)
     leaves += [Leaf(name, probes, FIELDS[name].type.whole) for name in bucket.probe_settings]
-    return Job(p, tuple(leaves))
+    return Job(p, tuple(leaves), extend.loaded())
 
 
 def cells_of(grid: Grid, bucket: Bucket, lanes: np.ndarray) -> Cell:
     """The traced numbers of some of a bucket's lanes: NumPy arrays with a leading axis lanes."""
-    members, columns = bucket.members[lanes], {}
+    members, columns = bucket.members[lanes], dict[str, np.ndarray]()
     for leaf in job_of(bucket).leaves:
         if leaf.name in bucket.probe_settings:
             found = bucket.probe_settings[leaf.name][lanes]
@@ -105,7 +108,7 @@ def _dtype(leaf: Leaf) -> type:
     return np.int32 if leaf.whole else np.float32
 
 
-@functools.cache
+@mappings.kept
 def compiled(job: Job, chunk: Chunk) -> Any:
     """The executable of a program: (Cell, counts) -> measurements.
 
@@ -150,6 +153,7 @@ def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> tuple[Any, Chunk]
     """
     limit = memory_fraction * memory_limit()
     while True:
+        mappings.make_room()
         executable = compiled(job, chunk)
         needs = memory_of(executable)
         if needs <= limit:

@@ -3,6 +3,7 @@
 While a bucket runs, the next one compiles in another thread. Compiled programs are kept in JAX's persistent cache.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import logging
@@ -119,21 +120,21 @@ def execute(
     notify(progress)
     # Every device calls LAPACK from its own core: BLAS threads of their own would only wait for one another.
     with threadpoolctl.threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(1) as ahead:
-        jobs = [ahead.submit(prepare, bucket) for bucket in buckets[:1]]
+        # Only the program that runs and the next one are held: those that have run may be let go of.
+        coming = collections.deque(ahead.submit(prepare, bucket) for bucket in buckets[:1])
         for i, bucket in enumerate(buckets):
             if stop():
                 progress.stopped = True
                 break
             try:
-                executable, fits, seconds = jobs[i].result()
+                try:
+                    executable, fits, seconds = coming.popleft().result()
+                finally:
+                    coming.extend(ahead.submit(prepare, following) for following in buckets[i + 1 : i + 2])
                 progress.compiled += 1
                 progress.compile_seconds += seconds
-                if i + 1 < len(buckets):
-                    jobs.append(ahead.submit(prepare, buckets[i + 1]))
                 _run_bucket(grid, costs, bucket, executable, fits, sink, progress, memory_fraction, stop, notify)
             except Exception as error:
-                if len(jobs) == i + 1 < len(buckets):
-                    jobs.append(ahead.submit(prepare, buckets[i + 1]))
                 progress.failures.append(describe(grid, bucket, error))
                 notify(progress)
     return progress

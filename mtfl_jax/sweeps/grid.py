@@ -114,14 +114,15 @@ class Grid:
         """Set ids, and make cells of one identity one, with the recorded steps of all of them."""
         ids = self.identities()
         records, record = self.outcome(config.recorded)
-        kept, first, cell = np.unique(ids, return_index=True, return_inverse=True)
-        if len(kept) < len(ids):
-            records, record = _united(records, record, cell, len(kept))
-            order = np.argsort(first, kind="stable")
-            self._keep(first[order])
-            self.ids, self._records = kept[order], (records, record[order])
-        else:
+        in_order = np.sort(ids)
+        if (in_order[1:] != in_order[:-1]).all():
             self.ids, self._records = ids, (records, record)
+            return
+        kept, first, cell = np.unique(ids, return_index=True, return_inverse=True)
+        records, record = _united(records, record, cell, len(kept))
+        order = np.argsort(first, kind="stable")
+        self._keep(first[order])
+        self.ids, self._records = kept[order], (records, record[order])
 
     def cell(self, i: int) -> Config:
         """The config of cell i."""
@@ -149,7 +150,8 @@ class Grid:
             first, code = self.distinct(rule.reads)
             place: dict[Any, int] = {}
             own = [place.setdefault(rule(self.cell(i).values), len(place)) for i in first]
-            self._outcomes[rule] = list(place), np.asarray(own, np.int32)[code]
+            one = np.broadcast_to(np.int32(0), len(self))
+            self._outcomes[rule] = list(place), one if len(place) == 1 else np.asarray(own, np.int32)[code]
         return self._outcomes[rule]
 
     def holds(self, rule: Rule) -> np.ndarray:

@@ -12,8 +12,15 @@ from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
 from mtfl_jax.sweeps.plan import ladder
 
-NUMBERS = "float32"
-"""The numbers of rows that do not say."""
+
+def columns(schema: pa.Schema) -> list[str]:
+    """The columns that say what a row is of."""
+    return [name for name in schema.names if name in FIELDS or name in ("schema", "step", "id")]
+
+
+def earlier(table: pa.Table) -> np.ndarray:
+    """Which rows an earlier version wrote, (R,)."""
+    return pc.less(pc.fill_null(table.column("schema"), 0), SCHEMA).to_numpy()
 
 
 def current(table: pa.Table) -> np.ndarray:
@@ -21,10 +28,7 @@ def current(table: pa.Table) -> np.ndarray:
     from the columns, else the stored one.
     """
     ids = table.column("id").to_numpy().astype(np.uint64)
-    if "schema" in table.column_names:
-        old = pc.less(pc.fill_null(table.column("schema"), 0), SCHEMA).to_numpy()
-    else:
-        old = np.ones(len(ids), bool)
+    old = earlier(table)
     if old.any():
         ids = ids.copy()
         found, known = _recomputed(table.filter(pa.array(old)))

@@ -10,6 +10,7 @@ from mtfl_jax import config
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, keys
 from mtfl_jax.learning.measures import MEASURES, Measure, in_set
+from mtfl_jax.names import COLUMN_LABELS, DIVERGED, OK
 from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
 from mtfl_jax.sweeps.plan import Bucket
 
@@ -26,12 +27,13 @@ def settings() -> dict[str, pa.Field]:
 
 
 def _column(name: str, kind: pa.DataType, label: str) -> pa.Field:
+    label = label or COLUMN_LABELS.get(name, "")
     return pa.field(name, kind, metadata={"label": label} if label else None)
 
 
 def schema() -> pa.Schema:
-    """Columns of a results table: settings, the extensions that the row is from, the numbers of the schemes of draws and
-    of columns, `step`, the row's status, the measurements, and its identity. Columns carry what figures call them.
+    """Columns of a results table: settings, the extensions that the row is from, the numbers of the schemes of draws
+    and of columns, `step`, the status, the measurements, and the identity. Columns carry what figures call them.
     """
     columns = [*settings().values(), pa.field("extensions", pa.string())]
     columns += [pa.field(name, pa.int64()) for name in ("draws", "schema", "step")]
@@ -117,7 +119,7 @@ def rows_of(
         errors = measured["downstream_error"][lane, s, bucket.probe[cell], bucket.slot[cell]]
         values["downstream_error"] = pa.array(errors.astype(float), mask=~(probing & finite))
     values |= {
-        "status": np.where(finite, "ok", "diverged"),
+        "status": np.where(finite, OK, DIVERGED),
         "diverged_step": pa.array(diverged, pa.int64(), mask=finite),
     }
     return rows(grid, index, steps, {**values, **costs.at(index, steps)})

@@ -1,26 +1,27 @@
 """The results folder: a table that grows part by part.
 
 parts/ holds the rows as Parquet files, each written under a temporary name and renamed, so a kill loses at most the
-rows in flight and several processes may write side by side. results.parquet is the same rows in one file, made when
-a sweep ends; runs/ says of every process what it ran, on what, and how far it got.
+rows in flight and several processes may write side by side. results.parquet is every row in one file, made when a
+sweep ends: those of the parts and those that the file had before. runs/ says of every process what it ran, on what, and
+how far it got. `tables` reads and writes the files.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import identity
+from mtfl_jax.sweeps import identity, tables
 from mtfl_jax.sweeps.rows import schema
-from mtfl_jax.sweeps.tables import RESULTS, distinct, files_of, read, whole
 
 
 class Memory:
@@ -43,11 +44,12 @@ class Memory:
 
 
 class Folder:
-    """A results folder. Raises ConfigError where it cannot be written."""
+    """A results folder. Raises ConfigError where it cannot be written, or holds what cannot be one table with ours."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         try:
+            self._stored()
             for name in ("parts", "runs"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path / "parts"):
@@ -55,38 +57,52 @@ class Folder:
         except OSError as error:
             raise unwritable(path, error) from None
         self._name = uuid.uuid4().hex[:12]
-        self._count = 0
+        self._count = itertools.count()
 
     def append(self, part: pa.Table) -> None:
         """Write rows as one more part."""
-        path = self.path / "parts" / f"{self._name}-{self._count:06d}.parquet"
-        whole(path, lambda partial: pq.write_table(part, partial))
-        self._count += 1
+        # The process's number tells forks apart.
+        name = f"{self._name}-{os.getpid()}-{next(self._count):06d}.parquet"
+        (self.path / "parts").mkdir(parents=True, exist_ok=True)
+        tables.append(self.path / "parts" / name, part)
 
     def finished(self) -> np.ndarray:
-        """Identities of the rows here, sorted."""
-        ids = [identity.current(part) for _, part in read(files_of(self.path), None, None)]
-        return np.unique(np.concatenate(ids)) if ids else np.empty(0, np.uint64)
+        """Identities of the rows here, sorted; those that an earlier version wrote by their columns."""
+        with self._one_table():
+            found = self._stored()
+            parts = tables.distinct(found, ["id", "schema"])
+            if not any(identity.earlier(part).any() for part in parts):
+                return tables.ids(found)
+            ids = [identity.current(part) for part in tables.distinct(found, identity.columns(found.schema))]
+            return np.unique(np.concatenate([np.empty(0, np.uint64), *ids]))
 
     def table(self) -> pa.Table:
-        """All rows, each once."""
-        return pa.concat_tables([schema().empty_table(), *distinct(files_of(self.path), None, None)])
+        """All rows, each once. Columns of `schema()` first, then those that only files here have, then `id`."""
+        with self._one_table():
+            found = self._stored()
+            return pa.concat_tables([found.schema.empty_table(), *tables.distinct(found)])
 
     def merge(self) -> Path:
-        """Write every row once into results.parquet, part by part; its path."""
+        """Write every row once into results.parquet; its path."""
+        with self._one_table():
+            return tables.merge(self.path, schema())
 
-        def write(partial: Path) -> None:
-            with pq.ParquetWriter(partial, schema()) as writer:
-                for part in distinct(files_of(self.path), None, None):
-                    writer.write_table(part)
+    def _stored(self) -> tables.Stored:
+        with self._one_table():
+            return tables.stored(tables.files_of(self.path), schema())
 
-        whole(self.path / RESULTS, write)
-        return self.path / RESULTS
+    @contextlib.contextmanager
+    def _one_table(self) -> Iterator[None]:
+        try:
+            yield
+        except tables.IncompatibleError as error:
+            allowed = "allowed: a new folder, or one with results only"
+            raise ConfigError("hydra.run.dir", self.path, f"{error}; {allowed}") from None
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in runs/ what this process runs and how far it is."""
         text = json.dumps(facts, indent=2) + "\n"
-        whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
+        tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
 
 
 def unwritable(folder: str | os.PathLike[str], error: OSError) -> ConfigError:

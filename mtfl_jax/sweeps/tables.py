@@ -1,11 +1,22 @@
-"""The files of a results folder: reading every row once, and writing a file whole. Imports no jax, so that a table
-can be read in a moment.
+"""The files of a results folder read as one table, and written whole. Imports no jax, so that a table can be read in a
+moment.
+
+The rows of a folder are those of parts/*.parquet and of results.parquet together, each once by its `id`; where both
+have a row, the part's is taken. Every reader and writer sees them through `stored`, which finds columns by name and
+fits parts of other schemas to one another, and `distinct`. No file is ever replaced by one that lacks rows that can be
+read in it.
 """
 
 import contextlib
+import dataclasses
+import errno
+import fcntl
+import itertools
 import os
+import socket
+import uuid
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +28,26 @@ import pyarrow.parquet as pq
 RESULTS = "results.parquet"
 
 
+GROUP_ROWS = 2**15
+"""Rows that a row group of results.parquet has at least, and so the rows that a reader holds at a time."""
+
+_UNREADABLE = (pa.ArrowException, OSError)
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+
+
+class IncompatibleError(ValueError):
+    """A file that cannot be combined with the others of its folder, said in one line."""
+
+
 def frame(table: pa.Table) -> pd.DataFrame:
-    """A table as pandas shows it best: missing integers and flags stay integers and flags."""
+    """A table as pandas shows it best: missing integers and flags stay integers and flags. What columns are called in
+    figures, their fields' metadata `label`, is in attrs["labels"].
+    """
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype(), pa.uint64(): pd.UInt64Dtype()}
-    return table.to_pandas(types_mapper=nullable.get)
+    found = table.to_pandas(types_mapper=nullable.get)
+    texts = {field.name: (field.metadata or {}).get(b"label") for field in table.schema}
+    found.attrs["labels"] = {name: text.decode() for name, text in texts.items() if text is not None}
+    return found
 
 
 def load(
@@ -32,76 +59,352 @@ def load(
     """The table of a results folder (or of a results.parquet), every row once.
 
     columns: those to read, default all. where: conditions that rows must meet, as of `pandas.read_parquet`:
-    [("d", "==", 64), ("num_tasks", "in", [1, 256])]. Only what is asked for is held. A part that cannot be read is
-    named in a warning. Raises FileNotFoundError where there are no results, ValueError for an unknown column.
+    [("d", "==", 64), ("num_tasks", "in", [1, 256])]. Only what is asked for is held, and the rows' identities. A file
+    that cannot be read is named in a warning. A column that a row's file lacks is missing in it; attrs["labels"] has
+    the columns' labels. Raises FileNotFoundError where there are no results, ValueError for an unknown column,
+    IncompatibleError (a ValueError) for files that cannot be one table.
     """
     path = Path(folder)
     files = [path] if path.is_file() else files_of(path)
     if not files:
         raise FileNotFoundError(f"{path}: no results there; give the folder that mtfl printed")
-    schema = _schema(files)
-    known = schema.names
+    found = stored(files)
+    if not found.files:
+        raise FileNotFoundError(f"{files[0]}: it cannot be read, nor can another part of its folder")
+    known = found.schema.names
     wanted = list(columns) if columns is not None else known
     for name in [*wanted, *(condition[0] for condition in where or ())]:
         if name not in known:
             raise ValueError(f"column {name!r}: allowed: {', '.join(known)}")
-    parts = distinct(files, wanted, where)
-    return frame(pa.concat_tables([schema.empty_table().select(wanted), *parts]))
-
-
-def _schema(files: Sequence[Path]) -> pa.Schema:
-    """Columns of the first file that can be read."""
-    for path in files:
-        with contextlib.suppress(pa.ArrowException, OSError):
-            return pq.read_schema(path)
-    raise FileNotFoundError(f"{files[0]}: it cannot be read, nor can another part of its folder")
+    return frame(pa.concat_tables([_columns(found.schema, wanted).empty_table(), *distinct(found, wanted, where)]))
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The parts of a folder, or its results.parquet where only that was kept."""
+    """The files that hold a folder's rows: its parts, then its results.parquet. Hidden names are files being written,
+    or left by a process that died while it wrote.
+    """
     parts = sorted(path for path in (folder / "parts").glob("*.parquet") if not path.name.startswith("."))
-    return parts or [path for path in [folder / RESULTS] if path.is_file()]
+    return parts + [path for path in [folder / RESULTS] if path.exists()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """Files as one table: its columns, each file that can be read with what it is read from, and those found damaged
+    so far.
+    """
+
+    schema: pa.Schema
+    files: Mapping[Path, Any]
+    damaged: set[Path]
+
+
+def stored(files: Sequence[Path], current: pa.Schema | None = None) -> Stored:
+    """The files as one table, from their ends; one that cannot be read is named in a warning and left out.
+
+    Columns are those of `current` (default: of the file with most columns, in the types of a results table), then
+    those that only files have, then `id`. A column of `current` keeps its type and its metadata, and files' columns
+    are cast to it where no value changes: other widths, dictionaries, whole numbers kept as floats. Raises
+    IncompatibleError for a column that cannot be cast, for a file without an `id` of ours, and for a results.parquet
+    that is something else.
+    """
+    found: dict[Path, Any] = {}
+    damaged: set[Path] = set()
+    kinds: dict[bytes, tuple[pa.Schema, list[Path]]] = {}
+    for path in files:
+        try:
+            # Held open, as results.parquet may be replaced between the reading of its ids and of its rows.
+            source = pa.OSFile(str(path)) if path.name == RESULTS else path
+            with _open(source) as file:
+                schema = file.schema_arrow.remove_metadata()
+            # By its bytes, as two schemas are equal whatever their fields' metadata.
+            kinds.setdefault(schema.serialize().to_pybytes(), (schema, []))[1].append(path)
+            found[path] = source
+        except _UNREADABLE as error:
+            if path.name == RESULTS:
+                _require_torn(path)
+            _leave_out(damaged, path, error)
+    for schema, paths in kinds.values():
+        _require_ours(schema, paths[0])
+    result = Stored(_combined(list(kinds.values()), current), found, damaged)
+    for schema, paths in kinds.values():
+        for field in schema:
+            kind = result.schema.field(field.name).type
+            if _wide(field.type) != _wide(kind) and not pa.types.is_null(field.type):
+                for path in paths:
+                    _require_same_values(result, path, field, kind)
+    return result
+
+
+def ids(found: Stored) -> np.ndarray:
+    """Identities of the rows in files, sorted, each once."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *itertools.chain(*_ids(found).values())]))
 
 
 def count(files: Sequence[Path]) -> int:
-    """Rows in the files that can be read, read from their ends; some may be in two files."""
-    rows = 0
-    for path in files:
-        with contextlib.suppress(pa.ArrowException, OSError):
-            rows += pq.read_metadata(path).num_rows
-    return rows
+    """Rows in the files that can be read, each once, by reading their identities only."""
+    return len(ids(stored(files)))
 
 
-def read(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[tuple[Path, pa.Table]]:
-    """Each file with its rows; one that cannot be read is named in a warning."""
-    for path in files:
-        try:
-            part = pq.read_table(path, columns=columns, filters=where, partitioning=None)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            warnings.warn(f"{path}: left out, it cannot be read ({reason})", stacklevel=4)
-        else:
-            yield path, part
+def distinct(found: Stored, columns: Sequence[str] | None = None, where: Any = None) -> Iterator[pa.Table]:
+    """The rows of files by row groups, less those that an earlier file has; columns and conditions as of `load`."""
+    names = found.schema.names if columns is None else list(columns)
+    needed = dict.fromkeys([*names, *(condition[0] for condition in where or ()), "id"])
+    fitted = _columns(found.schema, list(needed))
+    rows = _ids(found)
+    keep = _first(rows)
+    for path, groups in rows.items():
+        with _opened(found, path) if any(map(np.any, keep[path])) else contextlib.nullcontext() as file:
+            for i in range(len(groups)):
+                if not keep[path][i].any():
+                    continue
+                part = _group(found, path, file, i, list(needed))
+                if part is None or not np.array_equal(part.column("id").to_numpy(), groups[i]):
+                    # Its identities could be read and its rows cannot: another file may have them.
+                    groups[i] = groups[i][:0]
+                    keep = _first(rows)
+                    continue
+                part = _fitted(part, fitted)
+                part = part if keep[path][i].all() else part.filter(pa.array(keep[path][i]))
+                yield (part.filter(pq.filters_to_expression(where)) if where else part).select(names)
 
 
-def distinct(files: Sequence[Path], columns: Sequence[str] | None, where: Any) -> Iterator[pa.Table]:
-    """The parts one by one, less the rows that an earlier one has."""
-    ids = [(path, part.column("id").to_numpy()) for path, part in read(files, ["id"], where)]
-    if not ids:
-        return
-    every = np.concatenate([own for _, own in ids])
-    first = np.zeros(len(every), bool)
-    first[np.unique(every, return_index=True)[1]] = True
-    keep = np.split(first, np.cumsum([len(own) for _, own in ids])[:-1])
-    for (_, part), kept in zip(read([path for path, _ in ids], columns, where), keep, strict=True):
-        yield part if kept.all() else part.filter(pa.array(kept))
+def merge(folder: Path, current: pa.Schema) -> Path:
+    """Write every row of a folder once into its results.parquet, those of the present one too; its path.
+
+    The present file is replaced in one step by one that has its rows; if it is damaged it is moved aside, with a
+    warning. Processes take turns, by a lock that the kernel frees when its holder ends, however it ends. On a network
+    file system without locks, and between hosts where a lock reaches one host only, the file still ends whole, but
+    may lack rows that another process wrote meanwhile: they stay in parts/, and readers see them. Raises
+    IncompatibleError, before anything is written.
+    """
+    path = folder / RESULTS
+    with _turn(folder / f".{RESULTS}.lock"):
+        found = stored(files_of(folder), current)
+
+        def write(partial: Path) -> None:
+            with pq.ParquetWriter(partial, found.schema, write_page_checksum=True) as writer:
+                for rows in _gathered(distinct(found)):
+                    writer.write_table(rows)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # Before the rename, lest a power cut leaves a name without its rows.
+            if path in found.damaged and path.exists():
+                _move_aside(path)
+
+        whole(path, write)
+    return path
+
+
+def append(path: Path, rows: pa.Table) -> None:
+    """Write rows as one more part."""
+    whole(path, lambda partial: pq.write_table(rows, partial, write_page_checksum=True))
 
 
 def whole(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in its folder, then rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write a file under a temporary name in its folder that no other writer has, then rename it."""
+    writer = f"{socket.gethostname()[:64]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    partial = path.with_name(f".{path.name}.{writer}.partial")
     try:
         write_to(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+# Files
+
+
+def _open(source: Any) -> pq.ParquetFile:
+    return pq.ParquetFile(source, page_checksum_verification=True)
+
+
+@contextlib.contextmanager
+def _opened(found: Stored, path: Path) -> Iterator[pq.ParquetFile | None]:
+    """A file open, or None and a warning where it cannot be."""
+    try:
+        file = _open(found.files[path])
+    except _UNREADABLE as error:
+        _leave_out(found.damaged, path, error)
+        yield None
+    else:
+        with file:
+            yield file
+
+
+def _group(found: Stored, path: Path, file: pq.ParquetFile | None, i: int, names: Sequence[str]) -> pa.Table | None:
+    """Those of the columns that are in a file's i-th row group, or None and a warning where they cannot be read."""
+    if file is None:
+        return None
+    try:
+        return file.read_row_group(i, columns=[name for name in names if name in file.schema_arrow.names])
+    except _UNREADABLE as error:
+        _leave_out(found.damaged, path, error)
+        return None
+
+
+def _leave_out(damaged: set[Path], path: Path, error: Exception) -> None:
+    if path not in damaged:
+        damaged.add(path)
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        warnings.warn(f"{path}: left out, it cannot be read ({reason})", stacklevel=2)
+
+
+def _require_torn(path: Path) -> None:
+    """Raise IncompatibleError unless a file that cannot be read is one of ours that was cut short or lost its bytes."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except FileNotFoundError:
+        return  # Another process has just moved it.
+    except OSError as error:
+        raise IncompatibleError(f"{path}: {error.strerror}") from None
+    if not b"PAR1".startswith(start) and any(start):
+        raise IncompatibleError(f"{path}: not a Parquet file; it is not overwritten")
+
+
+def _ids(found: Stored) -> dict[Path, list[np.ndarray]]:
+    """Identities by file and row group; none where they cannot be read."""
+    rows: dict[Path, list[np.ndarray]] = {}
+    for path in found.files:
+        rows[path] = []
+        with _opened(found, path) as file:
+            for i in range(file.num_row_groups if file is not None else 0):
+                part = _group(found, path, file, i, ["id"])
+                if part is not None and part.column("id").null_count:
+                    raise IncompatibleError(f"{path}: column id has missing values; they tell rows apart")
+                rows[path].append(np.empty(0, np.uint64) if part is None else part.column("id").to_numpy())
+    return rows
+
+
+def _first(rows: Mapping[Path, Sequence[np.ndarray]]) -> dict[Path, list[np.ndarray]]:
+    """Which rows no earlier file or row group has, by file and row group."""
+    lengths = [len(own) for groups in rows.values() for own in groups]
+    every = np.concatenate([np.empty(0, np.uint64), *itertools.chain(*rows.values())])
+    first = np.zeros(len(every), bool)
+    first[np.unique(every, return_index=True)[1]] = True
+    masks = iter(np.split(first, np.cumsum(lengths)[:-1]) if lengths else [])
+    return {path: [next(masks) for _ in groups] for path, groups in rows.items()}
+
+
+def _gathered(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Tables of at least GROUP_ROWS rows, but for the last."""
+    held: list[pa.Table] = []
+    for part in parts:
+        held.append(part)
+        if sum(map(len, held)) >= GROUP_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _move_aside(path: Path) -> None:
+    names = (path.with_name(f"{path.name}.unreadable-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists())
+    path.rename(aside)
+    warnings.warn(f"{path}: it cannot be read whole and was moved to {aside.name}", stacklevel=2)
+
+
+@contextlib.contextmanager
+def _turn(lock: Path) -> Iterator[None]:
+    """Held by one process at a time, and by one thread of it. Where the file system has no locks, by all."""
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+
+
+# Columns
+
+
+def _columns(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
+    return pa.schema([schema.field(name) for name in names])
+
+
+def _fitted(part: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of a schema, from a table that may lack some or have them in other types."""
+    there = set(part.column_names)
+    columns = [
+        part.column(field.name).cast(field.type) if field.name in there else pa.nulls(len(part), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _require_ours(schema: pa.Schema, path: Path) -> None:
+    """Raise IncompatibleError unless a file has rows with identities, and each column once."""
+    names = schema.names
+    if "id" not in names:
+        raise IncompatibleError(f"{path}: it has no column id (uint64) and so is not a table of results")
+    if schema.field(names.index("id")).type != pa.uint64():
+        kind = schema.field(names.index("id")).type
+        raise IncompatibleError(f"{path}: column id is {kind}, in a table of results uint64")
+    for name in names:
+        if names.count(name) > 1:
+            raise IncompatibleError(f"{path}: column {name} is there {names.count(name)} times")
+
+
+def _combined(kinds: Sequence[tuple[pa.Schema, Sequence[Path]]], current: pa.Schema | None) -> pa.Schema:
+    """The columns of all: those of `current` as they are, then the others, then `id`. Raises IncompatibleError.
+
+    `pyarrow.unify_schemas` does not serve: it would widen the current types, and has no rule for dictionaries.
+    """
+    fields: dict[str, pa.Field] = {} if current is None else {field.name: field for field in current}
+    fixed = frozenset(fields)
+    for schema, paths in sorted(kinds, key=lambda kind: len(kind[0]), reverse=True):
+        for field in schema:
+            name = field.name
+            # Views as strings: pyarrow has no filter of them.
+            kept = current is not None and not pa.types.is_string_view(field.type)
+            own = field.type if kept else _wide(field.type)
+            known = fields.setdefault(name, pa.field(name, own, metadata=field.metadata))
+            kind = _common(known.type, field.type)
+            if kind is None:
+                raise IncompatibleError(f"{paths[0]}: column {name} is {field.type}, elsewhere {known.type}")
+            metadata = known.metadata or (None if name in fixed else field.metadata)
+            fields[name] = pa.field(name, known.type if name in fixed else kind, metadata=metadata)
+    last = [fields.pop("id")] if "id" in fields else []
+    return pa.schema([*fields.values(), *last], metadata=None if current is None else current.metadata)
+
+
+def _wide(kind: pa.DataType) -> pa.DataType:
+    """The type of a results table that holds every value of a type, if there is one."""
+    if pa.types.is_dictionary(kind):
+        return _wide(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return pa.string()
+    if pa.types.is_integer(kind) and kind != pa.uint64():
+        return pa.int64()
+    if pa.types.is_floating(kind):
+        return pa.float64()
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    if any(is_list(kind) for is_list in lists):
+        return pa.list_(_wide(kind.value_type))
+    return kind
+
+
+def _common(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """A type for the values of both, None where there is none. Whether numbers keep their values is seen from them."""
+    if one == other or pa.types.is_null(other):
+        return one
+    wide = {_wide(one), _wide(other)} - {pa.null()}
+    if len(wide) == 1:
+        return wide.pop()
+    if wide <= {pa.int64(), pa.uint64(), pa.float64()}:
+        return pa.float64() if pa.float64() in wide else pa.int64()
+    return None
+
+
+def _require_same_values(found: Stored, path: Path, field: pa.Field, kind: pa.DataType) -> None:
+    """Raise IncompatibleError where a file's column cannot be cast without changing a value."""
+    with _opened(found, path) as file:
+        for i in range(file.num_row_groups if file is not None else 0):
+            part = _group(found, path, file, i, [field.name])
+            try:
+                _ = None if part is None else part.column(field.name).cast(kind)
+            except pa.ArrowInvalid as error:
+                reason = str(error).splitlines()[0]
+                where = f"{path}: column {field.name} is {field.type}, elsewhere {kind}"
+                raise IncompatibleError(f"{where} ({reason})") from None

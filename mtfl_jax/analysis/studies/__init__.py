@@ -1,28 +1,102 @@
-"""The studies: a module NAME.py here is what `study=NAME` says of its table.
+"""The studies: what `study=NAME` says of its table.
 
-It has one public function, `findings(table: pd.DataFrame) -> Findings`, of the rows of a folder in any order. It must
-take a table that is smaller than the study's own, has diverged rows or lacks measurements, and raises ValueError that
-says why where it can say nothing. Modules are imported when asked for.
+A `Study` is registered under its name. Those here are modules NAME.py, each imported, and so registered, when its name
+is asked for. A user's own is registered by a module of the user's, or is a file NAME.py beside the study's YAML
+(`from_file`).
 """
 
+import dataclasses
+import hashlib
 import importlib
+import importlib.util
 import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 
+from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.findings import Findings
-
-PLAIN = "plain"
-"""What is said of a table that no study made."""
+from mtfl_jax.records import Registry
 
 
-def known(study: str) -> bool:
-    """Whether a study has a module of its own here."""
-    return study != PLAIN and study in {module.name for module in pkgutil.iter_modules(__path__)}
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is said of a study's table.
+
+    findings: of the rows of a folder in any order, without the measurements of rows that are not ok. It must take a
+    table that is smaller than the study's own or lacks measurements, says of how many rows its means are, and raises
+    ValueError that says why where it can say nothing.
+    """
+
+    name: str
+    doc: str
+    findings: Callable[[pd.DataFrame], Findings]
 
 
-def of(study: str, table: pd.DataFrame) -> Findings:
-    """The findings of a study; of one that has no module here, and of a single row, the plain ones."""
-    name = study if known(study) and len(table) > 1 else PLAIN
-    findings: Findings = importlib.import_module(f"{__name__}.{name}").findings(table)
-    return findings
+STUDIES: Registry[Study] = Registry("study")
+"""The studies registered so far, by name; `named` imports those that are built in."""
+
+
+def built_in() -> tuple[str, ...]:
+    """The names of the studies that have a module here."""
+    return tuple(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def register(study: Study) -> Study:
+    """Make a study known by its name. Raises ValueError for a name that is taken."""
+    if study.name in built_in():
+        importlib.import_module(f"{__name__}.{study.name}")
+    if study.name in STUDIES:
+        raise ValueError(f"study={study.name}: this name is taken; allowed: a name other than {', '.join(_every())}")
+    return STUDIES.register(study)
+
+
+def known(name: str) -> bool:
+    """Whether a study is registered or built in."""
+    return name in _every()
+
+
+def named(name: str) -> Study:
+    """The study of a name. Raises ValueError for one that is neither registered nor built in."""
+    if not known(name):
+        raise ValueError(f"study={name}: allowed: {', '.join(_every())}")
+    if name not in STUDIES:
+        importlib.import_module(f"{__name__}.{name}")
+    return STUDIES[name]
+
+
+def of(name: str, table: pd.DataFrame) -> Findings:
+    """What a study says of a table. Raises ValueError for an unknown study, and where the study can say nothing."""
+    return named(name).findings(describe.measured(table))
+
+
+def from_file(name: str, path: Path) -> Study:
+    """The study `name` of a Python file, which is run, once in a process: it registers the study, or has a function
+    `findings(table)`. Raises ValueError where it does neither, or the name is taken.
+    """
+    path = path.resolve()
+    module_name = f"mtfl_jax_study_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    if module_name in sys.modules and name in STUDIES:
+        return STUDIES[name]
+    if known(name):
+        raise ValueError(f"study={name}: this name is taken; allowed: a name other than {', '.join(_every())}")
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"study={name}: {path} is not a Python file; allowed: a file NAME.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+        if name not in STUDIES and not hasattr(module, "findings"):
+            allowed = f"allowed: one that registers a study {name} or has a function findings(table)"
+            raise ValueError(f"study={name}: {path} does not say what it finds; {allowed}")
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return STUDIES.get(name) or register(Study(name, (module.__doc__ or "").strip(), module.findings))
+
+
+def _every() -> list[str]:
+    return sorted({*STUDIES, *built_in()})

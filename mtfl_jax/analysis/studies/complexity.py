@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from mtfl_jax.analysis import describe, figures, fits
+from mtfl_jax.analysis import crossings, describe, figures, fits
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+from mtfl_jax.analysis.studies import Study, register
 
 CLAIM = (
     "On learned features the samples n* and the neurons m* that a parity of the r directions takes do not grow with the"
@@ -37,8 +38,9 @@ def findings(table: pd.DataFrame) -> Findings:
     """n*(d) and m*(d) at the error EPSILON, their laws, and n* along d = 2r. Raises ValueError where no parity's error
     was measured.
     """
-    rows = table[table["downstream_error"].notna() & table["algorithm"].isin(list(NAMES))]
-    if rows.empty:
+    probed = table["downstream_error"].notna() | (~describe.ok(table) & table["n_down"].notna())
+    rows = table[probed & table["algorithm"].isin(list(NAMES))]
+    if not describe.ok(rows).any() or rows.empty:
         raise ValueError("complexity needs the downstream errors of learned or random features: there are none")
     laws = [law for curve in SIZES for law in _laws(rows, curve)]
     statements = [_said(law) for law in laws]
@@ -55,6 +57,9 @@ def findings(table: pd.DataFrame) -> Findings:
     listings = [Listing("Exponents and rates", fits.table_of(dict(zip(names, shown, strict=True))))] if shown else []
     drawing = _drawing(rows, laws, along.points, growth)
     return Findings("What a parity takes as d grows", CLAIM, statements, [drawing], [*listings, _pretraining(rows)])
+
+
+register(Study("complexity", "the samples and neurons that a downstream parity takes as d grows", findings))
 
 
 class _Along(NamedTuple):
@@ -75,13 +80,13 @@ def _curves(rows: pd.DataFrame, curve: str) -> pd.DataFrame:
 def _crossed(rows: pd.DataFrame, curve: str = "n_down") -> _Along:
     """The rows, and where each d's curve crosses EPSILON."""
     columns = ["d", f"{curve}_star", "censored", "at_start"]
-    if rows.empty:
+    if rows.empty or not describe.ok(rows).any():
         return _Along(rows, pd.DataFrame(columns=columns))
-    return _Along(rows, fits.crossings(rows, curve=curve, error="downstream_error", epsilon=EPSILON, by=["d"]))
+    return _Along(rows, crossings.crossings(rows, curve=curve, error="downstream_error", epsilon=EPSILON, by=["d"]))
 
 
 def _fit(rows: pd.DataFrame, curve: str, model: str) -> fits.Fit:
-    return fits.fit_crossings(rows, "d", curve=curve, error="downstream_error", epsilon=EPSILON, model=model)
+    return crossings.fit_crossings(rows, "d", curve=curve, error="downstream_error", epsilon=EPSILON, model=model)
 
 
 def _laws(rows: pd.DataFrame, curve: str) -> list[Law]:
@@ -91,7 +96,7 @@ def _laws(rows: pd.DataFrame, curve: str) -> list[Law]:
         own = curves[(curves["algorithm"] == algorithm) & (curves["d"] > 2 * curves["r"])]
         for r in sorted(own["r"].unique()):
             of_r = own[own["r"] == r]
-            if of_r["d"].nunique() > 1:
+            if of_r["d"][describe.ok(of_r)].nunique() > 1:
                 points = _crossed(of_r, curve).points
                 found.append(Law(algorithm, int(r), curve, points, _fit(of_r, curve, "power")))
     return found
@@ -187,7 +192,7 @@ def _pretraining(rows: pd.DataFrame) -> Listing:
     learned = learned[learned["width"] == learned["width"].max()]
     lines = [
         [*map(describe.number, at), str(describe.estimate(own["subspace_distance"]))]
-        for at, own in learned.groupby(["r", "d", "num_tasks", "n1", "n2"])
+        for at, own in learned.groupby(["r", "d", "num_tasks", "n1", "n2"], dropna=False)
     ]
     columns = ["r", "d", "tasks", "n1", "n2", "subspace distance"]
     return Listing("Pretraining of the learned features", pd.DataFrame(lines, columns=columns))

@@ -7,12 +7,15 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures, fits
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.learning import kernel_limits
 
 CLAIM = (
-    "After a step of the heads the multitask loss is pseudo-contrastive: it aligns samples that usually share labels"
-    " across tasks, which the kernel K = (1/T) Σ_t f_t f_tᵀ says of their orthants. With many tasks K nears its limit"
-    " at the rate T^-1/2, and the features of one orthant are set apart from the others'. A finer reading, ours:"
-    " between orthants too, features differ in cosine where K differs."
+    "Multitask pretraining induces a pseudo-contrastive loss: it favours representations that align samples which"
+    " usually share labels across tasks. Our reading: that holds once the heads have taken the first step, and the"
+    " kernel K = (1/T) Σ_t f_t f_tᵀ says of two orthants how often they share labels. With many tasks K nears its limit"
+    " at the rate T^-1/2, and the features of one orthant are set apart from the others'; between orthants too,"
+    " features differ in cosine where K differs."
 )
 TOLERANCE = 0.1
 """How far from −1/2 the exponent of K's distance to its limit may be."""
@@ -20,29 +23,21 @@ FLAT = 0.1
 """K, or the cosine, that changes by less than this between the nearest and farthest orthants is flat."""
 
 
-def _balanced(orthants: int, cosine: np.ndarray) -> np.ndarray:
-    return (np.eye(orthants) - 1 / orthants) * orthants / (orthants - 1)
-
-
-LIMITS: dict[str, Callable[[int, np.ndarray], np.ndarray]] = {
-    "balanced": _balanced,
-    "uniform": lambda orthants, cosine: np.eye(orthants),
-    "halfspace": lambda orthants, cosine: 2 / np.pi * np.arcsin(cosine),
+LIMITS: dict[str, Callable[[int], np.ndarray]] = {
+    "balanced": kernel_limits.balanced,
+    "uniform": kernel_limits.uniform,
+    "halfspace": kernel_limits.halfspace,
+    "majority": kernel_limits.majority,
 }
-"""K for T → ∞ of each task family, of the number of orthants and z·z'/r, (2^r, 2^r)."""
-
-
-def limit(family: str, r: int) -> np.ndarray:
-    """The family's K for T → ∞, (2^r, 2^r), orthants little-endian."""
-    z = 2 * ((np.arange(2**r)[:, None] >> np.arange(r)) & 1) - 1
-    return LIMITS[family](2**r, z @ z.T / r)
+"""K for T → ∞ of the families of which one r has one limit, a function of r."""
 
 
 def findings(table: pd.DataFrame) -> Findings:
     """K against its limit, the features' similarity by Hamming distance, and the contrastive loss along training.
     Raises ValueError where no row has a kernel, or r varies.
     """
-    rows = table[table["contrastive_kernel"].notna() & (table["status"] == "ok")]
+    ours = table[table["contrastive_kernel"].notna() | ~describe.ok(table)]
+    rows = ours[describe.ok(ours)]
     if rows.empty or rows["r"].nunique() > 1:
         raise ValueError("contrastive needs rows of one r, made with measure=contrastive")
     r = int(rows["r"].iloc[0])
@@ -56,23 +51,27 @@ def findings(table: pd.DataFrame) -> Findings:
     steps = rows[rows["algorithm"] == "alternating"]
     statements = [_rate(family, law) for family, law in laws.items()]
     statements += _aligned(at_once, r) + _between(at_once, r) + _falls(steps)
-    drawings = [_kernel_drawing(kernels, laws, r)] if len(kernels) else []
-    drawings.append(_feature_drawing(at_once, steps, r))
+    seeds = describe.seeds(ours)
+    drawings = [_kernel_drawing(kernels, laws, r, seeds)] if len(kernels) else []
+    drawings.append(_feature_drawing(at_once, steps, r, seeds))
     names = {f"distance of K to its limit, {family} tasks": law for family, law in laws.items()}
     listings = [Listing("Exponents", fits.table_of(names))] if names else []
     return Findings(f"The contrastive kernel of {2**r} orthants", CLAIM, statements, drawings, listings)
+
+
+register(Study("contrastive", "the tasks' contrastive kernel, and how features come to be alike where it is", findings))
 
 
 def _distances(rows: pd.DataFrame, r: int) -> pd.DataFrame:
     """Rows of families whose limit is known, with K and its relative distance to the limit in Frobenius norm."""
     rows = rows[rows["tasks"].isin(list(LIMITS))]
     found = [np.reshape(np.asarray(kernel, float), (2**r, 2**r)) for kernel in rows["contrastive_kernel"]]
-    limits = {family: limit(family, r) for family in rows["tasks"].unique()}
+    limits = {family: LIMITS[family](r) for family in rows["tasks"].unique()}
     apart = [
         np.linalg.norm(K - limits[family]) / np.linalg.norm(limits[family])
         for K, family in zip(found, rows["tasks"], strict=True)
     ]
-    rows = rows[["tasks", "num_tasks", "seed"]].assign(K=pd.Series(found, rows.index, object), distance=apart)
+    rows = rows[describe.settings(rows)].assign(K=pd.Series(found, rows.index, object), distance=apart)
     # K moves in steps of 2/T: one that is at its limit is nearer than that.
     there = rows["distance"] == 0
     return rows.assign(at_most=there, distance=rows["distance"].where(~there, 1 / rows["num_tasks"]))
@@ -159,7 +158,7 @@ def _falls(rows: pd.DataFrame) -> list[Statement]:
     return out
 
 
-def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int) -> Drawing:
+def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int, seeds: str) -> Drawing:
     """K of one seed as it grows, its limit; its spectrum; its distance to the limit."""
     figure, panels = figures.panels(6)
     family = "balanced" if "balanced" in laws else next(iter(laws))
@@ -167,7 +166,7 @@ def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int) ->
     sizes = np.sort(own["num_tasks"].unique())
     shown = sizes[np.unique(np.linspace(0, len(sizes) - 1, 3).round().astype(int))]
     images = [(f"T = {T}", own[own["num_tasks"] == T].sort_values("seed")["K"].iloc[0]) for T in shown]
-    images.append(("T → ∞", limit(family, r)))
+    images.append(("T → ∞", LIMITS[family](r)))
     for ax in panels[len(images) : 4]:
         ax.set_axis_off()
     for ax, (title, K) in zip(panels, images, strict=False):
@@ -178,7 +177,7 @@ def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int) ->
     for index, T in enumerate(shown):
         values = np.stack([np.linalg.eigvalsh(K)[::-1] for K in own[own["num_tasks"] == T]["K"]]).mean(0)
         spectrum.plot(np.arange(1, 2**r + 1), values, label=f"T = {T}", markersize=3, **figures.style(int(T), index))
-    values = np.linalg.eigvalsh(limit(family, r))[::-1]
+    values = np.linalg.eigvalsh(LIMITS[family](r))[::-1]
     spectrum.plot(np.arange(1, 2**r + 1), values, color="black", linewidth=0.8, label="T → ∞")
     spectrum.set(xlabel="rank", ylabel=f"eigenvalue of K, {family}")
     spectrum.legend(fontsize=7)
@@ -191,13 +190,13 @@ def _kernel_drawing(kernels: pd.DataFrame, laws: dict[str, fits.Fit], r: int) ->
     distance.legend(fontsize=7)
     caption = (
         f"The contrastive kernel of {2**r} orthants: of one seed as tasks grow in number, and its limit; its"
-        f" eigenvalues, means of {describe.seeds(kernels)}; its distance to the limit (Frobenius norms), means with"
+        f" eigenvalues, means of {seeds}; its distance to the limit (Frobenius norms), means with"
         " bands of one standard error and fitted power laws (thin)."
     )
     return Drawing("contrastive-kernel", figure, caption)
 
 
-def _feature_drawing(at_once: pd.DataFrame, steps: pd.DataFrame, r: int) -> Drawing:
+def _feature_drawing(at_once: pd.DataFrame, steps: pd.DataFrame, r: int, seeds: str) -> Drawing:
     """Similarity by Hamming distance before and after one step, and along training; the loss along training."""
     figure, (before, along, loss) = figures.panels(3)
     few = at_once[(at_once["tasks"] == "balanced") | (at_once["algorithm"] == "random_features")]
@@ -216,7 +215,7 @@ def _feature_drawing(at_once: pd.DataFrame, steps: pd.DataFrame, r: int) -> Draw
     caption = (
         "Cosine of the features of two samples by the Hamming distance of their orthants: of random features and after"
         " one step on balanced tasks (left), along a training (middle); right, the contrastive loss along it. Means of"
-        f" {describe.seeds(at_once if len(at_once) else steps)}; bars and bands are one standard error."
+        f" {seeds}; bars and bands are one standard error."
     )
     return Drawing("contrastive-features", figure, caption)
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 
-from mtfl_jax.analysis import describe, figures, fits
+from mtfl_jax.analysis import crossings, describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+from mtfl_jax.analysis.studies import Study, register
 
 CLAIM = (
     "A linear classifier on features learned from many tasks solves a new task on the same directions from few samples"
@@ -27,7 +28,7 @@ def findings(table: pd.DataFrame) -> Findings:
     ValueError where no row has an error of a new task.
     """
     rows = _errors(table)
-    if rows.empty:
+    if not rows["error"].notna().any():
         raise ValueError("downstream needs rows with a probe, or trainings on one task: there are none")
     tasks = [name for name in ("parity", "balanced") if name in set(rows["task"])]
     called = {"parity": _parity(table), "balanced": "random task"}
@@ -39,15 +40,21 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings(title, CLAIM, statements, [drawing], [_listing(curves, called)])
 
 
+register(Study("downstream", "a new task from few samples and neurons, by where the features are from", findings))
+
+
 def _parity(table: pd.DataFrame) -> str:
     return f"{describe.values(table['r'])}-parity"
 
 
 def _errors(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of a new task's error: features, task, samples, width, seed, error. Of trainings from scratch those at the
-    rate and step with the least mean error, which only favours them.
+    """Rows of a new task's error: their settings, and features, task, samples (how many of the new task), error. Of
+    trainings from scratch those at the rate and step with the least mean error, which only favours them. A diverged row
+    is there, without its error.
     """
-    probed = table[table["downstream_error"].notna()]
+    lost = ~describe.ok(table)
+    probed = table[table["downstream_error"].notna() | (lost & table["n_down"].notna())]
+    probed = probed[probed["algorithm"].isin(list(NAMES))]
     most = probed["num_tasks"].max()
     single = (probed["algorithm"] == "one_step") & (probed["num_tasks"] == 1) & (most > 1)
     probed = probed.assign(
@@ -56,16 +63,16 @@ def _errors(table: pd.DataFrame) -> pd.DataFrame:
         samples=probed["n_down"],
         error=probed["downstream_error"],
     )
-    scratch = table[(table["algorithm"] == "joint") & table["task_error"].notna() & (table["num_tasks"] == 1)]
+    scratch = table[(table["algorithm"] == "joint") & (table["num_tasks"] == 1) & (table["task_error"].notna() | lost)]
     scratch = scratch.assign(
         features="joint", task=scratch["tasks"], samples=scratch["n2"], error=scratch["task_error"]
     )
     cell = ["task", "samples", "width"]
     if len(scratch):
-        means = scratch.groupby([*cell, "lr", "step"])["error"].mean().reset_index()
+        means = scratch.groupby([*cell, "lr", "step"])["error"].mean().dropna().reset_index()
         best = means.loc[means.groupby(cell)["error"].idxmin(), [*cell, "lr", "step"]]
         scratch = scratch.merge(best, on=[*cell, "lr", "step"])
-    names = ["features", *cell, "seed", "error"]
+    names = list(dict.fromkeys([*describe.settings(table), "features", "task", "samples", "error"]))
     rows = pd.concat([probed[names], scratch[names]], ignore_index=True)
     return rows.astype({"samples": float, "width": float, "error": float})
 
@@ -77,16 +84,22 @@ def _along(rows: pd.DataFrame, axis: str) -> pd.DataFrame:
     return rows[rows[other] == counts.idxmax()]
 
 
+def _by_features(rows: pd.DataFrame, task: str) -> dict[str, pd.DataFrame]:
+    """The rows of a task by where the features are from, of those that have an error at all."""
+    of = rows[rows["task"] == task].groupby("features")
+    return {str(name): own for name, own in of if own["error"].notna().any()}
+
+
 def _solved_at(rows: pd.DataFrame, axis: str) -> tuple[float, bool]:
     """From where on the mean error is at most EPSILON, and whether it ever is."""
-    mean = rows.groupby(axis)["error"].mean()
-    found = fits.crossing(mean.index.to_numpy(float), mean.to_numpy(float), EPSILON)
+    mean = rows.groupby(axis)["error"].mean().dropna()
+    found = crossings.crossing(mean.index.to_numpy(float), mean.to_numpy(float), EPSILON)
     return found.value, found.status != "never"
 
 
 def _statements(rows: pd.DataFrame, task: str, called: str) -> list[Statement]:
     """What learned features need beside the oracle's, and what the others need beside them."""
-    of = dict(list(rows[rows["task"] == task].groupby("features")))
+    of = _by_features(rows, task)
     if "one_step" not in of:
         return [Statement(None, f"Samples of a {called}: no learned features to ask.")]
     needed, solved = _solved_at(of["one_step"], "samples")
@@ -104,12 +117,12 @@ def _statements(rows: pd.DataFrame, task: str, called: str) -> list[Statement]:
     for name in ("single", "random_features", "joint"):
         if name in of:
             value, there = _solved_at(of[name], "samples")
-            last = of[name]["samples"] == of[name]["samples"].max()
+            last = of[name]["samples"] == of[name]["samples"][of[name]["error"].notna()].max()
             error = describe.estimate(of[name]["error"][last])
             text = (
                 f"{NAMES[name].capitalize()}: the {called} takes "
                 + (f"{value:.0f} samples, {value / needed:.1f} times as many" if there else f"more than {most} samples")
-                + f" (error {error} at {describe.number(of[name]['samples'].max())})."
+                + f" (error {error} at {describe.number(of[name]['samples'][last].max())})."
             )
             out.append(Statement(not there or value > 2 * needed, text))
     return out
@@ -117,7 +130,7 @@ def _statements(rows: pd.DataFrame, task: str, called: str) -> list[Statement]:
 
 def _narrow(rows: pd.DataFrame, task: str, called: str) -> Statement:
     """The width from which learned features solve the task, beside random ones."""
-    of = dict(list(rows[rows["task"] == task].groupby("features")))
+    of = _by_features(rows, task)
     if "one_step" not in of or "random_features" not in of:
         return Statement(None, f"Neurons for a {called}: no learned and random features to compare.")
     width, solved = _solved_at(of["one_step"], "width")
@@ -143,11 +156,14 @@ def _drawing(table: pd.DataFrame, curves: dict[str, pd.DataFrame], called: dict[
         describe.number(curves[axis][other].iloc[0]) for axis, other in (("samples", "width"), ("width", "samples"))
     )
     most = describe.number(table["num_tasks"].max())
+    shown = pd.concat(list(curves.values()))
+    by = ["features", "task", "samples", "width"]
+    seeds = describe.seeds(shown, by=by, counted=shown["error"].notna())
     caption = (
         f"Test error of a new task by where the features are from: against its samples at width {width} (left), against"
         f" width at {samples} samples (right). Learned from {most} tasks or one by one step; from scratch at the best"
         f" rate and step of those tried. The thin line is guessing. d = {describe.values(table['d'])}; means of"
-        f" {describe.seeds(table)}, bands: one standard error."
+        f" {seeds}, bands: one standard error."
     )
     return Drawing("downstream", figure, caption)
 
@@ -159,7 +175,7 @@ def _listing(curves: dict[str, pd.DataFrame], called: dict[str, str]) -> Listing
         line = [called[task], NAMES[features]]
         for axis in ("samples", "width"):
             part = _of(curves[axis], task, features)
-            value, solved = _solved_at(part, axis) if len(part) else (np.nan, True)
+            value, solved = _solved_at(part, axis) if part["error"].notna().any() else (np.nan, True)
             line.append("—" if np.isnan(value) else f"{value:.0f}" if solved else f"> {value:.0f}")
         rows.append(line)
     columns = ["task", "features", f"samples to {EPSILON:.0%} error", f"width to {EPSILON:.0%} error"]

@@ -6,6 +6,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+from mtfl_jax.analysis.studies import Study, register
 
 CLAIM = (
     "Trained on enough tasks that depend on the same r directions of the input, a two-layer ReLU network finds all of"
@@ -27,6 +28,15 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings(title, CLAIM, _statements(table, r), [_drawing(table, r, d)], [_listing(table, r)])
 
 
+register(
+    Study(
+        "quickstart",
+        "the claim in a minute: one step on many tasks, and a linear classifier on what it learned",
+        findings,
+    )
+)
+
+
 def _statements(table: pd.DataFrame, r: int) -> list[Statement]:
     learned = table[table["algorithm"] == "one_step"]
     most = table["num_tasks"].max()
@@ -40,15 +50,15 @@ def _task(table: pd.DataFrame) -> str:
     return f"{table['r'].iloc[0]}-parity" if parity.all() else "downstream task"
 
 
-def _share_of_all(rows: pd.DataFrame, r: int) -> describe.Estimate:
+def _share_of_all(rows: pd.DataFrame) -> describe.Estimate:
     """In which share of the seeds all r directions were found."""
-    return describe.estimate(rows["directions_recovered"].dropna() == r)
+    return describe.estimate(describe.all_found(rows))
 
 
 def _all_found(rows: pd.DataFrame, r: int, tasks: int) -> Statement:
-    share = _share_of_all(rows, r)
+    share = _share_of_all(rows)
     text = (
-        f"With {tasks} tasks one step finds all {r} directions in {share.mean:.0%} of {share.n} seeds"
+        f"With {tasks} tasks one step finds all {r} directions in {share.mean:.0%} of {share.counted()} seeds"
         f" (subspace distance {describe.estimate(rows['subspace_distance'])})."
     )
     if not share.n or tasks == 1:
@@ -57,13 +67,13 @@ def _all_found(rows: pd.DataFrame, r: int, tasks: int) -> Statement:
 
 
 def _one_is_too_few(rows: pd.DataFrame, r: int) -> Statement:
-    share = _share_of_all(rows, r)
+    share = _share_of_all(rows)
     if not share.n:
         return Statement(None, "Whether one task is too few: no row of a single task to ask.")
     found = describe.estimate(rows["directions_recovered"])
     text = (
         f"With a single task one step finds {found} of {r} directions, and all of them in {share.mean:.0%} of"
-        f" {share.n} seeds (subspace distance {describe.estimate(rows['subspace_distance'])})."
+        f" {share.counted()} seeds (subspace distance {describe.estimate(rows['subspace_distance'])})."
     )
     return Statement(share.mean < 0.5, text)
 
@@ -75,7 +85,7 @@ def _solved(table: pd.DataFrame, learned: pd.DataFrame, tasks: int) -> Statement
         return Statement(None, "Whether learned features solve a new task that random ones do not: not measured.")
     text = (
         f"From {table['n_down'].iloc[0]} samples of the {_task(table)}, a linear classifier on the features learned"
-        f" from {tasks} tasks has {error.mean:.1%} error, on random features {random.mean:.1%}; guessing has 50%."
+        f" from {tasks} tasks has {error.show('.1%')} error, on random features {random.show('.1%')}; guessing has 50%."
     )
     return Statement(error.mean < 0.1 and random.mean > 0.4, text)
 
@@ -108,8 +118,8 @@ def _listing(table: pd.DataFrame, r: int) -> Listing:
         rows.append(
             [
                 str(tasks),
-                *(f"{found.mean:.2f}" if found.n else "—" for found in recovered),
-                *(f"{found.mean:.1%}" if found.n else "—" for found in errors),
+                *(found.show(".2f") for found in recovered),
+                *(found.show(".1%") for found in errors),
             ]
         )
     errors_of = [f"{_task(table)} error {NAMES[name]}" for name in algorithms]

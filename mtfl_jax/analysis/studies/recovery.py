@@ -4,6 +4,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+from mtfl_jax.analysis.studies import Study, register
 
 CLAIM = (
     "One gradient step on many tasks recovers all r directions with high probability, for every d and r; on a single"
@@ -17,7 +18,7 @@ FOUND, LOST = 0.95, 0.5
 
 def findings(table: pd.DataFrame) -> Findings:
     """The recovery by the number of tasks, d, r and family. Raises ValueError where nothing was trained in one step."""
-    at_once = table[(table["algorithm"] == "one_step") & (table["status"] == "ok")]
+    at_once = table[table["algorithm"] == "one_step"]
     if at_once.empty:
         raise ValueError("recovery needs rows of one_step: there are none")
     odd = at_once["parity_size"] == "3"
@@ -36,9 +37,18 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings("Recovery of the directions", CLAIM, statements, drawings, [_listing(plain)])
 
 
+register(Study("recovery", "how many tasks it takes to recover the directions, and where one step does not", findings))
+
+
 def _all(rows: pd.DataFrame) -> describe.Estimate:
     """In which share of the runs all directions were found."""
-    return describe.estimate((rows["directions_recovered"] == rows["r"]).astype(float))
+    return describe.estimate(describe.all_found(rows))
+
+
+def _shares(rows: pd.DataFrame) -> list[float]:
+    """At each pair of d and r that has measurements, in which share of the runs all directions were found."""
+    shares = [_all(own) for _, own in rows.groupby(["d", "r"])]
+    return [share.mean for share in shares if share.n]
 
 
 def _many(rows: pd.DataFrame) -> Statement:
@@ -46,7 +56,9 @@ def _many(rows: pd.DataFrame) -> Statement:
     if most < 2:
         return Statement(None, "Whether many tasks are enough: no rows of several balanced tasks.")
     of = rows[rows["num_tasks"] == most]
-    shares = [_all(own).mean for _, own in of.groupby(["d", "r"])]
+    shares = _shares(of)
+    if not shares:
+        return Statement(None, "Whether many tasks are enough: every row of several balanced tasks diverged.")
     text = (
         f"With {most} balanced tasks one step finds all directions in at least {min(shares):.0%} of runs at each"
         f" of {len(shares)} pairs of d and r (subspace distance {describe.estimate(of['subspace_distance'])})."
@@ -58,12 +70,14 @@ def _single(rows: pd.DataFrame) -> Statement:
     of = rows[rows["num_tasks"] == 1]
     if of.empty:
         return Statement(None, "Whether one task is too few: no rows of a single balanced task.")
+    shares = _shares(of)
+    if not shares:
+        return Statement(None, "Whether one task is too few: every row of a single balanced task diverged.")
     by_r = ", ".join(
         f"{describe.estimate(own['directions_recovered'])} of {r} directions ({1 - _all(own).mean:.0%} of"
-        f" {len(own)} runs miss at least one)"
+        f" {_all(own).counted()} runs miss at least one)"
         for r, own in of.groupby("r")
     )
-    shares = [_all(own).mean for _, own in of.groupby(["d", "r"])]
     return Statement(max(shares) <= LOST, f"A single balanced task finds {by_r}.")
 
 
@@ -74,13 +88,13 @@ def _uniform(at_once: pd.DataFrame, steps: pd.DataFrame) -> list[Statement]:
     most = rows["num_tasks"].max()
     before = describe.estimate(rows["subspace_distance"][rows["num_tasks"] == most])
     text = f"With {most} uniform tasks one step ends at subspace distance {before}."
-    out = [Statement(before.mean > 0.5, text)]
+    out = [Statement(before.mean > 0.5 if before.n else None, text)]
     if len(steps):
         last = steps["step"].max()
         after = describe.estimate(steps["subspace_distance"][steps["step"] == last])
         tasks = describe.values(steps["num_tasks"])
         text = f"{last} steps on {tasks} uniform tasks end at subspace distance {after}."
-        out.append(Statement(after.mean < 0.5, text))
+        out.append(Statement(after.mean < 0.5 if after.n else None, text))
     return out
 
 
@@ -97,8 +111,9 @@ def _odd(at_once: pd.DataFrame, steps: pd.DataFrame) -> list[Statement]:
         if parts:
             text = f"3-parities with {'no' if fails else 'random'} biases end at subspace distance "
             text += ", ".join(f"{distance} after {often}" for often, distance in parts) + "."
-            least = min(distance.mean for _, distance in parts)
-            out.append(Statement(least > 0.9 if fails else least < 0.5, text))
+            means = [distance.mean for _, distance in parts if distance.n]
+            supported = (min(means) > 0.9 if fails else min(means) < 0.5) if means else None
+            out.append(Statement(supported, text))
     return out
 
 
@@ -163,6 +178,11 @@ def _cures(at_once: pd.DataFrame, odd: pd.DataFrame, steps: pd.DataFrame) -> Dra
     return Drawing("recovery-cures", figure, caption)
 
 
+def _missing(rows: pd.DataFrame) -> str:
+    """In which share of the runs a direction was missed."""
+    return describe.estimate(1 - describe.all_found(rows)).show(".0%")
+
+
 def _listing(rows: pd.DataFrame) -> Listing:
     lines = []
     for (family, d, r), own in rows.groupby(["tasks", "d", "r"]):
@@ -171,6 +191,6 @@ def _listing(rows: pd.DataFrame) -> Listing:
             of = own[own["num_tasks"] == tasks]
             if len(of):
                 measured = [str(describe.estimate(of[name])) for name in MEASURED]
-                lines.append([family, str(d), str(r), str(tasks), *measured, f"{1 - _all(of).mean:.0%}"])
+                lines.append([family, str(d), str(r), str(tasks), *measured, _missing(of)])
     columns = ["family", "d", "r", "tasks", *(name.replace("_", " ") for name in MEASURED), "miss one"]
     return Listing(f"One step, means of {describe.seeds(rows)}", pd.DataFrame(lines, columns=columns))

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mtfl_jax.analysis import describe, figures, fits
+from mtfl_jax.analysis import describe, figures, fits, models
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
+from mtfl_jax.analysis.studies import Study, register
 
 CLAIM = (
     "The recovery of the directions improves as a power of the number of tasks and of the samples, and worsens as a"
@@ -34,9 +35,8 @@ class Law(NamedTuple):
 
 def findings(table: pd.DataFrame) -> Findings:
     """The law of each measurement along each axis that has enough values. Raises ValueError where none has."""
-    rows = table[table["status"] == "ok"]
-    at_once = rows[rows["algorithm"] == "one_step"]
-    trained = rows[rows["algorithm"] == "joint"]
+    at_once = table[table["algorithm"] == "one_step"]
+    trained = table[table["algorithm"] == "joint"]
     fixed = _last(trained[trained["samples"] == "fixed"])
     laws = _laws("one step", at_once, "subspace_distance", AXES[:-1])
     laws += _laws("joint, fixed samples", fixed, "test_loss", AXES[:-1])
@@ -54,13 +54,18 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings("Scaling laws", CLAIM, statements, [_drawing(laws)], [listing])
 
 
+register(Study("scaling", "scaling laws of recovery and test loss", findings))
+
+
 def _last(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["step"] == rows["step"].max()]
 
 
 def _laws(what: str, rows: pd.DataFrame, y: str, axes: tuple[str, ...]) -> list[Law]:
-    """A law along each axis, at the value of the other axes that most rows have."""
-    rows = rows[rows[y].notna() & (rows[y].astype(float) > 0)]
+    """A law along each axis, at the value of the other axes that most rows have. Rows that diverged are there, for the
+    fit to count them out.
+    """
+    rows = rows[(rows[y].astype(float) > 0) | ~describe.ok(rows)]
     found = []
     for x in axes:
         own = rows
@@ -68,7 +73,7 @@ def _laws(what: str, rows: pd.DataFrame, y: str, axes: tuple[str, ...]) -> list[
             # What is missing bears on no row.
             if own[other].notna().any():
                 own = own[own[other] == _usual(rows, other, axes)]
-        if own[x].nunique() >= LEAST:
+        if own[x][describe.ok(own)].nunique() >= LEAST:
             best = min((fits.fit(own, x, y, model) for model in MODELS), key=_extrapolates)
             found.append(Law(what, y, x, own, best))
     return found
@@ -104,7 +109,7 @@ def _said(law: Law) -> Statement:
     sign = SIGNS.get(law.x) if law.what == "one step" else None
     if sign is None:
         return Statement(True, text)
-    low, high = law.fit.intervals[fits.MODELS[law.fit.model].exponents[-1]]
+    low, high = law.fit.intervals[models.MODELS[law.fit.model].exponents[-1]]
     right, wrong = (high < 0, low > 0) if sign < 0 else (low > 0, high < 0)
     return Statement(True if right else False if wrong else None, text)
 

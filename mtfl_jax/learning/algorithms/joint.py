@@ -30,7 +30,7 @@ def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
         cell.lr,
         schedule=p.schedule,
         steps=p.steps,
-        momentum=cell.momentum if OPTIMIZERS[p.optimizer].momentum else None,
+        momentum=cell.momentum if OPTIMIZERS[p.optimizer].momentum else 0.0,
         weight_decay=cell.weight_decay,
         train_bias=p.bias == "trained",
         rotation=rotation,

@@ -8,15 +8,17 @@ import pandas as pd
 from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing
 
-MEASURED = ("subspace_distance", "directions_recovered", "task_error", "downstream_error")
+MAIN = ("subspace_distance", "directions_recovered", "task_error", "downstream_error")
+"""The measurements that are shown of any table; those that are not built in are shown too."""
 MOST_ROWS = 100
 """A listing of means has no more rows than this."""
 
 
 def findings(table: pd.DataFrame) -> Findings:
     """Figures and means of the main measurements over whatever varies; no claim."""
+    table = describe.measured(table)
     axes = describe.axes(table)
-    measured = [name for name in MEASURED if describe.estimate(table[name]).n]
+    measured = [name for name in describe.main_measurements(table, MAIN) if describe.estimate(table[name]).n]
     if len(table) < 2:
         return Findings("One row" if len(table) else "No rows", "")
     title = f"Sweep over {', '.join(axes)}" if axes else "One setting"
@@ -28,10 +30,11 @@ def findings(table: pd.DataFrame) -> Findings:
 
 def _means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> Listing:
     """Means over seeds at each setting, with standard errors."""
-    group = table.groupby(list(axes), dropna=False).ngroup() if axes else pd.Series(0, table.index)
+    group = describe.groups(table, axes)
+    shown = pd.DataFrame({name: describe.texts(table[name]) for name in axes}, table.index)
     rows = [
-        [*map(describe.number, rows[list(axes)].iloc[0]), *(str(describe.estimate(rows[name])) for name in measured)]
-        for _, rows in table[group < MOST_ROWS].groupby(group)
+        [*shown.loc[rows.index[0]], *(str(describe.estimate(rows[name])) for name in measured)]
+        for _, rows in table[group < MOST_ROWS].groupby(group[group < MOST_ROWS])
     ]
     part = f", the first {MOST_ROWS} of {group.max() + 1} settings" if group.max() >= MOST_ROWS else ""
     title = f"Means of {describe.seeds(table)} ± standard error{part}"
@@ -42,37 +45,43 @@ def _drawing(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) 
     """The measurements against the numeric axis of most values, a line for each value of another axis."""
     from mtfl_jax.analysis import figures
 
-    sizes = {name: table[name].nunique() for name in axes}
+    sizes = {name: int(describe.codes(table[name]).max()) + 1 for name in axes}
     numbers = {name: describe.numeric(table[name]) for name in axes}
-    x = max(axes, key=lambda name: (numbers[name], sizes[name]))
+    # An axis that has no value in some rows has no place for them; it is drawn as names.
+    whole = {name: numbers[name] and not table[name].isna().any() for name in axes}
+    x = max(axes, key=lambda name: (whole[name], numbers[name], sizes[name]))
     # Names before numbers, few numbers before many: the first is a line a value, the others are held at one value.
     rest = sorted((name for name in axes if name != x), key=lambda name: numbers[name] and sizes[name])
     by, held = next(iter(rest), None), rest[1:]
     notes = []
     if held:
-        group = table.groupby(held, dropna=False).ngroup()
-        counts = group.value_counts()
-        table = table[group == counts[counts == counts.max()].index.max()]
-        notes.append(f"Shown where {', '.join(f'{name} = {describe.number(table[name].iloc[0])}' for name in held)}.")
+        group = describe.groups(table, held)
+        counts = np.bincount(group)
+        most = np.flatnonzero(counts == counts.max())[-1]
+        named = {name: describe.texts(table[name])[int(np.argmax(group == most))] for name in held}
+        table = table[group == most]
+        notes.append(f"Shown where {', '.join(f'{name} = {text}' for name, text in named.items())}.")
     if by is not None and sizes[by] > figures.MOST_LINES:
-        every = np.sort(table[by].dropna().unique())
-        few = every[np.linspace(0, len(every) - 1, figures.MOST_LINES).round().astype(int)]
-        table = table[table[by].isin(few)]
-        notes.append(f"{len(few)} of {len(every)} values of {by} are shown.")
-    diverged = int((table["status"] != "ok").sum())
+        places = describe.codes(table[by])
+        few = np.linspace(0, places.max(), figures.MOST_LINES).round().astype(int)
+        table = table[np.isin(places, few)]
+        notes.append(f"{len(few)} of {places.max() + 1} values of {by} are shown.")
+    diverged = int((~describe.ok(table)).sum())
     if diverged:
-        notes.append(f"Rows that diverged: {diverged}; what they could not measure is left out.")
+        notes.append(f"Rows that diverged: {diverged}; they are left out.")
     measured = [name for name in measured if describe.estimate(table[name]).n] or list(measured)
     figure, panels = figures.panels(len(measured), columns=2)
     for ax, name in zip(panels, measured, strict=True):
         figures.curves(ax, table, x, name, by=by, log="x" if _spans_decades(table[x]) else "")
     if by is not None:
         panels[0].legend(title=by, fontsize=7, title_fontsize=8)
-    seeds = table["seed"].nunique()
-    band = f"Means of {seeds} seeds; bands and bars are one standard error." if seeds > 1 else "One seed."
+    seeds = describe.seeds(table)
+    band = "One seed." if seeds == "one seed" else f"Means of {seeds}; bands and bars are one standard error."
     return Drawing("sweep", figure, " ".join([band, *notes]))
 
 
 def _spans_decades(column: pd.Series) -> bool:
     """Whether a column holds positive numbers that differ by a factor of ten or more."""
-    return describe.numeric(column) and bool(column.min() > 0) and bool(column.max() >= 10 * column.min())
+    if not describe.numeric(column) or column.isna().any():
+        return False
+    return bool(column.min() > 0) and bool(column.max() >= 10 * column.min())

@@ -1,0 +1,55 @@
+"""Reading the columns of anyone's table, each as what it must be; what is not so is said in one line."""
+
+import numpy as np
+import pandas as pd
+
+from mtfl_jax.analysis import describe
+
+
+def ok(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows that have measurements. Raises ValueError where there are rows and none has."""
+    good = describe.ok(table)
+    if len(table) and not good.any():
+        raise ValueError(f"TABLE={len(table)} rows: every one of them diverged; allowed: one or more that did not")
+    return table if good.all() else table[good]
+
+
+def column(table: pd.DataFrame, key: str, name: str) -> pd.Series:
+    """A column of a table that has rows. Raises ValueError, as all functions here, that begins with key=name."""
+    if name not in table:
+        raise ValueError(f"{key}={name}: allowed: the columns {', '.join(map(str, table.columns))}")
+    if table.empty:
+        raise ValueError(f"{key}={name}: the table has no rows; allowed: one or more")
+    return table[name]
+
+
+def numbers(table: pd.DataFrame, key: str, name: str, positive: bool = True) -> np.ndarray:
+    """A column of finite numbers, positive ones unless said otherwise, (n,) float64."""
+    found = column(table, key, name)
+    try:
+        values = found.to_numpy(float, na_value=np.nan)
+    except (ValueError, TypeError):
+        raise ValueError(f"{key}={name}: not a column of numbers; allowed: numbers") from None
+    bad = ~np.isfinite(values) | (positive & (values <= 0))
+    if bad.any():
+        what = "missing, infinite or not positive" if positive else "missing or infinite"
+        raise ValueError(f"{key}={name}: {bad.sum()} of {len(bad)} values are {what}; allowed: rows without them")
+    return values
+
+
+def flags(table: pd.DataFrame, key: str, name: str | None) -> np.ndarray:
+    """A column of true and false, (n,); all false for None."""
+    if name is None:
+        return np.zeros(len(table), bool)
+    found = column(table, key, name)
+    if found.isna().any() or not found.isin([False, True]).all():
+        raise ValueError(f"{key}={name}: not a column of true and false; allowed: true and false, none missing")
+    return found.to_numpy(bool)
+
+
+def labels(table: pd.DataFrame, seed: str) -> np.ndarray:
+    """The seed of each row, numbered from 0, (n,)."""
+    codes, _ = pd.factorize(column(table, "seed", seed), sort=True)
+    if (codes < 0).any():
+        raise ValueError(f"seed={seed}: {(codes < 0).sum()} values are missing; allowed: a seed in every row")
+    return codes

@@ -1,0 +1,52 @@
+"""Names that both ends of the program must call the same: config and sweeps, which need jax, and analysis, which must
+not. Imports nothing.
+"""
+
+from collections.abc import Mapping
+
+GROUPS = ("algorithm", "data", "tasks", "network", "loss", "probe")
+"""Config groups of a cell: settings whose choice is a file of conf/, from which others follow; in the order in which
+tables name them.
+"""
+
+OK, DIVERGED = "ok", "diverged"
+STATUSES = (OK, DIVERGED)
+"""What the column `status` says of a row; only a row that is OK has measurements."""
+
+NO_STUDY = "none"
+"""The `study` of a sweep that is no study's."""
+
+COLUMN_LABELS: Mapping[str, str] = {
+    "d": "input dimension d",
+    "r": "hidden directions r",
+    "width": "hidden neurons (width)",
+    "num_tasks": "number of tasks T",
+    "n1": "samples of a head step n1",
+    "n2": "samples of a representation step n2",
+    "n_down": "samples of the downstream task",
+    "n_test": "test samples",
+    "label_noise": "label noise (share flipped)",
+    "subspace_distance": "subspace distance (sine of angle)",
+    "directions_recovered": "directions recovered",
+    "feature_energy": "feature energy (share in the span)",
+    "spectral_ratio": "spectral ratio",
+    "train_loss": "train loss",
+    "test_loss": "test loss",
+    "task_error": "error of trained tasks (share)",
+    "downstream_error": "downstream error (share)",
+    "num_params": "parameters",
+    "train_samples": "training samples",
+    "train_flops": "training arithmetic (FLOP)",
+    "contrastive_loss": "contrastive loss",
+    "feature_similarity": "feature similarity (cosine)",
+    "contrastive_kernel": "contrastive kernel",
+}
+"""What figures call the built-in columns, with units."""
+
+LABELS = dict(COLUMN_LABELS)
+"""What figures call a column, in this process: the built-in labels and those learned from the tables read."""
+
+
+def learn(labels: Mapping[str, str]) -> None:
+    """Take the labels that a table brings of its own columns."""
+    LABELS.update(labels)

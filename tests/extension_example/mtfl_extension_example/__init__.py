@@ -1,0 +1,26 @@
+"""A record of every kind, one file each; importing this registers them, as `extensions=[mtfl_extension_example]` does."""
+
+import importlib.util
+
+from mtfl_extension_example import (
+    alternating_normalised,
+    effective_rank,
+    laplace,
+    nearest_centroid,
+    random_quadratic,
+    smoothed_hinge,
+    tanh,
+)
+
+__all__ = [
+    "alternating_normalised",
+    "effective_rank",
+    "laplace",
+    "nearest_centroid",
+    "random_quadratic",
+    "smoothed_hinge",
+    "tanh",
+]
+
+if importlib.util.find_spec("mtfl_jax.analysis.models"):
+    importlib.import_module("mtfl_extension_example.logarithmic")
