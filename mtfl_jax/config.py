@@ -119,7 +119,10 @@ class Derived(NamedTuple):
 
     bears: of each field whether it bears on a cell's row. sources: the extensions that a cell uses, in words. checks:
     rules that raise ConfigError. prefixes: whether a training of fewer steps is the beginning of a longer one. shared:
-    whether a pass gives a cell's row among others'. rows: the settings in which the cells of such a pass may differ.
+    whether a pass gives a cell's row among others'. rows: the settings in which the cells of such a pass may differ;
+    row: what tells their rows apart, empty for other cells: family, r, width, num_tasks, the family's settings by name.
+    probed: what tells downstream probes apart, empty where there is none: the classifier, its family, and that family's
+    settings by name.
     """
 
     fields: dict[str, Field]
@@ -129,11 +132,14 @@ class Derived(NamedTuple):
     prefixes: Rule
     shared: Rule
     rows: Rule
+    row: Rule
+    probed: Rule
 
     @property
     def planning(self) -> tuple[Rule, ...]:
         """The rules on which a plan depends, beside shapes and choices."""
-        return (*self.bears.values(), self.prefixes, self.shared, self.rows, *(part.rule for part in PARTS.values()))
+        own = (self.prefixes, self.shared, self.rows, self.row, self.probed)
+        return (*self.bears.values(), *own, *(part.rule for part in PARTS.values()))
 
 
 FIELDS: dict[str, Field] = {}
@@ -164,6 +170,8 @@ def refresh() -> None:
     FIELDS.update(fields)
     always = {field.name for field in settings.ALWAYS}
     bears = {name: _always(field) if name in always else _used(name) for name, field in fields.items()}
+    holds = {name: record.shared.holds if record.shared else None for name, record in ALGORITHMS.items()}
+    shared = _by_algorithm(holds, False)
     _derived[:] = [
         Derived(
             fields,
@@ -171,13 +179,13 @@ def refresh() -> None:
             _sources(fields, bears),
             tuple(_checks()),
             _by_algorithm({name: record.prefix for name, record in ALGORITHMS.items()}, False),
-            _by_algorithm(
-                {name: record.shared.holds if record.shared else None for name, record in ALGORITHMS.items()}, False
-            ),
+            shared,
             _by_algorithm(
                 {name: record.shared.rows if record.shared else None for name, record in ALGORITHMS.items()},
                 frozenset(),
             ),
+            _row(shared),
+            _probed(),
         )
     ]
 
@@ -246,6 +254,29 @@ def _by_algorithm(rules: Mapping[str, Rule | None], otherwise: Any) -> Rule:
         return otherwise if own is None else own.within(c)
 
     return Rule(reads, outcome)
+
+
+def _of_family(c: View, family: str, prefix: str = "") -> tuple[tuple[str, Any], ...]:
+    """The settings of a family in a cell, by the family's names."""
+    return tuple((field.name, getattr(c, prefix + field.name)) for field in FAMILIES[family].settings)
+
+
+def _row(shared: Rule) -> Rule:
+    own = frozenset(field.name for family in FAMILIES.values() for field in family.settings)
+
+    def row(c: View) -> tuple[Any, ...]:
+        return (c.tasks, c.r, c.width, c.num_tasks, _of_family(c, c.tasks)) if shared.within(c) else ()
+
+    return Rule(shared.reads | {"tasks", "r", "width", "num_tasks"} | own, row)
+
+
+def _probed() -> Rule:
+    own = frozenset(PROBED + field.name for family in FAMILIES.values() for field in family.settings)
+
+    def probed(c: View) -> tuple[Any, ...]:
+        return () if c.probe == NONE else (c.probe, c.probe_tasks, _of_family(c, c.probe_tasks, PROBED))
+
+    return Rule(own | {"probe", "probe_tasks"}, probed)
 
 
 def _checks() -> Iterable[Rule]:
@@ -374,10 +405,14 @@ class Config:
         return frozenset(derived().rows(self.values))
 
     @property
+    def row(self) -> tuple[Any, ...]:
+        """What tells this cell's row apart in such a pass: family, r, width, num_tasks, the family's settings."""
+        return tuple(derived().row(self.values))
+
+    @property
     def probe_key(self) -> tuple[Any, ...]:
         """What tells downstream probes apart: the classifier, its task family, and that family's settings by name."""
-        own = ((field.name, self.values[PROBED + field.name]) for field in FAMILIES[self.probe_tasks].settings)
-        return self.probe, self.probe_tasks, tuple(own)
+        return tuple(derived().probed(self.values))
 
     @property
     def exact(self) -> frozenset[str]:

@@ -16,7 +16,6 @@ from mtfl_jax import config
 from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.program import Program
-from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, GROUP_SECONDS, lane_seconds, shape_of, size_names
 from mtfl_jax.sweeps.grid import Grid
 
@@ -121,8 +120,7 @@ class _Kind:
 
 def _row(own: Config) -> tuple[Any, ...]:
     """What tells the rows of a shared pass apart; its padded width first."""
-    settings = tuple((field.name, getattr(own, field.name)) for field in FAMILIES[own.tasks].settings)
-    return ladder(own.width), own.tasks, own.r, own.width, own.num_tasks, settings
+    return ladder(own.width), *own.row
 
 
 _SIZED = ("r", "width", "num_tasks")
