@@ -30,8 +30,8 @@ def _column(name: str, kind: pa.DataType, label: str) -> pa.Field:
 
 
 def schema() -> pa.Schema:
-    """Columns of a results table: settings, the extensions that the row is from, the numbers of the schemes of draws and
-    of columns, `step`, the status, the measurements, and the identity. Columns carry what figures call them.
+    """Columns of a results table: settings, the extensions that the row is from, the numbers of the schemes of draws
+    and of columns, `step`, the status, the measurements, and the identity. Columns carry what figures call them.
     """
     columns = [*settings().values(), pa.field("extensions", pa.string())]
     columns += [pa.field(name, pa.int64()) for name in ("draws", "schema", "step")]
