@@ -47,6 +47,14 @@ def load(extensions: Sequence[str] | str | None) -> tuple[str, ...]:
         return tuple(_load(own) for own in found.values())
 
 
+def unload() -> None:
+    """Take every extension out again: its records, its modules and what Hydra was told of it."""
+    with LOCK:
+        for name in tuple(_loaded):
+            _forget(name)
+        _drop_nodes()
+
+
 class _Found(NamedTuple):
     """An extension as it was given, and its name, files and place."""
 
@@ -157,12 +165,26 @@ def defaults() -> dict[str, Any]:
     }
 
 
+_nodes: list[tuple[str, str]] = []
+
+
+def _drop_nodes() -> None:
+    for group, name in _nodes:
+        ConfigStore.instance().repo.get(group, {}).pop(f"{name}.yaml", None)
+    _nodes.clear()
+
+
 def store_nodes(conf: Path) -> None:
     """Give Hydra what it needs to know of the extensions: their settings as keys, and a choice of a config group for
-    each record that has no file in conf/.
+    each record that has no file in conf/. What it was told before is forgotten.
     """
-    store = ConfigStore.instance()
-    store.store(group="extension", name="settings", node=defaults(), package="_global_", provider="mtfl_jax")
+    _drop_nodes()
+
+    def store(group: str, name: str, node: dict[str, Any]) -> None:
+        ConfigStore.instance().store(group=group, name=name, node=node, package="_global_", provider="mtfl_jax")
+        _nodes.append((group, name))
+
+    store("extension", "settings", defaults())
     for kind in config.KINDS:
         group = kind.group
         for name, record in kind.registry.items():
@@ -172,4 +194,4 @@ def store_nodes(conf: Path) -> None:
             node: dict[str, Any] = {group: choice}
             if hasattr(record, "base"):
                 node = {"defaults": [record.base], **node}
-            store.store(group=group, name=choice, node=node, package="_global_", provider="mtfl_jax")
+            store(group, choice, node)

@@ -22,6 +22,7 @@ class Optimizer:
     """
 
     name: str
+    doc: str
     make: Callable[..., optax.GradientTransformation]
     equivariant: bool = False
     momentum: bool = False
@@ -49,29 +50,58 @@ def _coupled(rule: Callable[..., optax.GradientTransformation]) -> Callable[...,
     return make
 
 
-OPTIMIZERS.register(Optimizer("sgd", _coupled(lambda lr, momentum: optax.sgd(lr)), equivariant=True))
 OPTIMIZERS.register(
-    Optimizer("momentum", _coupled(lambda lr, momentum: optax.sgd(lr, momentum)), equivariant=True, momentum=True)
+    Optimizer("sgd", "gradient descent", _coupled(lambda lr, momentum: optax.sgd(lr)), equivariant=True)
+)
+OPTIMIZERS.register(
+    Optimizer(
+        "momentum",
+        "gradient descent with heavy-ball momentum",
+        _coupled(lambda lr, momentum: optax.sgd(lr, momentum)),
+        equivariant=True,
+        momentum=True,
+    )
 )
 OPTIMIZERS.register(
     Optimizer(
         "nesterov",
+        "gradient descent with Nesterov's momentum",
         _coupled(lambda lr, momentum: optax.sgd(lr, momentum, nesterov=True)),
         equivariant=True,
         momentum=True,
     )
 )
-OPTIMIZERS.register(Optimizer("adam", _coupled(lambda lr, momentum: optax.adam(lr))))
+OPTIMIZERS.register(Optimizer("adam", "Adam", _coupled(lambda lr, momentum: optax.adam(lr))))
 OPTIMIZERS.register(
-    Optimizer("adamw", lambda lr, momentum, decay, mask: optax.adamw(lr, weight_decay=decay, mask=mask))
+    Optimizer(
+        "adamw",
+        "Adam with decoupled weight decay",
+        lambda lr, momentum, decay, mask: optax.adamw(lr, weight_decay=decay, mask=mask),
+    )
 )
-OPTIMIZERS.register(Optimizer("nadam", _coupled(lambda lr, momentum: optax.nadam(lr))))
-OPTIMIZERS.register(Optimizer("radam", _coupled(lambda lr, momentum: optax.radam(lr))))
-OPTIMIZERS.register(Optimizer("amsgrad", _coupled(lambda lr, momentum: optax.amsgrad(lr))))
-OPTIMIZERS.register(Optimizer("adagrad", _coupled(lambda lr, momentum: optax.adagrad(lr))))
-OPTIMIZERS.register(Optimizer("rmsprop", _coupled(lambda lr, momentum: optax.rmsprop(lr))))
-OPTIMIZERS.register(Optimizer("lion", lambda lr, momentum, decay, mask: optax.lion(lr, weight_decay=decay, mask=mask)))
-OPTIMIZERS.register(Optimizer("sign_sgd", _coupled(lambda lr, momentum: optax.sign_sgd(lr))))
+OPTIMIZERS.register(Optimizer("nadam", "Adam with Nesterov's momentum", _coupled(lambda lr, momentum: optax.nadam(lr))))
+OPTIMIZERS.register(
+    Optimizer("radam", "Adam with a rectified early step", _coupled(lambda lr, momentum: optax.radam(lr)))
+)
+OPTIMIZERS.register(
+    Optimizer("amsgrad", "Adam with second moments that never fall", _coupled(lambda lr, momentum: optax.amsgrad(lr)))
+)
+OPTIMIZERS.register(
+    Optimizer("adagrad", "steps by the sum of squared gradients", _coupled(lambda lr, momentum: optax.adagrad(lr)))
+)
+OPTIMIZERS.register(
+    Optimizer(
+        "rmsprop", "steps by the running mean of squared gradients", _coupled(lambda lr, momentum: optax.rmsprop(lr))
+    )
+)
+OPTIMIZERS.register(
+    Optimizer(
+        "lion",
+        "signs of an interpolated momentum, decoupled weight decay",
+        lambda lr, momentum, decay, mask: optax.lion(lr, weight_decay=decay, mask=mask),
+    )
+)
+OPTIMIZERS.register(Optimizer("sign_sgd", "signs of the gradient", _coupled(lambda lr, momentum: optax.sign_sgd(lr))))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,15 +111,20 @@ class Schedule:
     """
 
     name: str
+    doc: str
     shape: Callable[[int], optax.Schedule]
     of_steps: bool = True
 
 
 SCHEDULES: Registry[Schedule] = Registry("schedule")
 
-SCHEDULES.register(Schedule("constant", lambda steps: optax.constant_schedule(1.0), of_steps=False))
-SCHEDULES.register(Schedule("linear", lambda steps: optax.linear_schedule(1.0, 0.0, steps)))
-SCHEDULES.register(Schedule("cosine", lambda steps: optax.cosine_decay_schedule(1.0, steps)))
+SCHEDULES.register(Schedule("constant", "the peak always", lambda steps: optax.constant_schedule(1.0), of_steps=False))
+SCHEDULES.register(
+    Schedule("linear", "from the peak to zero in a line", lambda steps: optax.linear_schedule(1.0, 0.0, steps))
+)
+SCHEDULES.register(
+    Schedule("cosine", "from the peak to zero in half a cosine", lambda steps: optax.cosine_decay_schedule(1.0, steps))
+)
 
 
 def _warm_up(steps: int) -> optax.Schedule:
@@ -98,7 +133,7 @@ def _warm_up(steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(1 / rise, 1.0, rise, steps + 1)
 
 
-SCHEDULES.register(Schedule("warmup_cosine", _warm_up))
+SCHEDULES.register(Schedule("warmup_cosine", "up to the peak in a tenth of the updates, then half a cosine", _warm_up))
 
 
 def optimizer(

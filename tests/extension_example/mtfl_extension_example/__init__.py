@@ -1,4 +1,4 @@
-"""A record of every kind, one file each; importing this registers them, as `extensions=[mtfl_extension_example]` does."""
+"""A record of every kind, one file each; `extensions=[mtfl_extension_example]` imports this, which registers them."""
 
 import importlib.util
 
