@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from mtfl_jax import extend
+from mtfl_jax import extend, help
 from mtfl_jax.analysis import page, report
 from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
 from mtfl_jax.config import require_field
@@ -214,6 +214,7 @@ def main() -> None:
         try:
             extend.load(named_extensions(sys.argv[1:]))
             extend.store_nodes(conf_dir())
+            help.register()
         except BAD_INPUT as error:
             raised.append(error)
         entry = hydra.main(config_path=str(conf_dir()), config_name="config", **HYDRA_BASE)

@@ -1,5 +1,7 @@
 """Configuration: every YAML composes, every bad value is refused in one line, fields declare their kind."""
 
+import re
+
 import hydra
 import pytest
 from hydra import compose, initialize_config_dir
@@ -9,6 +11,7 @@ from mtfl_jax import compose as composing
 from mtfl_jax.compose import cell_values, conf_dir, from_keywords
 from mtfl_jax.config import FIELDS, GROUPS, Config
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.learning.measures import MEASURES
 
 CHOICES = sorted(
     (path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.parent.name in (*GROUPS, "study")
@@ -35,6 +38,24 @@ def test_every_allowed_choice_has_a_yaml_and_no_other():
             FIELDS[group].type.parse(group, "no such choice")
         names = str(refused.value).split("allowed: ")[1].split(", ")
         assert sorted(names) == [choice for of, choice in CHOICES if of == group]
+
+
+def test_the_readme_names_every_choice_and_column(repository):
+    text = (repository / "README.md").read_text()
+    for group in GROUPS:
+        (row,) = re.findall(rf"^\| `{group}` \| (.*) \|$", text, re.MULTILINE)
+        assert sorted(re.findall(r"`(\w+)`", row)) == sorted(FIELDS[group].type.names())
+    columns = text.split("| column | meaning |")[1].split("\n\n")[0]
+    assert set(MEASURES) <= set(re.findall(r"`(\w+)`", columns))
+
+
+def test_help_says_what_every_key_and_choice_is(mtfl):
+    said = mtfl("--help").stdout
+    for name, field in FIELDS.items():
+        assert name in said
+        assert field.doc in said, name
+    for group in GROUPS:
+        assert all(f"  {choice} " in said for choice in FIELDS[group].type.names())
 
 
 def test_config_yaml_holds_exactly_the_fields():
