@@ -234,6 +234,9 @@ def test_means_say_of_how_many_they_are():
     assert describe.seeds(table[table["lr_w"] == 1]) == "6 seeds"
     assert describe.seeds(table, whole=True) == "6 seeds"
     assert describe.seeds(table[table["seed"] == 0]) == "one seed"
+    lost = table.assign(status=np.where(table["lr_w"] == 1, "ok", "diverged"))
+    assert describe.seeds(lost) == "6 seeds, none at 1 of 2 settings"
+    assert describe.seeds(lost.assign(status="diverged")) == "none of 6 seeds"
 
 
 def test_the_terminal_shows_the_status_where_a_row_is_not_ok():
