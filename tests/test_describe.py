@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import subprocess
+import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +18,16 @@ from mtfl_jax.analysis import crossings, describe, figures, fits, page, plain, r
 
 def test_the_groups_are_those_of_the_config():
     assert sorted(names.GROUPS) == sorted(config.GROUPS)
+
+
+def test_no_module_of_analysis_imports_jax():
+    code = (
+        "import importlib, pkgutil, sys, mtfl_jax.analysis, mtfl_jax.names, mtfl_jax.learning.kernel_limits\n"
+        "found = list(pkgutil.walk_packages(mtfl_jax.analysis.__path__, 'mtfl_jax.analysis.'))\n"
+        "for module in found: importlib.import_module(module.name)\n"
+        "assert len(found) > 15 and not {'jax', 'hydra', 'mtfl_jax.config'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Whatever tells rows apart is seen
@@ -234,6 +246,9 @@ def test_means_say_of_how_many_they_are():
     assert describe.seeds(table[table["lr_w"] == 1]) == "6 seeds"
     assert describe.seeds(table, whole=True) == "6 seeds"
     assert describe.seeds(table[table["seed"] == 0]) == "one seed"
+    lost = table.assign(status=np.where(table["lr_w"] == 1, "ok", "diverged"))
+    assert describe.seeds(lost) == "6 seeds, none at 1 of 2 settings"
+    assert describe.seeds(lost.assign(status="diverged")) == "none of 6 seeds"
 
 
 def test_the_terminal_shows_the_status_where_a_row_is_not_ok():

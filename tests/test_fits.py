@@ -1,7 +1,9 @@
 """Fitted laws: recovery, coverage, censoring, verdicts, and the command `mtfl-fit`."""
 
+import dataclasses
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pandas as pd
@@ -461,6 +463,76 @@ def test_command_reads_a_results_folder(command, tmp_path):
     assert (status, err) == (0, "")
     assert out.startswith("test_loss = ")
     assert "4 seeds" in out
+
+
+def results(rows, path):
+    """A results folder of the rows."""
+    import pyarrow as pa
+
+    from mtfl_jax.sweeps import store
+
+    columns = {name: rows[name] for name in rows} | {"id": np.arange(len(rows))}
+    arrays = [
+        pa.array(columns.get(field.name, [None] * len(rows)), field.type, from_pandas=True) for field in store.schema()
+    ]
+    store.Folder(path).append(pa.table(arrays, schema=store.schema()))
+    return path
+
+
+def test_command_leaves_out_rows_that_diverged(command, tmp_path):
+    rows = campaign("power", 6, 0.01)[0].astype({"d": int, "seed": int}).rename(columns={"y": "test_loss"})
+    bad = rows["seed"] > 3
+    rows = rows.assign(step=1, status=np.where(bad, "diverged", "ok"), test_loss=rows["test_loss"].where(~bad, 7))
+    left = results(rows[~bad], tmp_path / "ok")
+    _, expected, _ = command(left, "--x", "d", "--y", "test_loss")
+    rows.to_csv(tmp_path / "table.csv", index=False)
+    for path in (results(rows, tmp_path / "all"), tmp_path / "table.csv"):
+        status, out, err = command(path, "--x", "d", "--y", "test_loss")
+        assert (status, err) == (0, "")
+        assert out.replace("left out: 12 rows that diverged\n", "") == expected
+        assert "left out: 12 rows that diverged\n" in out
+    rows.assign(status="diverged").to_csv(tmp_path / "none.csv")
+    status, out, err = command(tmp_path / "none.csv", "--x", "d", "--y", "test_loss")
+    assert (status, out) == (2, "")
+    assert err == "mtfl-fit: TABLE=36 rows: every one of them diverged; allowed: one or more that did not\n"
+
+
+def test_command_says_what_it_takes_for_one(command, tmp_path):
+    rows = campaign("power", 4, 0.01)[0].astype({"d": int, "seed": int}).rename(columns={"y": "test_loss"})
+    rows = rows.assign(step=1, status="ok", n1=2 * rows["d"])
+    both = pd.concat([rows.assign(weight_decay=0.5), rows.assign(weight_decay=None)], ignore_index=True)
+    path = results(both, tmp_path / "all")
+    _, out, _ = command(path, "--x", "d", "--y", "test_loss")
+    assert "fitted as one: weight_decay = 0.5, —; --where keeps one of them\n" in out
+    assert "n1" not in out
+    for value in ("null", "0.5"):
+        status, out, _ = command(path, "--x", "d", "--y", "test_loss", "--where", f"weight_decay={value}")
+        assert status == 0
+        assert "points: 24;" in out
+        assert "fitted as one" not in out
+    _, _, err = command(path, "--x", "d", "--y", "test_loss", "--where", "weight_decay=1")
+    assert err.endswith("no such row; allowed for weight_decay: 0.5, null\n")
+
+
+def test_extensions_bring_a_law(command, tmp_path, monkeypatch):
+    from mtfl_jax.analysis import models
+
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    for module in (fits, fit_command):
+        monkeypatch.setattr(module, "MODELS", models.MODELS)
+    loaded = []
+
+    def load(names):
+        loaded.append(names)
+        models.register(dataclasses.replace(models.POWER, name="mine", text="{y} = mine {a} {x} {exponent}"))
+
+    monkeypatch.setitem(sys.modules, "mtfl_jax.extend", types.SimpleNamespace(load=load))
+    campaign("power", 4, 0.01)[0].to_csv(tmp_path / "table.csv", index=False)
+    given = [tmp_path / "table.csv", "--x", "d", "--y", "y", "--model", "mine"]
+    assert command(*given)[0] == 2
+    status, out, err = command(*given, "--extensions", "laws.py")
+    assert (status, err, loaded) == (0, "", [["laws.py"]])
+    assert out.startswith("y = mine ")
 
 
 def test_command_says_what_the_data_cannot_support(command, tmp_path):

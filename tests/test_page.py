@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import types
 import urllib.parse
 
 import matplotlib as mpl
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from mtfl_jax import names
 from mtfl_jax.analysis import describe, figures, findings, page, plain, report, studies
 from mtfl_jax.analysis.plain import MAIN
 from mtfl_jax.sweeps import store, tables
@@ -287,6 +289,80 @@ def test_a_study_that_cannot_speak_leaves_the_plain_page(folder):
     assert "r varies" in made.problem
     assert made.findings.title == "Sweep over algorithm, r, num_tasks"
     assert made.problem in text_of(made.files[0])
+
+
+def test_a_study_that_is_not_here_leaves_the_plain_page_and_says_how_to_get_it(folder, command, monkeypatch):
+    monkeypatch.setattr(studies, "STUDIES", dict(studies.STUDIES))
+    path = folder(quick(), "its folder", [{**RUN, "config": {**RUN["config"], "study": "mine"}}])
+    (path / "mine.py").write_text("raise SystemExit('a report runs no code that it was not given')")
+    line = "the findings of study mine are not here: mtfl-report 'its folder' --extensions MODULE gives them"
+    status, _, err = command(path)
+    assert (status, err) == (0, f"mtfl-report: {line}\n")
+    said = text_of(path / "report" / "index.html")
+    assert f"Note: {line}." in said
+    assert "Sweep over algorithm, num_tasks" in said
+
+
+MINE = """
+from mtfl_jax.analysis.findings import Findings
+
+def findings(table):
+    return Findings("What mine says", "a claim")
+"""
+
+
+def test_extensions_make_a_study_known(folder, command, tmp_path, monkeypatch):
+    """By a module that registers it, and by the file of its name alone."""
+    path = folder(quick(), "a", [{**RUN, "config": {**RUN["config"], "study": "mine"}, "extensions": {"mine": "1f2e"}}])
+    loaded = []
+
+    def load(names):
+        loaded.append(names)
+        if names == ["broken"]:
+            raise ImportError("no\nmodule")
+        studies.register(studies.Study("mine", "", lambda table: findings.Findings("Registered", "a claim")))
+
+    monkeypatch.setitem(sys.modules, "mtfl_jax.extend", types.SimpleNamespace(load=load))
+    monkeypatch.setattr(studies, "STUDIES", {})
+    assert command(path, "--extensions", "one", "two.py") == (0, f"wrote {path}/report/index.html\n", "")
+    assert loaded == [["one", "two.py"]]
+    assert "Registered" in text_of(path / "report" / "index.html")
+    assert "extensions mine 1f2e" in text_of(path / "report" / "index.html")
+
+    monkeypatch.setattr(studies, "STUDIES", {})
+    (tmp_path / "mine.py").write_text(MINE)
+    assert command(path, path, "--extensions", tmp_path / "mine.py", "--out", tmp_path / "two")[0] == 0
+    assert text_of(tmp_path / "two" / "index.html").count("What mine says") == 2 + 1
+    assert len(loaded) == 1
+    expected = "mtfl-report: --extensions=broken: ImportError: no module\n"
+    assert command(path, "--extensions", "broken") == (2, "", expected)
+
+
+def test_labels_of_a_table_are_learned(folder, monkeypatch):
+    monkeypatch.setattr(names, "LABELS", dict(names.LABELS))
+    monkeypatch.setattr(figures, "LABELS", names.LABELS)
+    load = tables.load
+
+    def labelled(path):
+        table = load(path)
+        table.attrs["labels"] = {"task_error": "how often it errs"}
+        return table
+
+    monkeypatch.setattr(page.tables, "load", labelled)
+    source = page.write(folder(rows_of(d=[8, 16], seed=[0, 1]), runs=())).files[0].read_text()
+    assert "how often it errs against input dimension d" in source
+
+
+def test_the_page_leaves_out_what_a_diverged_row_holds(folder):
+    table = rows_of(d=[8, 16], seed=range(6)).assign(task_error=0.25)
+    bad = (table["d"] == 16) & (table["seed"] > 3)
+    spoilt = table.assign(status=np.where(bad, "diverged", "ok"), task_error=table["task_error"].where(~bad, 0.97))
+    spoilt["diverged_step"] = np.where(bad, 3, None)
+    said = text_of(page.write(folder(spoilt, runs=())).files[0])
+    assert "Means of 4 to 6 of 6 seeds" in said
+    assert "0.25 (4 of 6)" in said
+    assert "0.97" not in said
+    assert "Rows that are not ok d seed status diverged_step 16 4 diverged 3 16 5 diverged 3" in said
 
 
 def test_a_table_too_large_is_not_read(folder, monkeypatch):

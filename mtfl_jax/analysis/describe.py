@@ -129,6 +129,12 @@ def codes(column: pd.Series) -> np.ndarray:
     return np.where(found < 0, len(distinct), found)
 
 
+def called(column: pd.Series) -> list[str]:
+    """What each of the `codes` of a column stands for, as text."""
+    first = np.unique(codes(column), return_index=True)[1]
+    return texts(column.iloc[first])
+
+
 def groups(table: pd.DataFrame, names: Sequence[str]) -> np.ndarray:
     """The settings of the columns `names` numbered from 0 in order (n,): rows have one number where they agree in
     every one of them, in what is missing too.
@@ -192,8 +198,13 @@ def seeds(
         return text
     at = groups(table, [name for name in varying(table) if name != "seed"] if by is None else by)
     numbers = table["seed"].where(good).groupby(at).nunique()
-    least, most = int(numbers[numbers > 0].min()) if numbers.any() else 0, int(numbers.max())
-    return f"{least} of {text}" if least == most else f"{least} to {most} of {text}"
+    there = numbers[numbers > 0]
+    if there.empty:
+        return f"none of {text}"
+    least, most = int(there.min()), int(there.max())
+    counts = f"{least} of {text}" if least == most else f"{least} to {most} of {text}"
+    lost = f", none at {len(numbers) - len(there)} of {len(numbers)} settings" if len(there) < len(numbers) else ""
+    return (text if least == count else counts) + lost
 
 
 def values(column: pd.Series, most: int = 12, among: pd.Series | None = None) -> str:

@@ -93,13 +93,13 @@ def curves(
     """
     _apart(table, [x] if by is None else [x, by], y)
     words = not describe.numeric(table[x]) or bool(table[x].isna().any())
-    codes, called_x = describe.codes(table[x]), describe.texts(table[x])
-    table = table.assign(**{x: codes}) if words else table
+    ticks = describe.called(table[x]) if words else []
+    table = table.assign(**{x: describe.codes(table[x])}) if words else table
     lines = np.zeros(len(table), int) if by is None else describe.codes(table[by])
-    called_by = [None] * len(table) if by is None else describe.texts(table[by])
-    for index in range(int(lines.max(initial=-1)) + 1):
+    texts = [None] * bool(len(table)) if by is None else describe.called(table[by])
+    for index, text in enumerate(texts):
         rows = table[lines == index]
-        value, text = (None, None) if by is None else (rows[by].iloc[0], called_by[int(np.argmax(lines == index))])
+        value = None if by is None else rows[by].iloc[0]
         points = mean_and_error(rows, x, y)
         at = np.array(points.index, float)
         mean, error = points["mean"].to_numpy(), points["error"].to_numpy()
@@ -116,9 +116,8 @@ def curves(
         ):
             artist.set_rasterized(len(at) > MOST_POINTS)
     if words:
-        named = dict(sorted(dict(zip(codes, called_x, strict=True)).items()))
-        ax.set_xticks(list(named), list(named.values()))
-        ax.set_xlim(-0.5, len(named) - 0.5)
+        ax.set_xticks(range(len(ticks)), ticks)
+        ax.set_xlim(-0.5, len(ticks) - 0.5)
     if "y" in log:
         ax.set_yscale("log")
     if "x" in log:

@@ -113,7 +113,7 @@ def lines(fit: fits.Fit) -> list[str]:
 
 def pooled(table: pd.DataFrame, options: argparse.Namespace) -> list[str]:
     """What else varies among the rows of a results table that are fitted as rows of one law, a line each."""
-    if not {"seed", "step", "status"} <= set(table.columns):
+    if not {"seed", "step", "status", "diverged_step"} <= set(table.columns):
         return []
     table = table[describe.ok(table)]
     known = [name for name in (*options.x.split(","), *([options.y] if options.crossing else [])) if name in table]

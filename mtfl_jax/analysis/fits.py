@@ -60,13 +60,13 @@ class Fit:
         return self.held_out[self.model]
 
     def predict(self, x: Any) -> np.ndarray:
-        """The law's y (n,) at x (n,), or at a pair of such for a law of two variables."""
+        """The law's y (n,) at x (n,), or at one such a variable for a law of several."""
         model = MODELS[self.model]
         sizes = np.asarray(x, float)
         values = np.array([self.parameters[name] for name in model.parameters])
         theta = np.log(values, where=model.logged(), out=values.copy())
         at = sizes.reshape(model.variables, -1)
-        return np.exp(model.curve(theta[None], at)[0][0]).reshape(sizes.shape[model.variables - 1 :])
+        return np.exp(model.curve(theta[None], at)[0][0]).reshape(sizes.shape[model.variables > 1 :])
 
     def formula(self) -> str:
         """The law as text, such as "n_star = 3.1 · d^2.04"; a dash where nothing was fitted."""

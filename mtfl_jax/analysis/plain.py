@@ -31,10 +31,11 @@ def findings(table: pd.DataFrame) -> Findings:
 def _means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> Listing:
     """Means over seeds at each setting, with standard errors."""
     group = describe.groups(table, axes)
-    shown = pd.DataFrame({name: describe.texts(table[name]) for name in axes}, table.index)
+    first = np.unique(group, return_index=True)[1][:MOST_ROWS]
+    shown = list(zip(*(describe.texts(table[name].iloc[first], table[name]) for name in axes), strict=True)) or [()]
     rows = [
-        [*shown.loc[rows.index[0]], *(str(describe.estimate(rows[name])) for name in measured)]
-        for _, rows in table[group < MOST_ROWS].groupby(group[group < MOST_ROWS])
+        [*texts, *(str(describe.estimate(rows[name])) for name in measured)]
+        for texts, (_, rows) in zip(shown, table[group < MOST_ROWS].groupby(group[group < MOST_ROWS]), strict=True)
     ]
     part = f", the first {MOST_ROWS} of {group.max() + 1} settings" if group.max() >= MOST_ROWS else ""
     title = f"Means of {describe.seeds(table)} ± standard error{part}"
@@ -58,9 +59,10 @@ def _drawing(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) 
         group = describe.groups(table, held)
         counts = np.bincount(group)
         most = np.flatnonzero(counts == counts.max())[-1]
-        named = {name: describe.texts(table[name])[int(np.argmax(group == most))] for name in held}
+        first = [int(np.argmax(group == most))]
+        named = [f"{name} = {describe.texts(table[name].iloc[first], table[name])[0]}" for name in held]
         table = table[group == most]
-        notes.append(f"Shown where {', '.join(f'{name} = {text}' for name, text in named.items())}.")
+        notes.append(f"Shown where {', '.join(named)}.")
     if by is not None and sizes[by] > figures.MOST_LINES:
         places = describe.codes(table[by])
         few = np.linspace(0, places.max(), figures.MOST_LINES).round().astype(int)

@@ -40,7 +40,7 @@ def many_rows(table: pd.DataFrame) -> Table:
     settings, measured = describe.telling(table), describe.main_measurements(table, MAIN)
     status = [] if describe.ok(table).all() else ["status"]
     out = Table(*settings, *status, *measured)
-    cells = [describe.texts(table[name])[:40] for name in settings]
+    cells = [describe.texts(table[name].head(40), table[name]) for name in settings]
     cells += [list(map(number, table[name].head(40))) for name in [*status, *measured]]
     for row in zip(*cells, strict=True):
         out.add_row(*map(Text, row))
