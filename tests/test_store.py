@@ -575,7 +575,7 @@ def work(k, barrier, done):
 if __name__ == "__main__":
     (folder / "parts").mkdir(parents=True)
     context = multiprocessing.get_context("fork")
-    barrier, done = context.Barrier(WRITERS, timeout=60), context.Event()
+    barrier, done = context.Barrier(WRITERS, timeout=300), context.Event()
     workers = [context.Process(target=work, args=(k, barrier, done)) for k in range(WRITERS + 1)]
     for worker in workers:
         worker.start()
