@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -273,6 +274,10 @@ def test_labels_go_with_their_columns(tmp_path):
         assert pq.read_schema(path).field("lr").metadata == label
     shutil.rmtree(tmp_path / "parts")
     assert mtfl_jax.load(tmp_path).attrs["labels"] == {"lr": "|‹ŵ, w›|"}
+    # A run's own label goes before an older file's.
+    newer = pa.schema([field.with_metadata({b"label": b"rate"}) if field.name == "lr" else field for field in schema])
+    tables.merge(tmp_path, newer)
+    assert mtfl_jax.load(tmp_path).attrs["labels"] == {"lr": "rate"}
     # A column that this version does not know keeps its own.
     extra = EXTRA.field("their_knob").with_metadata(label)
     folder.append(rows([2], pa.schema([*store.schema(), extra])))
@@ -303,7 +308,8 @@ def test_torn_parts_are_named_and_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("column", ["d", "lr", "id"])
-def test_a_part_spoilt_in_the_middle_gives_way_to_the_merged_file(tmp_path, column):
+@pytest.mark.parametrize("spoil", ["page", "bit"])
+def test_a_part_spoilt_in_the_middle_gives_way_to_the_merged_file(tmp_path, column, spoil):
     """Its end, which says where the columns are, is whole; a page of one column is not."""
     folder = store.Folder(tmp_path)
     folder.append(rows(range(50)))
@@ -313,8 +319,12 @@ def test_a_part_spoilt_in_the_middle_gives_way_to_the_merged_file(tmp_path, colu
     group = pq.read_metadata(spoilt).row_group(0)
     chunks = {chunk.path_in_schema: chunk for chunk in map(group.column, range(group.num_columns))}
     start = chunks[column].data_page_offset
+    end = (chunks[column].dictionary_page_offset or start) + chunks[column].total_compressed_size
     data = bytearray(spoilt.read_bytes())
-    data[start : start + 40] = bytes(40)
+    if spoil == "page":
+        data[start : start + 40] = bytes(40)
+    else:
+        data[end - 1] ^= 1
     spoilt.write_bytes(data)
     expected = dict.fromkeys(range(60), columns_of("as it is"))
     for use in (lambda: mtfl_jax.load(tmp_path), lambda: pq.read_table(folder.merge()), folder.table):
@@ -552,7 +562,6 @@ def work(k, barrier, done):
     for i in range(ROUNDS):
         part = folder / "parts" / f"{k}-{i}.parquet"
         tables.append(part, pa.table({"d": [i], "id": pa.array([i * WRITERS + k], pa.uint64())}))
-        barrier.wait()
         tables.merge(folder, schema)
         barrier.wait()
         if k == 0:
@@ -566,7 +575,7 @@ def work(k, barrier, done):
 if __name__ == "__main__":
     (folder / "parts").mkdir(parents=True)
     context = multiprocessing.get_context("fork")
-    barrier, done = context.Barrier(WRITERS, timeout=60), context.Event()
+    barrier, done = context.Barrier(WRITERS, timeout=300), context.Event()
     workers = [context.Process(target=work, args=(k, barrier, done)) for k in range(WRITERS + 1)]
     for worker in workers:
         worker.start()
@@ -644,14 +653,14 @@ def test_without_locks_a_merge_goes_on(tmp_path, monkeypatch):
 
 
 def test_temporary_names_are_nobody_elses(tmp_path, monkeypatch):
-    names = []
+    names, hosts = [], (socket.gethostname(), "other")
 
     def write_to(partial):
         names.append(partial.name)
         partial.write_text("half")
         if len(names) < 3:
             # Another process of the same number, on another host or on this one, writes the same file meanwhile.
-            monkeypatch.setattr(tables.socket, "gethostname", lambda: "other" if len(names) == 1 else "this")
+            monkeypatch.setattr(tables.socket, "gethostname", lambda: hosts[len(names) % 2])
             tables.whole(tmp_path / "a.parquet", write_to)
 
     tables.whole(tmp_path / "a.parquet", write_to)
