@@ -3,7 +3,6 @@
 Every seed is fixed, so a test that passes once passes always; 5 standard errors are what a wrong law would exceed.
 """
 
-import dataclasses
 import functools
 import itertools
 
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 from jax.extend.random import threefry_2x32
 
-from mtfl_jax.learning import data, draws, experiment, keys, network, probe, tasks
-from mtfl_jax.learning.experiment import Cell, Program
+from mtfl_jax.learning import data, drawing, draws, keys, measuring, network, probe, tasks
+from mtfl_jax.learning.arithmetic import EXACT
+from mtfl_jax.learning.program import Cell, Program
 
 KEY = keys.named(keys.root(7), "test_draws")
 LAWS = tuple(data.LAWS)
@@ -192,22 +192,32 @@ def test_probe_biases_are_uniform_and_prefix_stable():
 
 
 def program(**changes):
-    sizes = {"d": D, "r": R, "width": WIDTH, "num_tasks": TASKS, "n1": N, "n2": N, "n_down": (8,), "n_test": 16}
-    names = {"data": "gaussian", "tasks": "balanced", "algorithm": "one_step", "losses": ("linear",), "probes": ()}
-    return Program(**{**names, **sizes, "noisy": True, **changes})
+    """What draws read."""
+    sizes = {"d": D, "r": R, "width": WIDTH, "num_tasks": TASKS, "n1": N, "n2": N}
+    names = {"data": "gaussian", "tasks": "balanced", "bias": "zero", "shared_inputs": True, "noisy": True}
+    return Program(**{**names, **sizes, **changes})
+
+
+MEASURED = {"losses": ("squared",), "arithmetic": EXACT, "measure": "all", "probes": (), "n_test": 64}
+"""What measurements read beside that."""
 
 
 LARGE = {"d": 12, "r": 3, "width": 8, "num_tasks": 6, "n1": 70, "n2": 50}
 
 
 def cell(**changes):
-    sizes = {"d": D, "r": R, "width": WIDTH, "num_tasks": TASKS, "n1": N, "n2": N, "n_down": (8,)}
+    sizes = {"d": D, "r": R, "width": WIDTH, "num_tasks": TASKS, "n1": N, "n2": N}
     return Cell(**{"seed": SEED, "nuisance_scale": 0.5, "label_noise": 0.2, **sizes, **changes})
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def batch(p, c, purpose, step):
-    return experiment.draw_batch(p, c, experiment.draw_tasks(p, c), purpose, step)
+    return drawing.draw_batch(p, c, drawing.draw_tasks(p, c), purpose, step)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def step_batch(p, c, purpose, step):
+    return drawing.step_batch(p, c, drawing.draw_tasks(p, c), purpose, step)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +261,7 @@ def test_batches_of_smaller_sizes_are_the_first_of_larger(shared):
 
 def test_labels_are_those_of_the_inputs_but_for_noise():
     p, c = program(), cell(label_noise=0.0)
-    of = experiment.draw_tasks(p, c)
+    of = drawing.draw_tasks(p, c)
     drawn = batch(p, c, "heads", 0)
     same(drawn.y, tasks.labels(of, data.orthants(drawn.x, R, R)))
     own = batch(p.replace(shared_inputs=False), c, "heads", 0)
@@ -275,8 +285,8 @@ def test_distinct_draws_differ():
     # cell() scales the columns from R on, alike in all.
     for one, other in itertools.combinations(drawn, 2):
         assert not np.any(one == other)
-    fixed = p.replace(fixed_samples=True)
-    same(batch(fixed, cell(), "heads", 5), batch(fixed, cell(), "heads", 0))
+    for fixed in (True, False):
+        same(step_batch(p.replace(fixed_samples=fixed), cell(), "heads", 5), batch(p, cell(), "heads", 5 * (not fixed)))
 
 
 MANY_SAMPLES = {"n1": NEURONS, "n2": NEURONS, "num_tasks": 6}
@@ -319,12 +329,12 @@ def test_label_noise_flips_at_its_rate(shared):
 
 def test_label_noise_spares_the_test_labels():
     """The same network is measured the same on fresh samples whatever the noise; only train_loss sees it."""
-    p = program(losses=("squared",), n_test=64)
-    c = cell(label_noise=0.0)
-    of = experiment.draw_tasks(p, c)
+    p = program(**MEASURED)
+    c = cell(label_noise=0.0, n_test=64)
+    of = drawing.draw_tasks(p, c)
     A = np.random.default_rng(0).standard_normal((TASKS, WIDTH)).astype(np.float32)
-    params = experiment.draw_network(p, c) | {"A": jnp.asarray(A)}
-    measured = jax.jit(functools.partial(experiment.measure, p))
+    params = drawing.draw_network(p, c) | {"A": jnp.asarray(A)}
+    measured = jax.jit(functools.partial(measuring.measure, p))
 
     def batch_of(rate):
         return batch(program(), c.replace(label_noise=rate), "heads", 0)
@@ -339,11 +349,12 @@ def test_label_noise_spares_the_test_labels_of_the_probe():
     """With as many neurons as the inputs show, a task that is learned without error from clean labels is tested on
     clean labels: noise at its greatest rate leaves a coin's error, not the 1/2 of flipped test labels on top of it.
     """
-    p = program(probes=(("ridge", "halfspace"),), n_test=2048, n_down=(4096,), width=64, d=4, r=1)
-    c = cell(d=4, r=1, width=64, n_down=jnp.asarray([4096]), probe_parity_size=jnp.asarray([0]), nuisance_scale=0.1)
-    params = experiment.draw_network(p, c)
-    measured = jax.jit(lambda noise: experiment.measure(p, dataclasses.replace(c, label_noise=noise), of, params, None))
-    of = experiment.draw_tasks(p, c)
+    probed = {"probes": (("ridge", "halfspace"),), "n_test": 2048, "n_down": (4096,)}
+    p = program(**{**MEASURED, **probed}, width=64, d=4, r=1)
+    c = cell(d=4, r=1, width=64, n_down=jnp.asarray([4096]), n_test=2048, nuisance_scale=0.1)
+    params = drawing.draw_network(p, c)
+    measured = jax.jit(lambda noise: measuring.measure(p, c.replace(label_noise=noise), of, params, None))
+    of = drawing.draw_tasks(p, c)
     clean, noisy = (float(measured(noise)["downstream_error"][0, 0]) for noise in (0.0, 0.2))
     # A fifth of flipped test labels would show as an error of 0.2.
     assert clean < 0.02
@@ -353,11 +364,11 @@ def test_label_noise_spares_the_test_labels_of_the_probe():
 def test_label_noise_reaches_the_training_labels_of_the_probe():
     """draw_labels at the probe's noise key flips, and the noise-free labels are the task's."""
     p, c = program(), cell(label_noise=0.2)
-    of = experiment.draw_tasks(p, c)
+    of = drawing.draw_tasks(p, c)
     x = inputs(KEY, "gaussian", 256, D, r=R, d=D, nuisance_scale=1.0)
-    clean = experiment.draw_labels(p, c, of, KEY, x, noisy=False)
+    clean = drawing.draw_labels(p, c, of, KEY, x, noisy=False)
     same(clean, tasks.labels(of, data.orthants(x, R, R)))
-    assert np.any(np.asarray(experiment.draw_labels(p, c, of, KEY, x, noisy=True)) != np.asarray(clean))
+    assert np.any(np.asarray(drawing.draw_labels(p, c, of, KEY, x, noisy=True)) != np.asarray(clean))
 
 
 # Compilation: the same bits however a draw is compiled or batched
@@ -367,11 +378,11 @@ def everything(seed, d=D):
     """Every kind of draw of one seed, with d traced or not."""
     p = program(bias="random", tasks="halfspace")
     c = cell(seed=seed, d=d, nuisance_scale=0.3, bias_scale=0.7)
-    of = experiment.draw_tasks(p, c)
+    of = drawing.draw_tasks(p, c)
     return {
         "tasks": of,
-        "network": experiment.draw_network(p, c),
-        "batch": experiment.draw_batch(p, c, of, "heads", 2)[:2],
+        "network": drawing.draw_network(p, c),
+        "batch": drawing.draw_batch(p, c, of, "heads", 2)[:2],
         "biases": probe.biases(keys.root(seed), WIDTH),
     }
 

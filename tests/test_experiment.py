@@ -1,5 +1,7 @@
 """Whole experiments against the reference on the same draws, in float64; what they cost; how they compose."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -23,8 +25,10 @@ from trainings import (
 
 from mtfl_jax import compose
 from mtfl_jax.config import FIELDS
-from mtfl_jax.learning import experiment
+from mtfl_jax.learning import drawing, experiment, measuring
 from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.measures import MEASURES, SIMILARITY_SAMPLES, in_set
+from mtfl_jax.learning.probe import PROBES
 
 STEPPED = {"loss": "logistic", "bias": "random"}
 ALTERNATING = {**STEPPED, "algorithm": "alternating", "lr_a": 0.4, "lr_w": 0.3, "weight_decay": 0.2}
@@ -174,6 +178,40 @@ def test_a_batch_of_trainings():
         for name, value in one.items():
             np.testing.assert_allclose(together[name][k], value, err_msg=name, rtol=1e-8, atol=1e-10)
     assert not np.allclose(together["W"][0], together["W"][1])
+
+
+# Test samples.
+
+
+@functools.partial(quick_jit, static_argnums=0)
+def measured_of(p, cell, heads):
+    """The measurements of a network with these heads, on samples of its own."""
+    of, params = drawing.draw_tasks(p, cell), drawing.draw_network(p, cell)
+    batch = drawing.draw_batch(p, cell, of, "features", 0)
+    return measuring.measure(p, cell, of, params | {"A": heads}, batch)
+
+
+@pytest.mark.parametrize(("n_test", "padded"), [(40, 300), (SIMILARITY_SAMPLES + 4, SIMILARITY_SAMPLES + 50)])
+@float64
+def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded):
+    """Every measurement of a network, and every probe."""
+    p, cell = training({}, n_test=n_test, measure="contrastive", probe="ridge", probe_tasks="halfspace", bias="random")
+    p = p.replace(probes=tuple((name, "halfspace") for name in PROBES))
+    assert [record.name for record in in_set("contrastive")] == [
+        name for name, record in MEASURES.items() if record.of == "network"
+    ]
+    heads = np.random.default_rng(0).standard_normal((p.num_tasks, p.width))
+    exact = measured_of(p, cell, heads)
+    assert exact["downstream_error"].shape == (len(PROBES), 2)
+    wide = p.replace(n_test=padded)
+    found, others = measured_of(wide, cell, heads), measured_of(wide, cell.replace(n_test=np.int32(padded)), heads)
+    assert set(found) == set(exact)
+    for name, value in exact.items():
+        # Sums of the same terms and zeros, in another order.
+        np.testing.assert_allclose(found[name], value, err_msg=name, rtol=1e-12, atol=1e-14)
+        reads = name == "downstream_error" or "n_test" in MEASURES[name].uses
+        if reads and not (name in ("contrastive_loss", "feature_similarity") and n_test > SIMILARITY_SAMPLES):
+            assert not np.array_equal(others[name], value), name
 
 
 # Costs.

@@ -98,18 +98,19 @@ def draw_sizes(rng):
 # The reference itself.
 
 
-@given(seed=seeds, names=st.sampled_from(LOSSES), shared=st.booleans())
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+@given(seed=seeds, names=st.sampled_from([*LOSSES, (("smoothed_hinge", 0.5),)]), shared=st.booleans())
 @settings(deadline=None, derandomize=True, max_examples=20, database=None)
-def test_reference_gradients_are_finite_differences(seed, names, shared):
+def test_reference_gradients_are_finite_differences(activation, seed, names, shared):
     """The hand-derived gradients are those of the hand-written objective."""
     rng = np.random.default_rng(seed)
     params, sample = draw_params(rng, 4, 5, 3), draw_sample(rng, 9, 4, 3, shared)
-    grads = reference.gradients(params, sample, names)
+    grads = reference.gradients(params, sample, names, activation)
     for name, leaf in params.items():
         towards = rng.standard_normal(leaf.shape)
 
         def at(t, name=name, leaf=leaf, towards=towards):
-            return reference.objective(params | {name: leaf + t * towards}, sample, names)
+            return reference.objective(params | {name: leaf + t * towards}, sample, names, activation)
 
         # Central differences at h = 1e-6 err by h² from the curvature (1e-12, times third derivatives up to 1e2)
         # and by eps/h = 2e-10 from rounding. Kinks are farther than h from any of 9 · 5 + 9 · 3 points.

@@ -11,7 +11,7 @@ from typing import Literal
 import jax.numpy as jnp
 from jax import Array
 
-from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
+from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
 from mtfl_jax.learning import data, network, recovery, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.drawing import losses_of
@@ -50,7 +50,8 @@ class Seen:
     @property
     def x(self) -> Array:
         """Fresh inputs (n_test, d)."""
-        assert self._x is not None, "a measurement reads test samples without using n_test"
+        if self._x is None:
+            raise UndeclaredError("a measurement reads n_test, which does not bear on its rows")
         return self._x
 
     @functools.cached_property

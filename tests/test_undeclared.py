@@ -1,0 +1,98 @@
+"""Programs and cells hold what bears on a row and nothing else: each of their values is read, and missed where it
+lacks.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from trainings import training
+
+from mtfl_jax import compose
+from mtfl_jax.fields import UndeclaredError
+from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.experiment import experiment
+from mtfl_jax.sweeps import compiling
+from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.plan import plan
+
+MEASURED = {"probe": "ridge", "label_noise": 0.1, "bias": "random", "tasks": "parity", "parity_size": 2}
+VALUES = {
+    "one_step": {},
+    "alternating": {"split_batch": True, "weight_decay": 0.2},
+    "joint": {"optimizer": "adam", "weight_decay": 0.2},
+    "joint by momentum": {"algorithm": "joint", "optimizer": "momentum", "weight_decay": 0.2},
+    "random_features": {},
+    "oracle": {},
+    "population": {},
+}
+"""Of every algorithm a cell that uses what it can."""
+
+
+@functools.cache
+def case(name):
+    """The program and the cell of a case."""
+    return training(**{"algorithm": name, **MEASURED, **VALUES[name]})
+
+
+@functools.cache
+def shared():
+    """The program and the cell of a pass that gives the rows of many cells."""
+    values = {"d": 8, "width": [4, 8], "num_tasks": [1, 4], "n1": 16, "n2": 16, "n_test": 16, "n_down": 8}
+    values |= {"tasks": ["balanced", "parity"], "bias": "random", "r": 2, "probe_tasks": "parity"}
+    grid = Grid(values, compose.composed)
+    (bucket,) = plan(grid, "always")
+    assert bucket.program.groups
+    cells = compiling.cells_of(grid, bucket, jnp.arange(1))
+    return bucket.program, jax.tree.map(lambda leaf: leaf[0], cells)
+
+
+def names(p, cell):
+    """What the two hold: (whose, name). `groups` and `families` are no settings: they say what kind a program is of."""
+    held = [("program", name) for name in p if name not in ("groups", "families")]
+    return held + [("cell", name) for name in cell._values]
+
+
+def trace(p, cell, whose="", name=""):
+    """Trace a training without one of the values."""
+    if whose == "program":
+        p = type(p)(**{key: value for key, value in p._values.items() if key != name})
+    if whose == "cell":
+        cell = type(cell)(**{key: value for key, value in cell._values.items() if key != name})
+    return jax.eval_shape(functools.partial(experiment, p), cell)
+
+
+def test_every_algorithm_has_a_case():
+    assert {case(name)[0].algorithm for name in VALUES} == set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_every_value_bears(name):
+    """What a training holds, it reads; and it cannot do without."""
+    p, cell = case(name)
+    assert "downstream_error" in trace(p, cell)
+    for whose, key in names(p, cell):
+        with pytest.raises(UndeclaredError, match=f" reads {key}, "):
+            trace(p, cell, whose, key)
+
+
+NOT_READ_BY_A_SHARED_PASS = {
+    ("program", "record"),  # rows_of reads it
+    ("program", "tasks"),  # empty: `families` say which
+    # Alike in every cell whose row such a pass may give.
+    ("program", "shared_inputs"),
+    ("cell", "label_noise"),
+    ("cell", "weight_decay"),
+}
+"""What passes of many cells hold though the pass itself does not read it."""
+
+
+def test_every_value_bears_in_a_shared_pass():
+    p, cell = shared()
+    assert "downstream_error" in trace(p, cell)
+    for whose, key in NOT_READ_BY_A_SHARED_PASS:
+        trace(p, cell, whose, key)
+    for whose, key in set(names(p, cell)) - NOT_READ_BY_A_SHARED_PASS:
+        with pytest.raises(UndeclaredError, match=f" reads {key}, "):
+            trace(p, cell, whose, key)
