@@ -12,16 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from mtfl_jax import compose, config
+from mtfl_jax import compose
 from mtfl_jax.config import FIELDS, GROUPS, PROBED, Config
 from mtfl_jax.fields import ConfigError, Field, View
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.measures import MEASURES, in_set
+from mtfl_jax.learning.measures import Measure, in_set
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.sweeps.compiling import Chunk
@@ -50,8 +49,9 @@ def pairs() -> list[tuple[str, str]]:
 
 
 def composed(choices: Mapping[str, str]) -> Values:
-    """The values of a cell for choices of config groups. Of the groups only the algorithm sets other settings, and Hydra
-    takes too long to be asked of every combination.
+    """The values of a cell for choices of config groups.
+
+    Of the groups only the algorithm sets other settings, and Hydra is too slow to be asked of every combination.
     """
     algorithm = {key: name for key, name in choices.items() if key == "algorithm"}
     return {**compose.composed(algorithm), **choices}
@@ -157,26 +157,26 @@ def _refusal(own: Config) -> ConfigError | None:
 
 
 class Generator:
-    """Makes specs; what it makes depends on `seed` alone. small: settings whose values are always set, by name, and
-    what they may be; the others have their examples, or now and then their default.
+    """Makes specs; what it makes depends on `seed` alone. limits: what some settings may be, by name; the others have
+    their examples, or now and then their default.
     """
 
-    def __init__(self, seed: int, small: Mapping[str, Sequence[Any]] | None = None) -> None:
+    def __init__(self, seed: int, limits: Mapping[str, Sequence[Any]] | None = None) -> None:
         self.random = random.Random(seed)
-        self.small = small or {}
+        self.limits = limits or {}
 
     def values(self, name: str) -> list[Any]:
         """What a setting may be."""
-        return list(self.small.get(name) or examples(FIELDS[name]))
+        return list(self.limits.get(name) or examples(FIELDS[name]))
 
-    def base(self, bearing: Sequence[str], tries: int = 40) -> Values:
-        """An accepted cell in which as many of some settings bear as can be found."""
+    def cell(self, bearing: Sequence[str] = (), tries: int = 40) -> Values:
+        """An accepted cell, of some tries that in which most of some settings bear."""
         best: tuple[int, Values] | None = None
-        for _ in range(400):
+        for _ in range(10 * tries):
             given = {
                 name: self.random.choice(self.values(name))
                 for name, field in FIELDS.items()
-                if field.kind == "shape" or name in self.small or self.random.random() < 0.85
+                if field.kind == "shape" or name in self.limits or self.random.random() < 0.85
             }
             own = resolve(given)
             if _refusal(own) is not None:
@@ -190,19 +190,15 @@ class Generator:
         assert best is not None, "no accepted cell was found"
         return best[1]
 
-    def axis(self, name: str) -> list[Any]:
-        """Two values of a setting in any order, or the one that it has."""
-        values = self.values(name)
-        return self.random.sample(values, min(2, len(values)))
-
-    def spec(self, pair: tuple[str, str], most_axes: int = 3) -> Spec:
-        """A grid in which two settings move, and sometimes a third."""
-        names = list(pair)
-        if most_axes > 2 and self.random.random() < 0.4:
-            names.append(self.random.choice([name for name in FIELDS if name not in pair]))
-        self.random.shuffle(names)
-        given = self.base(names)
-        axes = {name: self.axis(name) for name in names}
+    def spec(self, names: Sequence[str], given: Values) -> Spec:
+        """A grid in which some settings of a cell move; sometimes zipped, joined of two, or with a condition."""
+        names = self.random.sample(list(names), len(names))
+        axes = {}
+        for name in names:
+            values = self.values(name)
+            axes[name] = self.random.sample(values, min(2, len(values)))
+            if name in given and given[name] in values and given[name] not in axes[name]:
+                axes[name][0] = given[name]
         fixed = {name: value for name, value in given.items() if name not in axes}
         spec = Spec(fixed, axes, written=frozenset(name for name in names if self.random.random() < 0.2))
         draw = self.random.random()
@@ -237,6 +233,49 @@ class Generator:
         if not isinstance(value, str | int | float):
             return Condition("d >= r", lambda c: c.d >= c.r)
         return Condition(f"{name} != {value!r}", lambda c: getattr(c, name) != value)
+
+
+def planned_grid(i: int) -> tuple[Spec, "Variant"]:
+    """The i-th grid for the stand-in: a pair of settings in turn, and sometimes a third, in a cell where they bear."""
+    generator, every = Generator(i), pairs()
+    names = list(every[i % len(every)])
+    if generator.random.random() < 0.4:
+        names.append(generator.random.choice([name for name in FIELDS if name not in names]))
+    return generator.spec(names, generator.cell(names)), generator.random.choice(VARIANTS)
+
+
+GRIDS_OF_A_CELL = 15
+"""How many grids of a real campaign are about one cell, whose programs they share."""
+SAMPLES = {"n1": 4, "n2": 4, "n_down": 4, "n_test": 16}
+"""Sizes of which a campaign of real trainings has more than the examples say: so many that measurements are settled."""
+
+
+def _times(value: Any, factor: int) -> Any:
+    return tuple(n * factor for n in value) if isinstance(value, tuple) else value * factor
+
+
+def real_grids(first: int, count: int) -> Iterator[tuple[Spec, "Variant"]]:
+    """Grids of real trainings, from number `first` on. Those around one cell share its programs, and every pair of
+    settings comes in turn, in the first cell where both bear.
+    """
+    limits = {name: [_times(value, k) for value in examples(FIELDS[name])] for name, k in SAMPLES.items()}
+    done, number = dict.fromkeys(pairs(), 0), 0
+    for i in itertools.count():
+        if number >= first + count:
+            return
+        generator = Generator(i, limits)
+        # One size each, and mostly without the probes, which take long to compile; the axes have all values.
+        narrow = {name: [generator.values(name)[-2]] for name, field in FIELDS.items() if field.padded}
+        narrow |= {"n_down": limits["n_down"][:1], "probe": ["none"] if i % 3 else examples(FIELDS["probe"])}
+        given = Generator(i, {**limits, **narrow}).cell()
+        used = resolve(given).used
+        bearing = [pair for pair in done if used.issuperset(pair)]
+        for pair in sorted(bearing, key=lambda pair: (done[pair], generator.random.random()))[:GRIDS_OF_A_CELL]:
+            done[pair] += 1
+            if first <= number < first + count:
+                own = Generator(number, limits)
+                yield own.spec(pair, given), own.random.choice(VARIANTS)
+            number += 1
 
 
 def is_expressible(value: Any) -> bool:
@@ -330,7 +369,7 @@ def differences(
     expected: dict[RowKey, tuple[Mapping[str, Any], Config]] = {}
     for cell in cells:
         for row in alone(cell):
-            before, of = expected.setdefault(row_key(row), (row, cell.config))
+            before, _ = expected.setdefault(row_key(row), (row, cell.config))
             if before is not row:
                 settled = [name for name in FIELDS if name in row and row[name] != before[name]]
                 wrong += [f"cells of one identity differ in {settled}: {cell.given}"] * bool(settled)
@@ -362,13 +401,10 @@ def check_grid(
         return []
     refused = [cell for cell in cells if cell.refused is not None]
     if refused:
-        try:
-            spec.grid()
-        except ConfigError as error:
-            reasons = [(own.refused.key, own.refused.value) for own in refused if own.refused is not None]
-            assert (error.key, error.value) in reasons, f"{error} is said of no cell alone: {reasons}\n{spec}"
-        else:
-            raise AssertionError(f"accepted in a grid, refused alone ({refused[0].refused}): {spec}")
+        error = _refused(spec)
+        assert error is not None, f"accepted in a grid, refused alone ({refused[0].refused}): {spec}"
+        reasons = [(own.refused.key, own.refused.value) for own in refused if own.refused is not None]
+        assert (error.key, error.value) in reasons, f"{error} is said of no cell alone: {reasons}\n{spec}"
         if len(refused) == len(cells):
             return []
         spec = accepted_only(spec, cells)
@@ -382,6 +418,14 @@ def check_grid(
     for variant in variants:
         variant(spec, cells, alone, same)
     return cells
+
+
+def _refused(spec: Spec) -> ConfigError | None:
+    try:
+        spec.grid()
+    except ConfigError as error:
+        return error
+    return None
 
 
 def _accepted(spec: Spec) -> Grid:
@@ -539,7 +583,7 @@ class StandIn:
         algorithm = self.truth.algorithms[p.algorithm]
         whole = algorithm.prefix is not None and not algorithm.prefix.of(View(_values(p), frozenset(p), "prefix"))
         if algorithm.stepped:
-            assert 1 <= min(p.record), p
+            assert min(p.record) >= 1, p
             assert max(p.record) <= p.steps, p
         own = self._settings(p, cell)
         if whole:
@@ -629,7 +673,7 @@ def _unit(text: str) -> float:
     return (int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "little") + 0.5) / 2.0**48
 
 
-def _measurement(text: str, record: Any, r: int, max_r: int) -> np.ndarray:
+def _measurement(text: str, record: Measure, r: int, max_r: int) -> np.ndarray:
     value = _unit(text)
     if record.type is int:
         value = int(value * 2**40)
