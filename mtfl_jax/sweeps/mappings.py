@@ -1,9 +1,9 @@
 """Memory mappings of this process, of which Linux allows so many (`vm.max_map_count`, by default 65,530).
 
-XLA takes three for each kernel of a program for the CPU, some 450 to 1500 a program, for as long as anything holds the
+XLA takes three for each kernel of a program for the CPU, some 450 to 2300 a program, for as long as anything holds the
 executable. Where they run out XLA prints "LLVM compilation error: Cannot allocate memory" and, instead of raising,
 ends the process by a segmentation fault: in the compile, or in what first reads the executable, as the persistent cache
-does when it writes it (JAX 0.10 to 0.12). So a process that compiles hundreds of programs must let go of some.
+does when it writes it (JAX 0.10 to 0.12). So a process that compiles dozens of programs must let go of some.
 """
 
 import contextlib
