@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from mtfl_jax import extend, help
-from mtfl_jax.analysis import page, report
+from mtfl_jax.analysis import page, report, studies
 from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
 from mtfl_jax.config import require_field
 from mtfl_jax.fields import ConfigError
@@ -74,6 +74,17 @@ def grid_of(composed: DictConfig) -> Grid:
     return Grid(axes, compose, grids=grids, zipped=sweep["zip"] or (), where=sweep["where"] or ())
 
 
+def own_study(name: str) -> None:
+    """Import what a study of the user's own finds: NAME.py beside its YAML in a --config-dir. Raises ConfigError."""
+    for entry in GlobalHydra.instance().config_loader().get_search_path().get_path():
+        file = Path(str(entry.path).removeprefix("file://")) / "study" / f"{name}.py"
+        if file.is_file():
+            try:
+                studies.from_file(name, file)
+            except Exception as error:  # It is the user's code.
+                raise ConfigError("study", name, f"{file} says nothing of it ({page.one_line(error)})") from error
+
+
 def task(composed: DictConfig) -> None:
     """Run the grid of one composed config into Hydra's output folder, and show it."""
     folder = Path(HydraConfig.get().runtime.output_dir)
@@ -81,6 +92,7 @@ def task(composed: DictConfig) -> None:
     try:
         extensions = extend.load(composed.extensions)
         extend.store_nodes(conf_dir())
+        own_study(composed.study)
         grid = grid_of(composed)
         memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
         moments = moments_of(composed.moments)

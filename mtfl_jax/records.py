@@ -41,12 +41,13 @@ class Registry(dict[str, R]):
         """Add a record and return it. Raises ValueError where its name is taken, RuntimeError in a module that was not
         imported as an extension.
         """
-        if not _source.get() and not sys._getframe(1).f_globals["__name__"].startswith("mtfl_jax."):
-            raise RuntimeError(f"{self.kind} {record.name}: records of your own come in by extensions=[MODULE]")
         if record.name in self:
             raise ValueError(f"{self.kind} {record.name}: there is one already; allowed: another name")
+        if not _source.get() and not sys._getframe(1).f_globals["__name__"].startswith("mtfl_jax."):
+            raise RuntimeError(f"{self.kind} {record.name}: records of your own come in by extensions=[MODULE]")
         self[record.name] = record
-        self._sources[record.name] = _source.get()
+        # A module of ours may be imported first by an extension.
+        self._sources[record.name] = "" if _registrant().startswith("mtfl_jax.") else _source.get()
         return record
 
     def __missing__(self, name: str) -> R:
@@ -60,6 +61,14 @@ class Registry(dict[str, R]):
         """Take out the records of an extension."""
         for name in [name for name, of in self._sources.items() if of == source]:
             del self[name], self._sources[name]
+
+
+def _registrant() -> str:
+    """The module that registers a record, itself or by a function `register` of ours."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "register" and frame.f_back is not None:
+        frame = frame.f_back
+    return str(frame.f_globals["__name__"])
 
 
 @contextmanager

@@ -92,10 +92,10 @@ def test_every_file_of_the_example_registers_one_record_and_unloading_takes_all_
 
 
 def test_every_kind_of_record_is_in_the_example():
-    """A new kind of record gets an example; optimisers and schedules are optax's own."""
+    """A new kind of record gets an example; optimisers and schedules are optax's own, a study is beside its YAML."""
     (source,) = extend.load(NAME)
     kinds = {registry.kind for registry in REGISTRIES if any(registry.source(name) == source for name in registry)}
-    assert {registry.kind for registry in REGISTRIES} - kinds <= {"optimizer", "schedule"}
+    assert {registry.kind for registry in REGISTRIES} - kinds <= {"optimizer", "schedule", "study"}
 
 
 def test_defaults_are_those_of_the_records_and_of_the_algorithm_it_starts_from():
@@ -301,7 +301,9 @@ def test_help_shows_the_settings_of_extensions(here):
     assert (status, err) == (0, "")
     assert "norm_power: 1.0" in shown
     assert "smoothing: 0.5" in shown
-    assert set(plain.splitlines()) - {"extensions: []"} <= set(shown.splitlines())
+    assert "norm_power  " in shown
+    before, after = (set(text.split("Every key and its default")[1].splitlines()) for text in (plain, shown))
+    assert before - {"extensions: []"} <= after
 
 
 def test_the_keys_of_an_extension_are_unknown_without_it(here):

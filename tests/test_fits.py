@@ -1,9 +1,9 @@
 """Fitted laws: recovery, coverage, censoring, verdicts, and the command `mtfl-fit`."""
 
+import copy
 import dataclasses
 import subprocess
 import sys
-import types
 
 import numpy as np
 import pandas as pd
@@ -517,7 +517,7 @@ def test_command_says_what_it_takes_for_one(command, tmp_path):
 def test_extensions_bring_a_law(command, tmp_path, monkeypatch):
     from mtfl_jax.analysis import models
 
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    monkeypatch.setattr(models, "MODELS", copy.deepcopy(models.MODELS))
     for module in (fits, fit_command):
         monkeypatch.setattr(module, "MODELS", models.MODELS)
     loaded = []
@@ -526,7 +526,7 @@ def test_extensions_bring_a_law(command, tmp_path, monkeypatch):
         loaded.append(names)
         models.register(dataclasses.replace(models.POWER, name="mine", text="{y} = mine {a} {x} {exponent}"))
 
-    monkeypatch.setitem(sys.modules, "mtfl_jax.extend", types.SimpleNamespace(load=load))
+    monkeypatch.setattr("mtfl_jax.extend.load", load)
     campaign("power", 4, 0.01)[0].to_csv(tmp_path / "table.csv", index=False)
     given = [tmp_path / "table.csv", "--x", "d", "--y", "y", "--model", "mine"]
     assert command(*given)[0] == 2

@@ -1,5 +1,6 @@
 """The records of laws: what each says of itself, and a law of a user's own."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -14,7 +15,7 @@ from mtfl_jax.analysis.models import MODELS, Model
 @pytest.fixture
 def _registry(monkeypatch):
     """The laws registered so far, put back afterwards."""
-    monkeypatch.setattr(models, "MODELS", dict(MODELS))
+    monkeypatch.setattr(models, "MODELS", copy.deepcopy(MODELS))
     monkeypatch.setattr(fits, "MODELS", models.MODELS)
 
 

@@ -1,5 +1,6 @@
 """The page of a sweep: what it says, that it says it safely, and that a browser shows it."""
 
+import copy
 import functools
 import html
 import http.server
@@ -11,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import types
 import urllib.parse
 
 import matplotlib as mpl
@@ -292,7 +292,7 @@ def test_a_study_that_cannot_speak_leaves_the_plain_page(folder):
 
 
 def test_a_study_that_is_not_here_leaves_the_plain_page_and_says_how_to_get_it(folder, command, monkeypatch):
-    monkeypatch.setattr(studies, "STUDIES", dict(studies.STUDIES))
+    monkeypatch.setattr(studies, "STUDIES", copy.deepcopy(studies.STUDIES))
     path = folder(quick(), "its folder", [{**RUN, "config": {**RUN["config"], "study": "mine"}}])
     (path / "mine.py").write_text("raise SystemExit('a report runs no code that it was not given')")
     line = "the findings of study mine are not here: mtfl-report 'its folder' --extensions MODULE gives them"
@@ -313,7 +313,7 @@ def findings(table):
 
 def test_extensions_make_a_study_known(folder, command, tmp_path, monkeypatch):
     """By a module that registers it, and by the file of its name alone."""
-    path = folder(quick(), "a", [{**RUN, "config": {**RUN["config"], "study": "mine"}, "extensions": {"mine": "1f2e"}}])
+    path = folder(quick(), "a", [{**RUN, "config": {**RUN["config"], "study": "mine"}, "extensions": ["mine:1f2e"]}])
     loaded = []
 
     def load(names):
@@ -322,14 +322,14 @@ def test_extensions_make_a_study_known(folder, command, tmp_path, monkeypatch):
             raise ImportError("no\nmodule")
         studies.register(studies.Study("mine", "", lambda table: findings.Findings("Registered", "a claim")))
 
-    monkeypatch.setitem(sys.modules, "mtfl_jax.extend", types.SimpleNamespace(load=load))
-    monkeypatch.setattr(studies, "STUDIES", {})
+    monkeypatch.setattr("mtfl_jax.extend.load", load)
+    studies.STUDIES.clear()
     assert command(path, "--extensions", "one", "two.py") == (0, f"wrote {path}/report/index.html\n", "")
     assert loaded == [["one", "two.py"]]
     assert "Registered" in text_of(path / "report" / "index.html")
-    assert "extensions mine 1f2e" in text_of(path / "report" / "index.html")
+    assert "extensions mine:1f2e" in text_of(path / "report" / "index.html")
 
-    monkeypatch.setattr(studies, "STUDIES", {})
+    studies.STUDIES.clear()
     (tmp_path / "mine.py").write_text(MINE)
     assert command(path, path, "--extensions", tmp_path / "mine.py", "--out", tmp_path / "two")[0] == 0
     assert text_of(tmp_path / "two" / "index.html").count("What mine says") == 2 + 1

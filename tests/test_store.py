@@ -263,9 +263,10 @@ def test_a_row_of_a_part_goes_before_that_of_the_merged_file(tmp_path):
 
 def test_labels_go_with_their_columns(tmp_path):
     label = {b"label": "|‹ŵ, w›|".encode()}
-    schema = pa.schema([field.with_metadata(label) if field.name == "lr" else field for field in store.schema()])
+    bare = pa.schema([field.remove_metadata() for field in store.schema()])
+    schema = pa.schema([field.with_metadata(label) if field.name == "lr" else field for field in bare])
     folder = store.Folder(tmp_path)
-    tables.append(tmp_path / "parts" / "a.parquet", rows([0]))
+    tables.append(tmp_path / "parts" / "a.parquet", rows([0], bare))
     tables.append(tmp_path / "parts" / "b.parquet", rows([1], schema))
     assert mtfl_jax.load(tmp_path).attrs["labels"] == {"lr": "|‹ŵ, w›|"}
     assert mtfl_jax.load(tmp_path, columns=["d"]).attrs["labels"] == {}
@@ -704,6 +705,7 @@ import numpy as np
 import pyarrow as pa
 import mtfl_jax
 from mtfl_jax.sweeps import store
+from mtfl_jax.sweeps.grid import SCHEMA
 
 sink, parts = store.Folder("huge"), int(sys.argv[1])
 makes = {
@@ -717,6 +719,7 @@ makes = {
 for at in range(parts):
     index = np.arange(at * 2000, at * 2000 + 2000)
     columns = [pa.array(makes[field.type](index), field.type) for field in store.schema()]
+    columns[store.schema().names.index("schema")] = pa.array(np.full(2000, SCHEMA))
     sink.append(pa.table(columns, schema=store.schema()))
 assert len(sink.finished()) == 2000 * parts
 sink.merge()

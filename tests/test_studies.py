@@ -336,7 +336,8 @@ def test_limits_are_those_of_the_families(family):
     for size in (0, 1, 2) if family == "parity" else (0,):
         limit = kernel_limits.parity(size) if family == "parity" else contrastive.LIMITS[family]
         for r in (2, 3, 4):
-            np.testing.assert_allclose(limit(r), tasks.kernel_limit(family, r, size), atol=1e-12)
+            settings = {"parity_size": size} if family == "parity" else {}
+            np.testing.assert_allclose(limit(r), tasks.FAMILIES[family].limit(r, **settings), atol=1e-12)
 
 
 def test_limits_of_the_kernel():

@@ -214,7 +214,7 @@ def _facts(sweep: Sweep, statuses: Mapping[str, int]) -> list[tuple[str, str]]:
     versions = (" ".join(f"{name} {number}" for name, number in run["versions"].items()) for run in runs)
     devices = (", ".join(f"{count} × {name}" for name, count in Counter(run["devices"]).items()) for run in runs)
     out += [("device", "; ".join(_distinct(devices))), ("versions", "; ".join(_distinct(versions)))]
-    if extensions := _distinct(f"{name} {text}" for run in runs for name, text in run.get("extensions", {}).items()):
+    if extensions := _distinct(text for run in runs for text in run.get("extensions", ())):
         out.append(("extensions", "; ".join(extensions)))
     for name in ("platform", "numerics", "matmul_precision", "draws_schema"):
         out.append((name.replace("_", " "), "; ".join(_distinct(str(run[name]) for run in runs))))

@@ -20,6 +20,8 @@ def columns(schema: pa.Schema) -> list[str]:
 
 def earlier(table: pa.Table) -> np.ndarray:
     """Which rows an earlier version wrote, (R,)."""
+    if "schema" not in table.column_names:
+        return np.ones(len(table), bool)
     return pc.less(pc.fill_null(table.column("schema"), 0), SCHEMA).to_numpy()
 
 

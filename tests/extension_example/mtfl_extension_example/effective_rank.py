@@ -20,8 +20,8 @@ MEASURES.register(
     Measure(
         "effective_rank",
         "e to the entropy of the singular values of W over their sum, 0 for W = 0",
-        "effective rank of W",
         _effective_rank,
+        label="effective rank of W",
         sets=("all", "contrastive", "rank"),
     )
 )
