@@ -323,13 +323,17 @@ def test_extensions_make_a_study_known(folder, command, tmp_path, monkeypatch):
         studies.register(studies.Study("mine", "", lambda table: findings.Findings("Registered", "a claim")))
 
     monkeypatch.setattr("mtfl_jax.extend.load", load)
-    studies.STUDIES.clear()
+    empty = copy.deepcopy(studies.STUDIES)
+    empty.clear()
+    monkeypatch.setattr(studies, "STUDIES", empty)
     assert command(path, "--extensions", "one", "two.py") == (0, f"wrote {path}/report/index.html\n", "")
     assert loaded == [["one", "two.py"]]
     assert "Registered" in text_of(path / "report" / "index.html")
     assert "extensions mine:1f2e" in text_of(path / "report" / "index.html")
 
-    studies.STUDIES.clear()
+    empty = copy.deepcopy(studies.STUDIES)
+    empty.clear()
+    monkeypatch.setattr(studies, "STUDIES", empty)
     (tmp_path / "mine.py").write_text(MINE)
     assert command(path, path, "--extensions", tmp_path / "mine.py", "--out", tmp_path / "two")[0] == 0
     assert text_of(tmp_path / "two" / "index.html").count("What mine says") == 2 + 1
