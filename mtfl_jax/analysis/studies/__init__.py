@@ -74,7 +74,8 @@ def of(name: str, table: pd.DataFrame) -> Findings:
 
 def from_file(name: str, path: Path) -> Study:
     """The study `name` of a Python file, which is run, once in a process: it registers the study, or has a function
-    `findings(table)`. Raises ValueError where it does neither, or the name is taken.
+    `findings(table)`, which the first line of the file's docstring describes. Raises ValueError where it does neither,
+    or the name is taken.
     """
     path = path.resolve()
     module_name = f"mtfl_jax_study_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
@@ -95,7 +96,10 @@ def from_file(name: str, path: Path) -> Study:
     except BaseException:
         del sys.modules[module_name]
         raise
-    return STUDIES.get(name) or register(Study(name, (module.__doc__ or "").strip(), module.findings))
+    if name in STUDIES:
+        return STUDIES[name]
+    doc = (module.__doc__ or name).strip().splitlines()[0].rstrip(".")
+    return register(Study(name, doc, module.findings))
 
 
 def _every() -> list[str]:

@@ -20,6 +20,8 @@ def findings(table: pd.DataFrame) -> Findings:
     """Directions recovered by one step, and the parity error of its features against random ones and the oracle, by
     the number of tasks. Raises ValueError where other settings vary too.
     """
+    if not len(table):
+        raise ValueError("quickstart needs rows: there are none")
     others = [name for name in describe.axes(table) if name not in ("algorithm", "num_tasks")]
     if others:
         raise ValueError(f"quickstart is of one setting of everything but algorithm and num_tasks: {others[0]} varies")
