@@ -3,7 +3,7 @@
 The records are those of `extension_example/`, an installable package, and of single files that tests write.
 """
 
-import importlib.util
+import importlib
 import json
 import os
 import signal
@@ -18,6 +18,7 @@ import pytest
 
 import mtfl_jax
 from mtfl_jax import compose, extend
+from mtfl_jax.analysis.studies import STUDIES
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.activations import ACTIVATIONS, Activation
@@ -37,7 +38,6 @@ OURS = {
     "probe": "nearest_centroid",
     "probe_tasks": "random_quadratic",
 }
-WITH_MODELS = importlib.util.find_spec("mtfl_jax.analysis.models") is not None
 
 FILE = """
 import jax.numpy as jnp
@@ -58,7 +58,10 @@ def apart(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "path", [*sys.path, str(EXAMPLE)])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXAMPLE), os.environ.get("PYTHONPATH", "")]))
     monkeypatch.chdir(tmp_path)
+    known = dict(STUDIES)
     yield
+    for name in STUDIES.keys() - known.keys():
+        del STUDIES[name]
     extend.unload()
 
 
@@ -81,7 +84,7 @@ def test_every_file_of_the_example_registers_one_record_and_unloading_takes_all_
     (source,) = extend.load(NAME)
     ours = [name for registry in REGISTRIES for name in registry if registry.source(name) == source]
     modules = [name for name in sys.modules if name.startswith(f"{NAME}.")]
-    assert len(modules) >= 7
+    assert len(modules) >= 8
     assert len(ours) == len(modules)
     assert {"norm_power", "smoothing"} <= set(FIELDS)
     extend.unload()
@@ -406,9 +409,8 @@ def test_a_study_may_name_its_extensions(here):
     assert table["extensions"].str.startswith(f"{NAME}:").all()
     page = Path("out/report/index.html").read_text()
     assert f"{NAME}:" in page
-    if WITH_MODELS:
-        assert "effective rank is lowest" in " ".join(out.split())
-        assert "The rank of normalised steps" in page
+    assert "effective rank is lowest" in " ".join(out.split())
+    assert "The rank of normalised steps" in page
 
 
 def test_the_command_line_goes_before_the_extensions_of_a_study(here):
@@ -416,7 +418,6 @@ def test_the_command_line_goes_before_the_extensions_of_a_study(here):
     assert here(*args)[2].startswith("mtfl: extensions=missing: there is no such module")
 
 
-@pytest.mark.skipif(not WITH_MODELS, reason="fit models are no records yet")
 def test_a_law_of_an_extension_is_fitted():
     from mtfl_jax.analysis import fits
 

@@ -1,11 +1,10 @@
 """A record of every kind, one file each; `extensions=[mtfl_extension_example]` imports this, which registers them."""
 
-import importlib.util
-
 from mtfl_extension_example import (
     alternating_normalised,
     effective_rank,
     laplace,
+    logarithmic,
     nearest_centroid,
     random_quadratic,
     smoothed_hinge,
@@ -16,11 +15,9 @@ __all__ = [
     "alternating_normalised",
     "effective_rank",
     "laplace",
+    "logarithmic",
     "nearest_centroid",
     "random_quadratic",
     "smoothed_hinge",
     "tanh",
 ]
-
-if importlib.util.find_spec("mtfl_jax.analysis.models"):
-    importlib.import_module("mtfl_extension_example.logarithmic")

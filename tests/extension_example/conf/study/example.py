@@ -6,7 +6,9 @@ from mtfl_jax.analysis.findings import Findings, Listing, Statement
 
 
 def findings(table: pd.DataFrame) -> Findings:
-    """The mean effective rank by the power of the normalisation."""
+    """The mean effective rank by the power of the normalisation. Raises ValueError where there are no rows."""
+    if not len(table):
+        raise ValueError("example needs rows: there are none")
     ranks = table.groupby("norm_power")["effective_rank"].agg(["mean", "count"]).reset_index()
     lowest = ranks.loc[ranks["mean"].idxmin(), "norm_power"]
     return Findings(
