@@ -554,9 +554,9 @@ def test_a_network_that_is_not_finite_is_flagged(name):
     own = numbers_of(cell)
     knobs = [key for key in read if key in own and FIELDS[key].kind == "knob"]
     assert knobs
-    params, diverged = training(cell.program())(
-        own.replace(**{key: jnp.full_like(getattr(own, key), jnp.inf) for key in knobs})
-    )
+    run = training(cell.program())
+    assert run(own)[1] == 0
+    params, diverged = run(own.replace(**{key: jnp.full_like(getattr(own, key), jnp.inf) for key in knobs}))
     assert diverged == 1
     assert not all(np.isfinite(leaf[0]).all() for leaf in params.values())
 
