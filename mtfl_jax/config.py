@@ -100,8 +100,8 @@ PARTS = {
     "arithmetic": Part(
         ("network", "precision", "kernel"),
         rule("network", "precision", "kernel")(
-            # What does not bear is None: nothing is trained on samples then.
-            lambda c: Arithmetic(c.precision or "float32", c.kernel or "plain", of_network(c.network).name)
+            # Where nothing is trained on samples they do not bear, and are no precision and no kernel to train with.
+            lambda c: Arithmetic(c.precision or "", c.kernel or "", of_network(c.network).name)
         ),
     ),
     "probes": Part(
@@ -291,7 +291,7 @@ def _checks() -> Iterable[Rule]:
 
 
 def _table_fits(name: str) -> Rule:
-    @rule("r", "tasks")
+    @rule("r")
     def fits(c: View) -> None:
         if c.r > MAX_TABLE_R:
             free = ", ".join(family.name for family in FAMILIES.values() if not family.table)

@@ -20,7 +20,7 @@ from mtfl_jax.fields import ConfigError, Field, View
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.measures import Measure, in_set
+from mtfl_jax.learning.measures import MEASURES, Measure, in_set
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.sweeps.compiling import Chunk
@@ -244,6 +244,16 @@ def planned_grid(i: int) -> tuple[Spec, "Variant"]:
     return generator.spec(names, generator.cell(names)), generator.random.choice(VARIANTS)
 
 
+def mentioning(names: Sequence[str], count: int) -> Iterator[tuple[Spec, "Variant"]]:
+    """Grids for the stand-in in which some settings move."""
+    for i in range(count):
+        generator = Generator(i)
+        own = generator.random.sample(list(names), min(2, len(names)))
+        others = [name for name in FIELDS if name not in own]
+        own += generator.random.sample(others, 2 - len(own) + (generator.random.random() < 0.5))
+        yield generator.spec(own, generator.cell(own)), generator.random.choice(VARIANTS)
+
+
 GRIDS_OF_A_CELL = 15
 """How many grids of a real campaign are about one cell, whose programs they share."""
 SAMPLES = {"n1": 4, "n2": 4, "n_down": 4, "n_test": 16}
@@ -343,10 +353,11 @@ def exactly(row: Mapping[str, Any], alone: Mapping[str, Any], own: Config) -> li
 
 
 class Alone:
-    """Cells run alone, each once."""
+    """Cells run alone, each once. told: rows of different cells are different, as those of the stand-in are."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, told: bool = False) -> None:
         self._rows: dict[Any, list[dict[str, Any]]] = {}
+        self._told: dict[tuple[Any, ...], tuple[RowKey, Config]] | None = {} if told else None
 
     def __call__(self, cell: Planned) -> list[dict[str, Any]]:
         """The rows of a cell run alone."""
@@ -356,7 +367,24 @@ class Alone:
             progress, rows = run(grid)
             assert progress.failures == [], (cell.given, progress.failures)
             self._rows[key] = rows
+            if self._told is not None:
+                self._tell(rows, cell.config, self._told)
         return self._rows[key]
+
+    def _tell(self, rows: Sequence[Mapping[str, Any]], own: Config, told: dict[Any, tuple[RowKey, Config]]) -> None:
+        for row in rows:
+            if row["status"] != "ok":
+                continue
+            measured = (row["step"], *(repr(row[name]) for name, record in MEASURES.items() if record.of != "cost"))
+            before, other = told.setdefault(measured, (row_key(row), own))
+            if before != row_key(row) and _science(own) != _science(other):
+                raise AssertionError(f"the same row of cells that differ: {_said(own.bearing)}; {_said(other.bearing)}")
+
+
+def _science(own: Config) -> dict[str, Any]:
+    """What tells a cell's rows at a step apart: a mixture of one loss is that loss, and a prefix has no length."""
+    dropped = {"loss", "losses", "measure_at"} | ({"steps"} if own.prefixes else set())
+    return {name: value for name, value in own.bearing.items() if name not in dropped} | {"of": own.program().losses}
 
 
 def differences(
@@ -369,10 +397,9 @@ def differences(
     expected: dict[RowKey, tuple[Mapping[str, Any], Config]] = {}
     for cell in cells:
         for row in alone(cell):
-            before, _ = expected.setdefault(row_key(row), (row, cell.config))
+            before, of = expected.setdefault(row_key(row), (row, cell.config))
             if before is not row:
-                settled = [name for name in FIELDS if name in row and row[name] != before[name]]
-                wrong += [f"cells of one identity differ in {settled}: {cell.given}"] * bool(settled)
+                wrong += [f"cells of one identity differ: {text} in {cell.given}" for text in same(row, before, of)]
     found: dict[RowKey, Mapping[str, Any]] = {}
     for row in rows:
         if found.setdefault(row_key(row), row) is not row and not again:
@@ -596,6 +623,8 @@ class StandIn:
     def _settings(self, p: Program, cell: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that bears on a training, at its true size."""
         own: dict[str, Any] = {}
+        unset = [name for name in p if getattr(p, name) is None]
+        assert not unset, f"a program with {unset} that do not bear"
         for name in p:
             if name in ("groups", "families", "record", "probes", "n_down", "steps"):
                 continue

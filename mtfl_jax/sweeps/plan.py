@@ -82,7 +82,7 @@ class _Kind:
         longest = max(every, key=lambda own: own.steps)
         self.rows: list[tuple[Any, ...]] = []
         program = longest.program()
-        if longest.prefixes:
+        if longest.prefixes and "steps" in program:
             program = program.replace(steps=record[-1])
         self.program = program.replace(
             record=record, probes=tuple((name, family) for name, family, _ in self.probes), n_down=()
