@@ -7,7 +7,6 @@ how far it got. `tables` reads and writes the files.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import tempfile
@@ -57,12 +56,13 @@ class Folder:
         except OSError as error:
             raise unwritable(path, error) from None
         self._name = uuid.uuid4().hex[:12]
-        self._count = itertools.count()
+        self._count = 0
 
     def append(self, part: pa.Table) -> None:
         """Write rows as one more part."""
         # The process's number tells forks apart.
-        name = f"{self._name}-{os.getpid()}-{next(self._count):06d}.parquet"
+        name = f"{self._name}-{os.getpid()}-{self._count:06d}.parquet"
+        self._count += 1
         (self.path / "parts").mkdir(parents=True, exist_ok=True)
         tables.append(self.path / "parts" / name, part)
 
