@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 RESULTS = "results.parquet"
 
 
-GROUP_ROWS = 2**15
+GROUP_ROWS = 2**13
 """Rows that a row group of results.parquet has at least, and so the rows that a reader holds at a time."""
 
 _UNREADABLE = (pa.ArrowException, OSError)
