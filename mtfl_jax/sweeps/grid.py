@@ -75,6 +75,7 @@ class Grid:
         self.blocks, self.block, self.axes, self.at = product
         self._distinct: dict[tuple[str, ...], tuple[np.ndarray, np.ndarray]] = {}
         self._outcomes: dict[Rule, tuple[list[Any], np.ndarray]] = {}
+        self._arrays: dict[tuple[str, Any], np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.block)
@@ -154,11 +155,6 @@ class Grid:
             self._outcomes[rule] = list(place), one if len(place) == 1 else np.asarray(own, np.int32)[code]
         return self._outcomes[rule]
 
-    def holds(self, rule: Rule) -> np.ndarray:
-        """Whether a rule of a yes or no holds of each cell: a mask."""
-        outcomes, which = self.outcome(rule)
-        return np.asarray(outcomes, bool)[which]
-
     def alike(self, fields: Iterable[str], rules: Iterable[Rule]) -> tuple[np.ndarray, np.ndarray]:
         """Cells that stand for the distinct combinations of fields and of outcomes of rules, and each cell's position
         among them.
@@ -176,15 +172,15 @@ class Grid:
         self, key: str, cells: np.ndarray | slice = slice(None), shown: Callable[[Any], Any] | None = None
     ) -> np.ndarray:
         """A field's value in each cell, as an array of numbers or of objects; `shown` maps each value first."""
-        if key in self.at:
-            values, positions = self.axes[key], self.at[key][cells]
-        else:
-            values, positions = [getattr(block, key) for block in self.blocks], self.block[cells]
-        return _array(key, [shown(value) for value in values] if shown else values)[positions]
+        if (key, shown) not in self._arrays:
+            values = self.axes[key] if key in self.at else [getattr(block, key) for block in self.blocks]
+            self._arrays[key, shown] = _array(key, [shown(value) for value in values] if shown else values)
+        return self._arrays[key, shown][self.at.get(key, self.block)[cells]]
 
     def bears(self, key: str, cells: np.ndarray) -> np.ndarray:
         """Whether a field bears on each cell's row: a mask."""
-        return self.holds(config.derived().bears[key])[cells]
+        outcomes, which = self.outcome(config.derived().bears[key])
+        return np.asarray(outcomes, bool)[which[cells]]
 
     def records(self) -> tuple[list[tuple[int, ...]], np.ndarray]:
         """The distinct tuples of recorded steps, and which of them each cell has, (n,)."""

@@ -235,7 +235,8 @@ def _group(found: Stored, path: Path, file: pq.ParquetFile | None, i: int, names
     if file is None:
         return None
     try:
-        return file.read_row_group(i, columns=[name for name in names if name in file.schema_arrow.names])
+        there = set(file.schema_arrow.names)
+        return file.read_row_group(i, columns=[name for name in names if name in there])
     except _UNREADABLE as error:
         _leave_out(found.damaged, path, error)
         return None
@@ -326,11 +327,14 @@ def _columns(schema: pa.Schema, names: Sequence[str]) -> pa.Schema:
 def _fitted(part: pa.Table, schema: pa.Schema) -> pa.Table:
     """The columns of a schema, from a table that may lack some or have them in other types."""
     there = set(part.column_names)
-    columns = [
-        part.column(field.name).cast(field.type) if field.name in there else pa.nulls(len(part), field.type)
-        for field in schema
-    ]
-    return pa.table(columns, schema=schema)
+
+    def column(field: pa.Field) -> Any:
+        if field.name not in there:
+            return pa.nulls(len(part), field.type)
+        found = part.column(field.name)
+        return found if found.type == field.type else found.cast(field.type)
+
+    return pa.table([column(field) for field in schema], schema=schema)
 
 
 def _require_ours(schema: pa.Schema, path: Path) -> None:
