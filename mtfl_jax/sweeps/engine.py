@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute
-import scipy.linalg.lapack  # noqa: F401 - jaxlib calls this LAPACK, and only libraries loaded already can be limited
 import threadpoolctl
 
 from mtfl_jax.sweeps import compiling

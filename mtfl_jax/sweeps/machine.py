@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import scipy.linalg.lapack  # noqa: F401 - jaxlib calls this LAPACK, and only libraries loaded already can be limited
 
 from mtfl_jax.learning import keys
 from mtfl_jax.sweeps.grid import SCHEMA, numerics
