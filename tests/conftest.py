@@ -14,6 +14,11 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llv
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 
 
+def pytest_addoption(parser):
+    """How large the campaigns are."""
+    parser.addoption("--grids", type=int, default=320, help="random grids of real trainings (test_differential.py)")
+
+
 def pytest_collection_modifyitems(items):
     """Start the longest test first, so that it does not run alone at the end."""
     items.sort(key=lambda item: "kill_nine" not in item.name)

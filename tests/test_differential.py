@@ -1,11 +1,25 @@
-"""A row depends on its own settings and seed, on nothing else: whatever the grid, against the cells run alone."""
+"""A row depends on its own settings and seed, on nothing else: whatever the grid, against the cells run alone.
+
+`pytest tests/test_differential.py -m "" --grids 3000` checks as many grids of real trainings too, in about an hour on
+two cores; without it there are 3,000 of the stand-in and 320 real ones, most of them slow.
+"""
 
 import contextlib
 
 import pytest
-from differential import Alone, StandIn, Truth, check_grid, exactly, planned_grid
+from differential import (
+    GRIDS_OF_A_CELL,
+    Alone,
+    StandIn,
+    Truth,
+    check_grid,
+    closely,
+    exactly,
+    planned_grid,
+    real_grids,
+)
 
-from mtfl_jax.sweeps import engine
+from mtfl_jax.sweeps import engine, mappings
 
 TRUTH = Truth()
 
@@ -24,10 +38,37 @@ def campaign(grids, alone, same):
     return sum(len(check_grid(spec, alone, same, [variant])) for spec, variant in grids)
 
 
-SHARDS = [pytest.param(shard, marks=pytest.mark.slow) if shard >= 4 else shard for shard in range(10)]
+def pytest_generate_tests(metafunc):
+    """Shards of a campaign: the first are fast."""
+    if "shard" not in metafunc.fixturenames:
+        return
+    stood_in = metafunc.function is test_rows_are_those_of_the_cells_alone_in_every_grid
+    grids, size, fast = (
+        (max(3000, metafunc.config.getoption("grids")), 300, 3)
+        if stood_in
+        else (metafunc.config.getoption("grids"), GRIDS_OF_A_CELL, 0)
+    )
+    shards = range(-(-grids // size))
+    metafunc.parametrize("shard", [pytest.param(k, marks=[pytest.mark.slow] * (k >= fast)) for k in shards])
 
 
-@pytest.mark.parametrize("shard", SHARDS)
 def test_rows_are_those_of_the_cells_alone_in_every_grid(shard):
     with standing_in():
         assert campaign(map(planned_grid, range(300 * shard, 300 * (shard + 1))), Alone(told=True), exactly) > 600
+
+
+def real_campaign(first, count):
+    """Check grids of real trainings; how many cells they have."""
+    cells, alone = 0, Alone()
+    for spec, variant in real_grids(first, count):
+        cells += len(check_grid(spec, alone, closely, [variant]))
+        mappings.make_room()
+    return cells
+
+
+def test_rows_of_real_trainings_are_those_of_the_cells_alone():
+    assert real_campaign(GRIDS_OF_A_CELL, 20) > 40
+
+
+def test_rows_of_many_real_trainings_are_those_of_the_cells_alone(shard):
+    assert real_campaign(GRIDS_OF_A_CELL * shard, GRIDS_OF_A_CELL) > GRIDS_OF_A_CELL
