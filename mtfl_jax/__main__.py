@@ -1,6 +1,8 @@
 """The Hydra entry point `mtfl`: compose, check, run, write, show."""
 
 import argparse
+import contextlib
+import io
 import itertools
 import os
 import signal
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -19,19 +22,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.text import Text
 
 from mtfl_jax import extend, help
 from mtfl_jax.analysis import page, report, studies
 from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
 from mtfl_jax.config import require_field
-from mtfl_jax.fields import ConfigError
+from mtfl_jax.fields import ConfigError, one_of
 from mtfl_jax.sweeps import api, engine, machine, progress, store, tables
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError
-from mtfl_jax.sweeps.plan import plan
 
 SHOWN_CELLS = 100_000
 """A table of more cells than this is not read back to be shown."""
+
+PLANS = ("run", "only", "compile")
+"""Whether to run, or only to say what would run, without or with compiling it."""
 
 PRESETS = "study/sizes"
 """Where conf/ keeps STUDY_SIZE.yaml: what a study changes at another size than its default."""
@@ -96,13 +102,18 @@ def task(composed: DictConfig) -> None:
         grid = grid_of(composed)
         memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
         moments = moments_of(composed.moments)
-        if composed.plan not in ("run", "only"):
-            raise ConfigError("plan", composed.plan, "allowed: run, only")
-        if composed.plan == "only":
+        how = str(one_of(*PLANS).parse("plan", composed.plan))
+        if how != "run":
+            there = store.Folder(folder, _folder_key(), write=False).finished()
             remove_if_empty(folder)
-            console.print(report.plan(*api.forecast(grid, plan(grid, moments), memory_fraction)))
+            found = api.forecast(
+                grid, there, memory_fraction=memory_fraction, part=part, moments=moments, compiled=how == "compile"
+            )
+            console.print(report.plan(found))
+            if any(item.problem for item in found.left):
+                raise JobsFailedError("some programs cannot run")
             return
-        sink = store.Folder(folder)
+        sink = store.Folder(folder, _folder_key())
     except ConfigError:
         remove_if_empty(folder)
         raise
@@ -134,12 +145,16 @@ def task(composed: DictConfig) -> None:
     state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"
     sink.note({**about, **progress.facts(outcome, state)})
     if outcome.stopped:
-        key = "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
         left = f"{outcome.left} of {outcome.cells} cells left"
-        raise StoppedError(f"stopped with {left}; the same command with {key}={folder} goes on", number)
+        raise StoppedError(f"stopped with {left}; the same command with {_folder_key()}={folder} goes on", number)
     finish(grid, sink, console)
     if outcome.failures:
         raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
+
+
+def _folder_key() -> str:
+    """The key that names the folder of this run."""
+    return "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
 
 
 def finish(grid: Grid, sink: store.Folder, console: Console) -> None:
@@ -161,7 +176,7 @@ def finish(grid: Grid, sink: store.Folder, console: Console) -> None:
     if problem is not None:
         console.print(problem, style="yellow", soft_wrap=True, highlight=False, markup=False)
     for path in files:
-        console.print(f"[green]wrote[/] {path}", soft_wrap=True, highlight=False)
+        console.print(Text.assemble(("wrote", "green"), f" {path}"), soft_wrap=True)
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -194,7 +209,7 @@ def one_line(error: Exception) -> str:
         except ConfigError as unknown:
             return str(unknown)
     if isinstance(error, OSError) and error.filename is not None:
-        return str(store.unwritable(error.filename, error))
+        return str(store.unwritable(error.filename, error, "hydra.run.dir"))
     return " ".join(lines)
 
 
@@ -224,6 +239,7 @@ def main() -> None:
     raised: list[Exception] = []
     try:
         try:
+            sys.argv[1:] = options_first(sys.argv[1:])
             extend.load(named_extensions(sys.argv[1:]))
             extend.store_nodes(conf_dir())
             help.register()
@@ -248,6 +264,22 @@ def main() -> None:
         sys.exit(128 + signal.SIGINT)
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """The arguments with their options before all KEY=VALUE: between them Hydra's parser does not find them."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            given, _ = get_args_parser().parse_known_intermixed_args(arguments)
+    except SystemExit:
+        return arguments  # Hydra will say what is wrong.
+    overrides, options, left = given.overrides, list[str](), list(given.overrides)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            options.append(argument)
+    return [*options, *overrides]
 
 
 def named_extensions(arguments: list[str]) -> list[str]:

@@ -10,9 +10,7 @@ import hydra
 from mtfl_jax import extend
 from mtfl_jax.config import FIELDS, GROUPS, Config, require_field
 from mtfl_jax.fields import ConfigError, number, one_of
-
-OTHERS = ("study", "size", "sweep", "plan", "moments", "memory_fraction", "extensions")
-"""Keys of conf/config.yaml that are not a cell's."""
+from mtfl_jax.names import OTHER_KEYS
 
 HYDRA_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 """What Hydra 1.3 must be told and later versions must not."""
@@ -59,7 +57,7 @@ def plain(node: Any) -> dict[str, Any]:
 
 def cell_values(node: Any) -> dict[str, Any]:
     """The plain values of a composed Hydra config, without the keys that are not a cell's."""
-    return {key: value for key, value in plain(node).items() if key not in OTHERS}
+    return {key: value for key, value in plain(node).items() if key not in OTHER_KEYS}
 
 
 def from_keywords(**values: Any) -> Config:

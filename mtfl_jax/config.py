@@ -22,7 +22,7 @@ from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
 from mtfl_jax.learning.probe import NONE, PROBES
 from mtfl_jax.learning.program import Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
-from mtfl_jax.names import GROUPS
+from mtfl_jax.names import BOOKKEEPING, GROUPS, OTHER_KEYS
 from mtfl_jax.records import REGISTRIES, Registry, guess
 
 PROBED = "probe_"
@@ -166,6 +166,7 @@ def refresh() -> None:
                 found = _renamed(field, kind.prefix)
                 if fields.setdefault(found.name, found) != found:
                     raise ValueError(f"{kind.registry.kind} {record.name}: there is a setting {found.name} already")
+    _require_consistent(fields)
     FIELDS.clear()
     FIELDS.update(fields)
     always = {field.name for field in settings.ALWAYS}
@@ -188,6 +189,28 @@ def refresh() -> None:
             _probed(),
         )
     ]
+
+
+def _require_consistent(fields: Mapping[str, Field]) -> None:
+    """Raise ValueError for a name that a table or a config has for something else, for a default that is not allowed,
+    and for a record that speaks of a setting there is none of.
+    """
+    taken = {*OTHER_KEYS, *BOOKKEEPING, "id"}
+    for name in [*fields, *MEASURES]:
+        if name in taken or (name in fields and name in MEASURES):
+            raise ValueError(f"{name} is the name of a key or a column already; allowed: another name")
+    for kind in KINDS:
+        for record in kind.registry.values():
+            who = f"{kind.registry.kind} {record.name}"
+            rules = (*getattr(record, "rules", ()), *getattr(record, "when", {}).values())
+            for name in {*getattr(record, "uses", ()), *(name for own in rules for name in own.reads)}:
+                if name not in fields:
+                    raise ValueError(f"{who}: there is no setting {name}{guess(name, fields)}")
+            for field in getattr(record, "settings", ()) if kind.registry.source(record.name) else ():
+                try:
+                    field.type.parse(field.name, field.default)
+                except ConfigError as error:
+                    raise ValueError(f"{who}: the default {error}") from None
 
 
 def _renamed(field: Field, prefix: str) -> Field:

@@ -1,16 +1,20 @@
 """The door for the user's own: `extensions=[MODULE_OR_FILE]` imports modules that register records.
 
 A module is named as in an import, or is a path to a .py file; importing it runs its code. Each record knows the module
-it is from and the hash of that module's files, which is part of the identity of every cell that uses the record: rows
-of edited science are other rows.
+it is from and the hash of that module's files and of those that they import, installed packages aside, which is part
+of the identity of every cell that uses the record: rows of edited science are other rows.
 """
 
+import ast
 import hashlib
 import importlib
+import importlib.machinery
 import importlib.util
+import os
 import sys
+import sysconfig
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +29,7 @@ LOCK = threading.RLock()
 """Held while modules are imported or configs composed: both change what the whole process sees."""
 
 _loaded: dict[str, str] = {}
+_near: dict[str, tuple[str, ...]] = {}
 
 
 def loaded() -> tuple[str, ...]:
@@ -32,13 +37,17 @@ def loaded() -> tuple[str, ...]:
     return tuple(_loaded.values())
 
 
-def load(extensions: Sequence[str] | str | None) -> tuple[str, ...]:
+Extensions = Sequence[str | os.PathLike[str]] | str | os.PathLike[str] | None
+"""Modules and paths of .py files, or a single one."""
+
+
+def load(extensions: Extensions) -> tuple[str, ...]:
     """Import extensions, those that are here already only if their files have changed; NAME:HASH of each. They stay
     until the process ends.
 
     Raises ConfigError where one cannot be found or imported, has another's name, or claims a name that is taken.
     """
-    given = [extensions] if isinstance(extensions, str) else list(extensions or ())
+    given = [extensions] if isinstance(extensions, str | os.PathLike) else list(extensions or ())
     with LOCK:
         found: dict[str, _Found] = {}
         for own in map(_found, map(str, given)):
@@ -56,12 +65,13 @@ def unload() -> None:
 
 
 class _Found(NamedTuple):
-    """An extension as it was given, and its name, files and place."""
+    """An extension as it was given, its name, files and place, and the modules that it imports from beside it."""
 
     given: str
     name: str
     files: list[Path]
     place: Path
+    near: dict[str, Path]
 
 
 def _load(found: _Found) -> str:
@@ -73,6 +83,7 @@ def _load(found: _Found) -> str:
         taken = "a module of this name is there already; allowed: another name, or before the extension that needs it"
         raise ConfigError("extensions", given, taken)
     _forget(name)
+    _near[name] = tuple(found.near)
     try:
         with registering(source):
             _import(found)
@@ -92,14 +103,13 @@ def _unimportable(given: str, error: BaseException) -> ConfigError:
 
 def _found(given: str) -> _Found:
     """Find an extension. Raises ConfigError."""
-    if given.endswith(".py"):
+    if given.lower().endswith(".py"):
         path = Path(given).resolve()
         if not path.is_file():
             raise ConfigError("extensions", given, "there is no such file; allowed: a module, or a path to a .py file")
-        return _Found(given, path.stem, [path], path)
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
+        _reach(path.parent)
+        return _Found(given, path.stem, [path], path, _imported(path.stem, [path]))
+    _reach(Path.cwd())
     try:
         spec = importlib.util.find_spec(given)
     except ModuleNotFoundError as error:
@@ -112,16 +122,84 @@ def _found(given: str) -> _Found:
         raise _unimportable(given, error) from error
     if spec is None or spec.origin is None or not spec.has_location:
         raise ConfigError("extensions", given, "there is no such module; allowed: a module, or a path to a .py file")
-    origin = Path(spec.origin)
-    if spec.submodule_search_locations:
-        return _Found(given, given, sorted(origin.parent.rglob("*.py")), origin.parent)
-    return _Found(given, given, [origin], origin)
+    origin, package = Path(spec.origin), bool(spec.submodule_search_locations)
+    files = sorted(origin.parent.rglob("*.py")) if package else [origin]
+    return _Found(given, given, files, origin.parent if package else origin, _imported(given, files))
+
+
+def _reach(folder: Path) -> None:
+    """Let modules of a folder be imported, after all others."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _imported(name: str, files: Sequence[Path]) -> dict[str, Path]:
+    """The modules that files of a module import, and those that these import, by name: all but the installed ones and
+    those of the module itself.
+    """
+    found: dict[str, Path] = {}
+    seen, todo = set(files), list(files)
+    while todo:
+        for imported in _imports(todo.pop()):
+            for parent in _parents(imported):
+                path = _source(parent)
+                if path is None or path in seen or parent == name or parent.startswith(f"{name}."):
+                    continue
+                package = path.name == "__init__.py"
+                for file in sorted(path.parent.rglob("*.py")) if package else [path]:
+                    inside = file.relative_to(path.parent).with_suffix("").parts if package else ()
+                    found[".".join([parent, *inside])] = file
+                    seen.add(file)
+                    todo.append(file)
+    return found
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The names of modules that a file imports, or may: of `from a import b` a and a.b."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # The import will say so.
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _parents(name: str) -> list[str]:
+    """a, a.b and a.b.c of a.b.c."""
+    parts = name.split(".")
+    return [".".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def _source(name: str) -> Path | None:
+    """The file of a module that is neither installed nor ours; None where there is none. Imports nothing."""
+    path: Sequence[str] | None = None
+    origin = None
+    for parent in _parents(name):
+        spec = importlib.machinery.PathFinder.find_spec(parent, path)
+        if spec is None:
+            return None
+        path, origin = spec.submodule_search_locations, Path(spec.origin) if spec.has_location and spec.origin else None
+        if origin is not None and _installed(origin):
+            return None
+    return origin if origin is not None and origin.suffix == ".py" else None
+
+
+def _installed(file: Path) -> bool:
+    """Whether a file is of an installed package, of Python itself or of ours."""
+    roots = [Path(__file__).parent, *(Path(sysconfig.get_path(kind)) for kind in ("stdlib", "platstdlib"))]
+    return bool({"site-packages", "dist-packages"} & set(file.parts)) or any(root in file.parents for root in roots)
 
 
 def _hash(found: _Found) -> str:
     digest = hashlib.sha256()
     for path in found.files:
         digest.update(f"{path.relative_to(found.place)}\n".encode())
+        digest.update(path.read_bytes())
+    for name, path in sorted(found.near.items()):
+        digest.update(f"{name}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -130,10 +208,11 @@ def _import(found: _Found) -> None:
     # Compiled code is kept under a file's length and the second it was written in, which an edit may leave as they are.
     before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
-        if not found.given.endswith(".py"):
+        if not found.given.lower().endswith(".py"):
             importlib.import_module(found.name)
             return
-        spec = importlib.util.spec_from_file_location(found.name, found.place)
+        loader = importlib.machinery.SourceFileLoader(found.name, str(found.place))
+        spec = importlib.util.spec_from_loader(found.name, loader)
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -148,7 +227,8 @@ def _forget(name: str, source: str = "") -> None:
     for gone in {source, _loaded.pop(name, "")} - {""}:
         for registry in REGISTRIES:
             registry.remove(gone)
-    for module in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+    near = {module.removesuffix(".__init__") for module in _near.pop(name, ())} - set(_loaded)
+    for module in [key for key in sys.modules if key == name or key.startswith(f"{name}.") or key in near]:
         del sys.modules[module]
     importlib.invalidate_caches()
     config.refresh()

@@ -10,11 +10,11 @@ import json
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mtfl_jax.records import Registry, guess
+from mtfl_jax.records import NAME, NAMES, Registry, guess
 
 
 class ConfigError(ValueError):
@@ -50,7 +50,9 @@ class Type:
 
 
 def integer(low: int, high: float = math.inf, examples: Sequence[int] = (1, 2, 3, 5, 8)) -> Type:
-    """Integers from `low` to `high`."""
+    """Integers from `low` to `high`. Raises ValueError where there are none."""
+    if low > high:
+        raise ValueError(f"integer({low}, {high}): there is none; allowed: low <= high")
     allowed = f"allowed: an integer from {low}" + (f" to {high}" if high < math.inf else "")
 
     def parse(key: str, value: Any) -> int:
@@ -66,7 +68,9 @@ def integer(low: int, high: float = math.inf, examples: Sequence[int] = (1, 2, 3
 
 
 def number(low: float, high: float = math.inf, examples: Sequence[float] = (0.0, 0.3, 1.0, 2.5)) -> Type:
-    """Finite numbers from `low` to `high`."""
+    """Finite numbers from `low` to `high`. Raises ValueError where there are none."""
+    if low > high:
+        raise ValueError(f"number({low:g}, {high:g}): there is none; allowed: low <= high")
     allowed = f"allowed: a finite number from {low:g}" + (f" to {high:g}" if high < math.inf else "")
 
     def parse(key: str, value: Any) -> float:
@@ -112,10 +116,14 @@ def one_of(*names: str) -> Type:
 
 
 def optional(inner: Type) -> Type:
-    """That, or null; which a traced knob has as NaN."""
+    """That, or null; which a traced knob has as NaN, and pandas in a column of numbers as NaN or NA."""
+
+    def is_null(value: Any) -> bool:
+        return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
+
     return dataclasses.replace(
         inner,
-        parse=lambda key, value: None if value is None else inner.parse(key, value),
+        parse=lambda key, value: None if is_null(value) else inner.parse(key, value),
         number=lambda value: math.nan if value is None else inner.number(value),
         examples=lambda: (None, *inner.examples()),
     )
@@ -210,7 +218,7 @@ class Field:
     `when`: whether it bears on a row, beside being used by what the cell chooses (always, where nothing uses it by
     name). `identified`: whether rows that differ in it are different rows. `default`: only of a setting that a record
     brings along; the others' are in conf/. `before`: what rows had that were written before the setting was there.
-    `label`: what figures call it, where that is not in `names.COLUMN_LABELS`.
+    `label`: what figures call it, where that is not in `names.COLUMN_LABELS`. Raises ValueError for one that cannot be.
     """
 
     name: str
@@ -223,6 +231,22 @@ class Field:
     default: Any = None
     before: Any = None
     label: str = ""
+
+    def __post_init__(self) -> None:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(f"a setting called {self.name!r}; allowed: {NAMES}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"setting {self.name}: kind={self.kind}; allowed: {', '.join(get_args(Kind))}")
+        if not self.doc.strip():
+            raise ValueError(f"setting {self.name}: it says nothing of itself; allowed: a doc")
+        if self.kind == "knob":
+            for value in self.type.examples():
+                try:
+                    self.type.number(value)
+                except (TypeError, ValueError):
+                    raise ValueError(
+                        f"setting {self.name}: {value!r} is no number; allowed: numbers for a knob, or kind='choice'"
+                    ) from None
 
     def hashed(self, value: Any) -> str:
         """The text that tells a value of this setting apart in identities."""

@@ -13,6 +13,19 @@ OK, DIVERGED = "ok", "diverged"
 STATUSES = (OK, DIVERGED)
 """What the column `status` says of a row; only a row that is OK has measurements."""
 
+OTHER_KEYS = ("study", "size", "sweep", "plan", "moments", "memory_fraction", "extensions", "hydra")
+"""Keys of conf/config.yaml that are not a cell's."""
+
+BOOKKEEPING: Mapping[str, type] = {
+    "extensions": str,
+    "draws": int,
+    "schema": int,
+    "step": int,
+    "status": str,
+    "diverged_step": int,
+}
+"""Columns that say of a row where it is from and how it ended; the settings stand before them, measurements after."""
+
 NO_STUDY = "none"
 """The `study` of a sweep that is no study's."""
 

@@ -36,6 +36,7 @@ BAD = [
     (["algorithm=alternating", "loss=linear"], "loss=linear", "weight_decay"),
     (["hydra.run.dir=/dev/null/x"], "/dev/null/x", "written"),
     (["hydra.run.dir=/proc/x"], "/proc/x", "written"),
+    (["d=3", "--config-dir", "/nowhere", "r=2"], "/nowhere", ""),
     (["hydra.run.dirr=x"], "hydra.run.dirr=x", "--hydra-help"),
     (["study=quickstart", "sweep.axes.dd=[1,2]"], "dd", "allowed"),
     (["study=quickstart", "width=0"], "width=0", "integer from 1"),

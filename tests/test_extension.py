@@ -18,10 +18,12 @@ import pytest
 
 import mtfl_jax
 from mtfl_jax import compose, extend
+from mtfl_jax.analysis import models  # noqa: F401 - registers what there is before an extension comes
 from mtfl_jax.analysis.studies import STUDIES
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.activations import ACTIVATIONS, Activation
+from mtfl_jax.names import BOOKKEEPING, OTHER_KEYS
 from mtfl_jax.records import REGISTRIES
 from mtfl_jax.sweeps.grid import Grid
 
@@ -194,6 +196,28 @@ def test_an_edit_makes_other_rows_and_keeps_the_old_ones(mine):
     assert len(mtfl_jax.load("out")) == 2
 
 
+@pytest.mark.parametrize("given", ["near", "near.py", "sub/near.py"])
+def test_files_that_an_extension_imports_from_beside_it_count(tmp_path, given):
+    """A module, a package's module, and what these import; installed packages do not."""
+    folder = (tmp_path / given).parent
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "__init__.py").write_text("")
+    (folder / "inner" / "scale.py").write_text("import numpy, jax.numpy\nSCALE = 2\n")
+    (folder / "beside.py").write_text("from inner import scale\nFACTOR = scale.SCALE\n")
+    (folder / "near.py").write_text(
+        "from beside import FACTOR\n" + FILE.replace("2 *", "FACTOR *").replace("mine", "near")
+    )
+    cell = {**QUICK, "network": "two_layer_near", "folder": "out", "extensions": given}
+    (old,) = mtfl_jax.sweep(**cell)["feature_energy"]
+    assert set(extend._near["near"]) == {"beside", "inner.__init__", "inner.scale"}
+    (folder / "inner" / "scale.py").write_text("SCALE = 3\n")
+    (new,) = mtfl_jax.sweep(**cell)["feature_energy"]
+    assert new != old
+    assert len(mtfl_jax.load("out")) == 2
+    assert len(mtfl_jax.sweep(**{**cell, "extensions": Path(given)} if given.endswith(".py") else cell)) == 1
+    assert len(mtfl_jax.load("out")) == 2
+
+
 def test_every_file_of_a_package_counts(tmp_path):
     package = tmp_path / "several"
     package.mkdir()
@@ -229,6 +253,20 @@ LOSSES.register(Loss("mine", "−m", lambda m, {0}: -m, settings=(Field("{0}", "
     return text.format(name)
 
 
+def loss(given):
+    """A file that registers a loss of these arguments."""
+    return f"""
+from mtfl_jax.fields import Field, number, one_of
+from mtfl_jax.learning.losses import LOSSES, Loss
+LOSSES.register(Loss({given}))
+"""
+
+
+def setting(text):
+    return loss(f'"mine", "−m", lambda m, q: -m, settings=(Field({text}),)')
+
+
+TAKEN = "is the name of a key or a column already; allowed: another name"
 REFUSED = [
     ("missing", None, "there is no such module; allowed: a module, or a path to a .py file"),
     ("missing.py", None, "there is no such file; allowed: a module, or a path to a .py file"),
@@ -241,6 +279,23 @@ REFUSED = [
     ("bad.py", FILE.replace("mine", "relu"), "(ValueError: activation relu: there is one already; allowed: another"),
     ("bad.py", FILE + FILE, "(ValueError: activation mine: there is one already; allowed: another name)"),
     ("bad.py", field("momentum"), "(ValueError: loss mine: there is a setting momentum already)"),
+    *(("bad.py", field(name), f"{name} {TAKEN}") for name in ("id", "task_error", *BOOKKEEPING, *OTHER_KEYS)),
+    ("bad.py", loss('"mixture", "−m", lambda m: -m'), "loss mixture: the word means something else; allowed: another"),
+    ("bad.py", loss('"my loss", "−m", lambda m: -m'), "a loss called 'my loss'; allowed: letters, digits and"),
+    ("bad.py", loss('"größe", "−m", lambda m: -m'), "a loss called 'größe'; allowed: letters, digits and"),
+    ("bad.py", loss('"mine", " ", lambda m: -m'), "loss mine: it says nothing of itself; allowed: a doc"),
+    ("bad.py", loss('"mine", "−m", 3'), "loss mine: value=3; allowed: a function"),
+    ("bad.py", setting('"q q", "knob", number(0), "q", default=1.0'), "a setting called 'q q'; allowed: letters"),
+    ("bad.py", setting('"q", "knob", number(0), "", default=1.0'), "setting q: it says nothing of itself"),
+    ("bad.py", setting('"q", "nob", number(0), "q", default=1.0'), "setting q: kind=nob; allowed: shape, knob, choice"),
+    ("bad.py", setting('"q", "knob", one_of("a"), "q", default="a"'), "setting q: 'a' is no number; allowed: numbers"),
+    ("bad.py", setting('"q", "knob", number(3, 1), "q", default=1.0'), "number(3, 1): there is none"),
+    (
+        "bad.py",
+        setting('"q", "knob", number(0), "q"'),
+        "loss mine: the default q=None: allowed: a finite",
+    ),
+    ("bad.py", setting('"q", "knob", number(2), "q", default=1.0'), "loss mine: the default q=1.0: allowed: a finite"),
     ("numpy", None, "a module of this name is there already; allowed: another name"),
     ("json.py", FILE, "a module of this name is there already; allowed: another name"),
 ]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import optimize, stats
 
 from mtfl_jax.analysis import crossings, fit_command, fits
+from mtfl_jax.records import registering
 
 D = np.array([8.0, 16, 32, 64, 128, 256])
 EXPONENTS = st.floats(0.3, 3) | st.floats(-3, -0.3)
@@ -524,7 +525,8 @@ def test_extensions_bring_a_law(command, tmp_path, monkeypatch):
 
     def load(names):
         loaded.append(names)
-        models.register(dataclasses.replace(models.POWER, name="mine", text="{y} = mine {a} {x} {exponent}"))
+        with registering("laws:0"):
+            models.MODELS.register(dataclasses.replace(models.POWER, name="mine", text="{y} = mine {a} {x} {exponent}"))
 
     monkeypatch.setattr("mtfl_jax.extend.load", load)
     campaign("power", 4, 0.01)[0].to_csv(tmp_path / "table.csv", index=False)

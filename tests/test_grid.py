@@ -1,6 +1,7 @@
 """Grids: axes in every grammar, zips, conditions, identities."""
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mtfl_jax import compose
@@ -40,8 +41,24 @@ def test_axis_grammar(key, spec, values):
 
 
 def test_log_spaced_numbers():
-    # Powers of ten to the rounding of float64.
-    np.testing.assert_allclose(axis_values("lr_w", "tag(log,range(1e-3,1,4))"), [1e-3, 1e-2, 1e-1, 1], rtol=1e-12)
+    assert axis_values("lr_w", "tag(log,range(1e-3,1,4))") == [1e-3, 1e-2, 1e-1, 1]
+    assert axis_values("lr_w", "tag(log,range(1,1024,11))") == [2.0**k for k in range(11)]
+    assert axis_values("lr_w", "tag(log,range(1e-3,0.4,3))") == [0.001, 0.02, 0.4]
+
+
+@pytest.mark.parametrize("axis", [(d for d in (8, 16)), {8, 16}, {8: 1}.keys()])
+def test_axes_without_an_order_or_a_length_are_refused(axis):
+    with pytest.raises(ConfigError, match="allowed: a list"):
+        axis_values("d", axis)
+
+
+@pytest.mark.parametrize("kind", [float, object, "Float64"])
+def test_a_missing_number_of_pandas_is_null(kind):
+    """Which it is where null is allowed, and refused elsewhere."""
+    column = pd.Series([None, 0.5], dtype=kind)
+    assert grid(weight_decay=column).column("weight_decay").tolist() == [None, 0.5]
+    with pytest.raises(ConfigError, match="allowed: a finite number"):
+        grid(lr_w=column)
 
 
 @pytest.mark.parametrize("text", ["interval(1,2)", "tag(log,range(0,8,3))", "tag(log,range(1,8,1))", "range(", "a b,"])
@@ -60,6 +77,7 @@ def test_the_last_axis_is_fastest_and_groups_compose():
 def test_zipped_axes_advance_together():
     of = grid(d=[8, 16], n1=[100, 200], seed=[0, 1], r=2, zipped=[["d", "n1"]])
     assert points(of, "d", "n1", "seed") == [(8, 100, 0), (8, 100, 1), (16, 200, 0), (16, 200, 1)]
+    assert grid(d=[8, 16], n1=[100, 200], seed=[0, 1], r=2, zipped=["d", "n1"]).ids.tolist() == of.ids.tolist()
     groups = grid(data=["gaussian", "rademacher"], d=[8, 16], r=2, zipped=[["data", "d"]])
     assert points(groups, "data", "d") == [("gaussian", 8), ("rademacher", 16)]
 
@@ -109,7 +127,8 @@ def test_a_zip_of_axes_that_no_grid_has_is_refused():
     ],
 )
 def test_conditions(condition, kept):
-    assert points(grid(d=[8, 16], width=[16, 32], r=2, where=[condition]), "d", "width") == kept
+    for where in ([condition], condition):
+        assert points(grid(d=[8, 16], width=[16, 32], r=2, where=where), "d", "width") == kept
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,16 @@ from test_fits import EXAMPLE, campaign
 
 from mtfl_jax.analysis import fits, models
 from mtfl_jax.analysis.models import MODELS, Model
+from mtfl_jax.records import registering
 
 
 @pytest.fixture
 def _registry(monkeypatch):
-    """The laws registered so far, put back afterwards."""
+    """The laws registered so far, put back afterwards; tests register as an extension does."""
     monkeypatch.setattr(models, "MODELS", copy.deepcopy(MODELS))
     monkeypatch.setattr(fits, "MODELS", models.MODELS)
+    with registering("tests:0"):
+        yield
 
 
 def logarithmic():
@@ -47,7 +50,7 @@ def logs():
 def test_a_registered_law_is_fitted_like_a_built_in_one():
     with pytest.raises(ValueError, match=r"^model=logarithmic: allowed: auto, power, "):
         fits.fit(logs(), "d", "y", "logarithmic")
-    models.register(logarithmic())
+    models.MODELS.register(logarithmic())
     fit = fits.fit(logs(), "d", "y", "logarithmic", bootstraps=50)
     assert fit.supported, fit.why
     assert fit.formula() == "y = 2 · log(d)^1.5"
@@ -71,7 +74,7 @@ def test_a_registered_law_is_fitted_like_a_built_in_one():
 )
 def test_a_record_that_cannot_be_is_refused(change, said):
     with pytest.raises(ValueError, match=r"^model=") as caught:
-        models.register(dataclasses.replace(logarithmic(), **change))
+        models.MODELS.register(dataclasses.replace(logarithmic(), **change))
     assert str(caught.value).startswith(said)
     assert "\n" not in str(caught.value)
     assert set(models.MODELS) == set(MODELS)
@@ -146,7 +149,7 @@ def test_a_law_of_three_variables():
         bounds=models.unbounded(4),
         variables=3,
     )
-    models.register(law)
+    models.MODELS.register(law)
     axes = {"u": [1.0, 4, 16], "v": [2.0, 8, 32], "w": [3.0, 9, 27], "seed": range(2)}
     index = pd.MultiIndex.from_product(axes.values(), names=axes)
     table = index.to_frame(index=False)

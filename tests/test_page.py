@@ -25,6 +25,7 @@ from rich.console import Console
 from mtfl_jax import names
 from mtfl_jax.analysis import describe, figures, findings, page, plain, report, studies
 from mtfl_jax.analysis.plain import MAIN
+from mtfl_jax.records import registering
 from mtfl_jax.sweeps import store, tables
 
 RUN = {
@@ -301,6 +302,12 @@ def test_a_study_that_is_not_here_leaves_the_plain_page_and_says_how_to_get_it(f
     said = text_of(path / "report" / "index.html")
     assert f"Note: {line}." in said
     assert "Sweep over algorithm, num_tasks" in said
+    # A page that is there may be one that the study made.
+    page_of = path / "report" / "index.html"
+    page_of.write_text("better")
+    status, out, err = command(path)
+    assert (status, out, err) == (1, "", f"mtfl-report: {line}; {page_of.relative_to(path.parent)} stays as it is\n")
+    assert page_of.read_text() == "better"
 
 
 MINE = """
@@ -320,7 +327,8 @@ def test_extensions_make_a_study_known(folder, command, tmp_path, monkeypatch):
         loaded.append(names)
         if names == ["broken"]:
             raise ImportError("no\nmodule")
-        studies.register(studies.Study("mine", "", lambda table: findings.Findings("Registered", "a claim")))
+        with registering("mine:1f2e"):
+            studies.STUDIES.register(studies.Study("mine", "", lambda t: findings.Findings("Registered", "a claim")))
 
     monkeypatch.setattr("mtfl_jax.extend.load", load)
     empty = copy.deepcopy(studies.STUDIES)

@@ -145,7 +145,9 @@ BAD = {
     "column seed is double, elsewhere int64 (Float value": lambda part: replaced(part, "seed", pa.array([64.5])),
     "column lr is int64, elsewhere double (Integer value": lambda part: replaced(part, "lr", pa.array([2**60 + 1])),
     "column d is list<element: int64>, elsewhere int64": lambda part: replaced(part, "d", pa.array([[1]])),
-    "it has no column id (uint64)": lambda part: part.drop("id"),
+    "it has no column id": lambda part: part.drop("id"),
+    "it has no column step": lambda part: part.drop("step"),
+    "it has no column status": lambda part: part.drop("status"),
     "column id is int64, in a table of results uint64": lambda part: replaced(part, "id", pa.array([1])),
     "column id has missing values": lambda part: replaced(part, "id", pa.nulls(1, pa.uint64())),
     "column seed is there 2 times": lambda part: part.append_column("seed", part.column("seed")),
@@ -216,7 +218,7 @@ def test_the_commands_refuse_in_one_line(here, tmp_path, monkeypatch, capsys):
     pq.write_table(pa.table({"name": ["a"]}), tmp_path / "a" / tables.RESULTS)
     status, out, err = here("hydra.run.dir=a", "seed=0")
     assert (status, out) == (2, "")
-    line = "a/results.parquet: it has no column id (uint64) and so is not a table of results"
+    line = "a/results.parquet: it has no column id and so is not a table of results"
     assert (
         err == f"mtfl: hydra.run.dir={tmp_path}/a: {tmp_path}/{line}; allowed: a new folder, or one with results only\n"
     )

@@ -15,6 +15,7 @@ from mtfl_jax.analysis import describe, studies
 from mtfl_jax.analysis.findings import Findings
 from mtfl_jax.analysis.studies import contrastive
 from mtfl_jax.learning import kernel_limits, tasks
+from mtfl_jax.records import registering
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
 
@@ -34,8 +35,10 @@ def test_these_are_the_studies():
 
 @pytest.fixture
 def _registry(monkeypatch):
-    """The studies registered so far, put back afterwards."""
+    """The studies registered so far, put back afterwards; tests register as an extension does."""
     monkeypatch.setattr(studies, "STUDIES", copy.deepcopy(studies.STUDIES))
+    with registering("tests:0"):
+        yield
 
 
 def said(table):
@@ -52,19 +55,19 @@ def test_an_unknown_study_raises():
 @pytest.mark.usefixtures("_registry")
 def test_a_registered_study_is_asked_for_by_its_name():
     table = frame(product(seed=range(3)).assign(task_error=0.5, status=["ok", "ok", "diverged"]))
-    studies.register(studies.Study("mine", "of mine", said))
+    studies.STUDIES.register(studies.Study("mine", "of mine", said))
     assert studies.of("mine", table).title == "3 rows, 2 of 3 of them measured"
     for name in ("mine", "recovery", "quickstart"):
         with pytest.raises(ValueError, match=f"^study={name}: this name is taken; allowed: a name other than "):
-            studies.register(studies.Study(name, "", said))
+            studies.STUDIES.register(studies.Study(name, "", said))
     assert studies.named("recovery").findings.__module__ == "mtfl_jax.analysis.studies.recovery"
 
 
 REGISTERS = """
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 
-register(Study("{name}", "", lambda table: Findings("registered", "")))
+STUDIES.register(Study("{name}", "", lambda table: Findings("registered", "")))
 """
 FINDINGS = """
 "What mine says."

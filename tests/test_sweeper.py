@@ -8,6 +8,8 @@ from hydra.plugins.sweeper import Sweeper
 import mtfl_jax
 from mtfl_jax.compose import HYDRA_BASE, conf_dir
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.sweeps import compiling
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
@@ -82,6 +84,29 @@ def test_every_failed_job_is_named(mtfl, tmp_path):
 def test_plan_only_runs_nothing(mtfl, tmp_path):
     done = mtfl("-m", *SMALL, "data=gaussian,rademacher", "seed=range(0,3)", "plan=only")
     assert done.returncode == 0, done.stderr
-    for word in ("6 cells", "6 trainings", "2 programs to compile", "TFLOP", "MiB", "gaussian", "rademacher"):
+    for word in ("6 cells to run", "6 trainings", "2 programs", "TFLOP", "gaussian", "rademacher"):
         assert word in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_plan_only_knows_every_algorithm_and_what_is_there(here, tmp_path, monkeypatch, algorithm):
+    monkeypatch.setattr(compiling.jax, "jit", lambda *_: pytest.fail("compiled"))
+    cell = [*SMALL, f"algorithm={algorithm}", "steps=2", "measure_at=last", "-m"]
+    status, out, err = here(*cell, "seed=range(0,3)", "plan=only")
+    assert (status, err) == (0, "")
+    assert "3 cells to run" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_plan_compiles_where_it_is_asked_to_and_counts_what_is_there(here, monkeypatch):
+    sweep = ["-m", *SMALL, "num_tasks=1,2", "hydra.sweep.dir=out"]
+    assert here(*sweep, "seed=0,1")[0] == 0
+    status, out, _ = here(*sweep, "seed=range(0,3)", "plan=compile")
+    assert status == 0
+    for word in ("4 of 6 cells there before", "2 cells to run", "MiB", "a device may give"):
+        assert word in out
+    status, out, _ = here(*sweep, "seed=0,1", "plan=only")
+    assert out == "4 of 4 cells there before\n"
+    status, _, err = here(*sweep, "seed=range(0,3)", "plan=compile", "memory_fraction=1e-9")
+    assert (status, err) == (1, "mtfl: some programs cannot run\n")

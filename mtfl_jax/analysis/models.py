@@ -56,16 +56,11 @@ class Model:
         return np.array([name in self.positive for name in self.parameters])
 
 
-MODELS: Registry[Model] = Registry("model")
-"""The laws by name; those of one variable from the simplest to the richest, then a user's."""
 AUTO, CONSTANT_NAME = "auto", "constant"
 """What is no model's name: the choice among those of one variable, and what every law is held against."""
 
 
-def register(model: Model) -> Model:
-    """Make a law known by its name. Raises ValueError for a name that is taken, and for a record that contradicts
-    itself.
-    """
+def _check(model: Model) -> None:
     taken = (AUTO, CONSTANT_NAME, *MODELS)
     if model.name in taken:
         raise ValueError(f"model={model.name}: this name is taken; allowed: a name other than {', '.join(taken)}")
@@ -76,7 +71,10 @@ def register(model: Model) -> Model:
             raise ValueError(f"model={model.name}: {member}={', '.join(sorted(strange))}; {allowed}")
     if not {*model.floors, *model.places} <= set(model.positive):
         raise ValueError(f"model={model.name}: floors and places are positive; allowed: {', '.join(model.positive)}")
-    return MODELS.register(model)
+
+
+MODELS: Registry[Model] = Registry("model", _check)
+"""The laws by name; those of one variable from the simplest to the richest, then a user's."""
 
 
 def unbounded(parameters: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
@@ -185,7 +183,7 @@ def _sum_bounds(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     return np.stack([_floors(log_y), free, free, steep, steep], 1)
 
 
-POWER = register(
+POWER = MODELS.register(
     Model(
         name="power",
         doc="a power of x",
@@ -198,7 +196,7 @@ POWER = register(
         bounds=unbounded(2),
     )
 )
-EXPONENTIAL = register(
+EXPONENTIAL = MODELS.register(
     Model(
         name="exponential",
         doc="exponential in x",
@@ -213,7 +211,7 @@ EXPONENTIAL = register(
         rates=("rate",),
     )
 )
-POWER_FLOOR = register(
+POWER_FLOOR = MODELS.register(
     Model(
         name="power_floor",
         doc="a power of x above a floor",
@@ -227,7 +225,7 @@ POWER_FLOOR = register(
         floors=("c",),
     )
 )
-BROKEN_POWER = register(
+BROKEN_POWER = MODELS.register(
     Model(
         name="broken_power",
         doc="two powers of x that meet at a break",
@@ -242,7 +240,7 @@ BROKEN_POWER = register(
         words=_broken_words,
     )
 )
-SUM = register(
+SUM = MODELS.register(
     Model(
         name="sum",
         doc="a floor and a power of each of two variables",

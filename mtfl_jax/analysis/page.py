@@ -84,11 +84,14 @@ def _study(runs: Sequence[Mapping[str, Any]]) -> str:
 def write(folder: Path, out: Path | None = None) -> Report:
     """Write the page of a results folder, and its figures as PNG and PDF, into `out` (by default report/ in it).
 
-    Where a study's own findings cannot be made, the page says so and shows what it shows of any sweep.
+    Where a study's own findings cannot be made, the page says so and shows what it shows of any sweep; a page that is
+    there stays where the study is not known.
     """
     sweep = read(folder)
     found, problem = _findings(sweep)
     out = folder / "report" if out is None else out
+    if sweep.study != names.NO_STUDY and not studies.known(sweep.study) and (out / "index.html").exists():
+        return Report(found, [], f"{problem}; {out / 'index.html'} stays as it is")
     out.mkdir(parents=True, exist_ok=True)
     files = [_render(out, [_side(sweep, found, problem)], [])]
     if found is not None and found.drawings:
@@ -358,3 +361,5 @@ def main() -> None:
         print(f"mtfl-report: {problem}", file=sys.stderr)
     for path in files:
         print(f"wrote {path}")
+    if not files:
+        sys.exit(1)

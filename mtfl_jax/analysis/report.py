@@ -1,7 +1,6 @@
 """What `mtfl` prints of a table."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.describe import number
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.plain import MAIN
+from mtfl_jax.sweeps.progress import duration
 
 _PLAIN = r"[-−+]?[\d.]+(?:e[-+]?\d+)?%?"
 _OF = r"(?: \(\d+ of \d+\))?"
@@ -37,7 +37,8 @@ def many_rows(table: pd.DataFrame) -> Table:
     """Several rows as a table of what tells them apart and the main measurements, at most 40 rows; with their status
     where some are not ok.
     """
-    settings, measured = describe.telling(table), describe.main_measurements(table, MAIN)
+    settings = describe.telling(table)
+    measured = [name for name in describe.main_measurements(table, MAIN) if table[name].notna().any()]
     status = [] if describe.ok(table).all() else ["status"]
     out = Table(*settings, *status, *measured)
     cells = [describe.texts(table[name].head(40), table[name]) for name in settings]
@@ -49,26 +50,40 @@ def many_rows(table: pd.DataFrame) -> Table:
     return out
 
 
-def plan(grid: Any, forecasts: Sequence[Any], limit: int) -> Table:
-    """What a grid would run: a line a program, and the totals."""
-    out = Table(title="what would run", title_justify="left")
-    for name in ("algorithm", "cells", "trainings", "padded sizes", "memory", "arithmetic", "time"):
-        out.add_column(name, justify="left" if name in ("algorithm", "padded sizes") else "right")
-    for item in forecasts:
+def plan(found: Any) -> RenderableType:
+    """What a grid would run (`api.Forecasts`): a line a program, and the totals."""
+    asked = any(item.compiling is not None for item in found.left)
+    out = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    named = ["program", "cells", "trainings", "padded sizes", *["memory", "compile"] * asked, "run"]
+    for name in named:
+        out.add_column(name, justify="left" if name in ("program", "padded sizes") else "right", overflow="fold")
+    for item in found.left:
         program, bucket = item.bucket.program, item.bucket
-        sizes = f"d {program.d} r {program.r} width {program.width} T {program.num_tasks} n {program.n1},{program.n2}"
-        flops, seconds = f"{item.flops / 1e12:.3g} TFLOP", f"{item.seconds:.3g} s"
         families = program.tasks or " ".join(program.families)
-        named = f"{program.algorithm}{' by moments' if program.groups else ''} {program.data} {families}"
-        memory = f"{item.memory / 2**20:.3g} MiB"
-        out.add_row(named, str(len(bucket.cells)), str(len(bucket)), sizes, memory, flops, seconds)
-    flops, seconds = sum(item.flops for item in forecasts), sum(item.seconds for item in forecasts)
-    trainings = sum(len(item.bucket) for item in forecasts)
-    out.caption = (
-        f"{len(grid)} cells, {trainings} trainings, {len(forecasts)} programs to compile, {flops / 1e12:.3g} TFLOP,"
-        f" about {seconds:.3g} s on the planner's model machine; a device may give {limit / 2**30:.3g} GiB"
-    )
-    return out
+        what = f"{program.algorithm}{' by moments' if program.groups else ''} {program.data} {families}"
+        sizes = " ".join(f"{name} {size}" for name, size in item.sizes.items())
+        memory = "—" if item.memory is None else f"{item.memory / 2**20:.3g} MiB"
+        compiled = [memory, duration(item.compiling or 0)] if asked else []
+        cells = [what, f"{len(bucket.cells):,}", f"{len(bucket):,}", sizes, *compiled, duration(item.seconds)]
+        out.add_row(*map(Text, cells))
+    left, seconds = found.cells - found.done, sum(item.seconds for item in found.left)
+    trainings, flops = sum(len(item.bucket) for item in found.left), sum(item.flops for item in found.left)
+    lines = [f"{found.done:,} of {_several(found.cells, 'cell')} there before"] * bool(found.done)
+    if left:
+        lines += [
+            f"{_several(left, 'cell')} to run: {_several(trainings, 'training')}, {flops / 1e12:.3g} TFLOP,"
+            f" {_several(len(found.left), 'program')}",
+            f"about {duration(found.compile_seconds)} to compile where nothing is cached and {duration(seconds)} to run"
+            " (the planner's model of two CPU cores)",
+        ]
+        lines += [f"a device may give {found.limit / 2**30:.3g} GiB"] * asked
+    parts: list[RenderableType] = [Text("what would run", style="bold"), out] if left else []
+    failed = [Text(f"failed: {item.problem}", style="red") for item in found.left if item.problem]
+    return Group(*parts, *map(Text, lines), *failed)
+
+
+def _several(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def rows(table: pd.DataFrame) -> RenderableType:

@@ -42,8 +42,8 @@ def _logistic(m: Array) -> Array:
 
 _logistic.defjvps(lambda tangent, value, m: -jax.nn.sigmoid(-m) * tangent)
 
-LOSSES: Registry[Loss] = Registry("loss")
 MIXTURE = "mixture"
+LOSSES: Registry[Loss] = Registry("loss", reserved=(MIXTURE,))
 """The choice of `loss` that gives the tasks those of `losses` in turn."""
 
 LOSSES.register(Loss("linear", "−m: hinge inside its margin, where the theory works", lambda m: -m, bounded=False))

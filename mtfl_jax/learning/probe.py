@@ -187,8 +187,8 @@ class Probe:
         return ("n_down", "n_test", "probe_tasks")
 
 
-PROBES: Registry[Probe] = Registry("probe")
 NONE = "none"
+PROBES: Registry[Probe] = Registry("probe", reserved=(NONE,))
 """The choice of `probe` that measures no downstream error."""
 
 PROBES.register(Probe("ridge", "ridge regression on the labels, penalty by leave-one-out", ridge))

@@ -1,6 +1,7 @@
 """Sweeps from Python: `run`, `sweep`, and what they would take."""
 
 import os
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,55 +12,95 @@ import pyarrow as pa
 from mtfl_jax import compose, extend
 from mtfl_jax.sweeps import identity, store, tables
 from mtfl_jax.sweeps.compiling import chunk_of, fitting, job_of, memory_of
-from mtfl_jax.sweeps.cost import lane_flops
-from mtfl_jax.sweeps.engine import execute
+from mtfl_jax.sweeps.cost import COMPILE_SECONDS, lane_flops, size_names
+from mtfl_jax.sweeps.engine import describe, execute, remaining
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, memory_limit
-from mtfl_jax.sweeps.plan import Bucket
+from mtfl_jax.sweeps.plan import Bucket, plan
 
 
 class Forecast(NamedTuple):
-    """What running a bucket would take, by the compiler's account (memory) and the planner's model (seconds)."""
+    """What running the rest of a bucket would take.
+
+    sizes: the padded sizes by name; flops and seconds: of matrix products and by the planner's model; memory and
+    compiling: bytes of a device and seconds, by the compiler's account where it was asked; problem: why it cannot run.
+    """
 
     bucket: Bucket
+    sizes: dict[str, int]
     flops: float
     seconds: float
-    memory: int
+    memory: int | None = None
+    compiling: float | None = None
+    problem: str = ""
 
 
-def forecast(grid: Grid, buckets: Sequence[Bucket], memory_fraction: float) -> tuple[Grid, list[Forecast], int]:
-    """The grid, what each of its buckets would take, and the bytes a device may give. Compiles, runs nothing.
+class Forecasts(NamedTuple):
+    """What is left of a grid: `done` of its `cells` are there before; `limit` are the bytes that a device may give."""
 
-    Raises TooLargeError.
+    cells: int
+    done: int
+    left: list[Forecast]
+    limit: int
+
+    @property
+    def compile_seconds(self) -> float:
+        """Of compiling what is left: measured where it was compiled, else by the planner's model."""
+        own = (item.compiling for item in self.left)
+        return sum(COMPILE_SECONDS if seconds is None else seconds for seconds in own)
+
+
+def forecast(
+    grid: Grid,
+    finished: np.ndarray,
+    *,
+    memory_fraction: float = MEMORY_FRACTION,
+    part: tuple[int, int] = (1, 1),
+    moments: str = "auto",
+    compiled: bool = False,
+) -> Forecasts:
+    """What running a grid would take, less the rows `finished` (their identities); runs nothing, and compiles only
+    where `compiled` says so.
     """
-    found = []
+    buckets = remaining(grid, plan(grid, moments), finished, part)
+    left = []
     for bucket in buckets:
-        executable, _ = fitting(job_of(bucket), chunk_of(bucket), memory_fraction)
-        lanes = len(bucket)
-        flops = lanes * lane_flops(bucket.program)
-        found.append(Forecast(bucket, flops, lanes * bucket.seconds, memory_of(executable)))
-    return grid, found, int(memory_fraction * memory_limit())
+        p = bucket.program
+        sizes = {name: getattr(p, name) for name in size_names(p)}
+        item = Forecast(bucket, sizes, len(bucket) * lane_flops(p), len(bucket) * bucket.seconds)
+        if compiled:
+            start = time.perf_counter()
+            try:
+                executable, _ = fitting(job_of(bucket), chunk_of(bucket), memory_fraction)
+                item = item._replace(memory=memory_of(executable))
+            except Exception as error:  # What a record's code raises, or a program that does not fit.
+                item = item._replace(problem=describe(grid, bucket, error))
+            item = item._replace(compiling=time.perf_counter() - start)
+        left.append(item)
+    cells = sum(len(bucket.cells) for bucket in buckets)
+    every = len(grid) if part == (1, 1) else cells
+    return Forecasts(every, every - cells, left, int(memory_fraction * memory_limit()))
 
 
 def sweep(
     *,
     folder: str | os.PathLike[str] | None = None,
     grids: Sequence[Mapping[str, Any]] = (),
-    zip: Sequence[Sequence[str]] = (),
-    where: Sequence[str] = (),
+    zip: Sequence[Sequence[str]] | Sequence[str] = (),
+    where: Sequence[str] | str = (),
     memory_fraction: float = MEMORY_FRACTION,
     moments: str = "auto",
-    extensions: Sequence[str] | str = (),
+    extensions: extend.Extensions = (),
     **axes: Any,
 ) -> pd.DataFrame:
     """Run the grid of the axes given as keywords and return its rows, in the order of the grid.
 
     Any key of `mtfl --help` may be an axis: a value, a list, a range, or text in Hydra's grammar. `grids` are
-    more axes, of which each in turn makes a grid with those; `zip` names axes that advance together, `where` conditions
-    that cells must meet, such as "width >= 2*d". With a `folder` the rows are kept there, and what is there already is
-    not run again. `moments` is that of `plan`; `extensions` are modules or .py files that register records of your own,
-    which are imported. Raises ConfigError (a ValueError) for a bad key, value or cell, and
-    RuntimeError that lists the cells that failed.
+    more axes, of which each in turn makes a grid with those; `zip` names axes that advance together (["d", "n1"], or
+    a list of such lists), `where` a condition that cells must meet, such as "width >= 2*d", or several. With a
+    `folder` the rows are kept there, and what is there already is not run again. `moments` is that of `plan`;
+    `extensions` are modules or .py files that register records of your own, which are imported. Raises ConfigError (a
+    ValueError) for a bad key, value or cell, and RuntimeError that lists the cells that failed.
 
         mtfl_jax.sweep(d=[32, 64], r=[2, 4], num_tasks=[1, 16, 64], seed=range(64))
     """
@@ -84,7 +125,7 @@ def in_order(grid: Grid, table: pa.Table) -> pa.Table:
     return table.take(np.lexsort((steps, order[place])))
 
 
-def run(*, extensions: Sequence[str] | str = (), **values: Any) -> pd.DataFrame:
+def run(*, extensions: extend.Extensions = (), **values: Any) -> pd.DataFrame:
     """Run one cell and return its rows: one a value of n_down and recorded step.
 
     Keywords are the keys of `mtfl --help`; config groups take the name of their choice. Columns are the settings,

@@ -2,7 +2,7 @@
 
 import decimal
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, KeysView, Sequence, Set, ValuesView
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,8 @@ def axis_values(key: str, spec: Any) -> list[Any]:
     if isinstance(spec, np.ndarray):
         # As Python's own numbers, which parse and hash as those of any other way to say them.
         spec = spec.reshape(-1).tolist()
+    if isinstance(spec, Iterator | Set | KeysView | ValuesView):
+        raise ConfigError(key, type(spec).__name__, ALLOWED)
     if not isinstance(spec, Sequence | range):
         return [spec]
     items = list(spec)
@@ -103,5 +105,6 @@ def _log_spaced(key: str, text: str, sweep: Any) -> list[Any]:
     low, high, count = float(sweep.start or 0), float(sweep.stop), sweep.step
     if not (0 < low < high and isinstance(count, int) and count >= 2):
         raise ConfigError(key, text, "allowed: tag(log,range(LOW,HIGH,COUNT)) with 0 < LOW < HIGH and COUNT from 2")
-    points = np.geomspace(low, high, count).tolist()
+    # To as many digits as rounding leaves: a point that would be written 8 is 8.
+    points = [float(f"{point:.13g}") for point in np.geomspace(low, high, count)]
     return list(dict.fromkeys(round(point) for point in points)) if FIELDS[key].type.column is int else points

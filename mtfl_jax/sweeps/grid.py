@@ -44,10 +44,12 @@ class Grid:
         compose: Callable[[Mapping[str, str]], Mapping[str, Any]],
         *,
         grids: Sequence[Mapping[str, Any]] = (),
-        zipped: Sequence[Sequence[str]] = (),
-        where: Sequence[str] = (),
+        zipped: Sequence[Sequence[str]] | Sequence[str] = (),
+        where: Sequence[str] | str = (),
     ) -> None:
         each = [{**own, **axes} for own in grids or [{}]]
+        where = [where] if isinstance(where, str) else where
+        zipped = [[str(key) for key in zipped]] if any(isinstance(key, str) for key in zipped) else zipped
         for group in zipped:
             if not any(own.keys() >= set(group) for own in each):
                 raise _bad_zip(group, {key: 0 for key in group if not any(key in own for own in each)})

@@ -8,6 +8,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobStatus
 
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
@@ -79,12 +80,8 @@ def launch(
         hydra_context=hydra_context, task_function=task_function, config=config
     )
     returns = launcher.launch(batch, initial_job_idx=0)
-    failures = []
-    for number, job in enumerate(returns):
-        try:
-            _ = job.return_value
-        except Exception as error:
-            failures.append(f"job {number}: {error}")
+    # Of a failed job JobReturn.return_value would print a line of its own before it raises.
+    failures = [f"job {i}: {job._return_value}" for i, job in enumerate(returns) if job.status == JobStatus.FAILED]
     if failures:
         raise JobsFailedError("\n".join(failures))
     return list(returns)

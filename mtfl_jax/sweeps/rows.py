@@ -10,7 +10,7 @@ from mtfl_jax import config
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, keys
 from mtfl_jax.learning.measures import MEASURES, Measure, in_set
-from mtfl_jax.names import COLUMN_LABELS, DIVERGED, OK
+from mtfl_jax.names import BOOKKEEPING, COLUMN_LABELS, DIVERGED, OK
 from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
 from mtfl_jax.sweeps.plan import Bucket
 
@@ -35,9 +35,7 @@ def schema() -> pa.Schema:
     """Columns of a results table: settings, the extensions that the row is from, the numbers of the schemes of draws
     and of columns, `step`, the status, the measurements, and the identity. Columns carry what figures call them.
     """
-    columns = [*settings().values(), pa.field("extensions", pa.string())]
-    columns += [pa.field(name, pa.int64()) for name in ("draws", "schema", "step")]
-    columns += [pa.field("status", pa.string()), pa.field("diverged_step", pa.int64())]
+    columns = [*settings().values(), *(pa.field(name, _TYPES[kind]) for name, kind in BOOKKEEPING.items())]
     for name, measure in MEASURES.items():
         kind = _TYPES[measure.type]
         columns.append(_column(name, pa.list_(kind) if measure.shape else kind, measure.label))

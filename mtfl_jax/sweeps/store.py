@@ -43,20 +43,24 @@ class Memory:
 
 
 class Folder:
-    """A results folder. Raises ConfigError where it cannot be written, or holds what cannot be one table with ours."""
+    """A results folder, which the user named by `key`; made where it is to be written. Raises ConfigError where it
+    cannot be, or holds what cannot be one table with ours.
+    """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str], key: str = "folder", *, write: bool = True) -> None:
+        self.path, self.key = Path(path), key
+        self._name = uuid.uuid4().hex[:12]
+        self._count = 0
         try:
             self._stored()
+            if not write:
+                return
             for name in ("parts", "runs"):
                 (self.path / name).mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path / "parts"):
                 pass
         except OSError as error:
-            raise unwritable(path, error) from None
-        self._name = uuid.uuid4().hex[:12]
-        self._count = 0
+            raise unwritable(path, error, key) from None
 
     def append(self, part: pa.Table) -> None:
         """Write rows as one more part."""
@@ -97,7 +101,7 @@ class Folder:
             yield
         except tables.IncompatibleError as error:
             allowed = "allowed: a new folder, or one with results only"
-            raise ConfigError("hydra.run.dir", self.path, f"{error}; {allowed}") from None
+            raise ConfigError(self.key, self.path, f"{error}; {allowed}") from None
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in runs/ what this process runs and how far it is."""
@@ -105,6 +109,6 @@ class Folder:
         tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
 
 
-def unwritable(folder: str | os.PathLike[str], error: OSError) -> ConfigError:
+def unwritable(folder: str | os.PathLike[str], error: OSError, key: str = "folder") -> ConfigError:
     """The error of an output folder that cannot be written."""
-    return ConfigError("hydra.run.dir", folder, f"{error.strerror}; allowed: a folder that can be written")
+    return ConfigError(key, folder, f"{error.strerror}; allowed: a folder that can be written")

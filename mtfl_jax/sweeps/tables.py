@@ -70,7 +70,8 @@ def load(
         raise FileNotFoundError(f"{path}: no results there; give the folder that mtfl printed")
     found = stored(files)
     if not found.files:
-        raise FileNotFoundError(f"{files[0]}: it cannot be read, nor can another part of its folder")
+        others = "" if path.is_file() else ", nor can another part of its folder"
+        raise FileNotFoundError(f"{files[0]}: it cannot be read{others}")
     known = found.schema.names
     wanted = list(columns) if columns is not None else known
     for name in [*wanted, *(condition[0] for condition in where or ())]:
@@ -340,8 +341,9 @@ def _fitted(part: pa.Table, schema: pa.Schema) -> pa.Table:
 def _require_ours(schema: pa.Schema, path: Path) -> None:
     """Raise IncompatibleError unless a file has rows with identities, and each column once."""
     names = schema.names
-    if "id" not in names:
-        raise IncompatibleError(f"{path}: it has no column id (uint64) and so is not a table of results")
+    for name in ("id", "step", "status"):
+        if name not in names:
+            raise IncompatibleError(f"{path}: it has no column {name} and so is not a table of results")
     if schema.field(names.index("id")).type != pa.uint64():
         kind = schema.field(names.index("id")).type
         raise IncompatibleError(f"{path}: column id is {kind}, in a table of results uint64")

@@ -18,7 +18,8 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.records import Registry
+from mtfl_jax.names import NO_STUDY
+from mtfl_jax.records import Registry, registering
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,22 +36,19 @@ class Study:
     findings: Callable[[pd.DataFrame], Findings]
 
 
-STUDIES: Registry[Study] = Registry("study")
-"""The studies registered so far, by name; `named` imports those that are built in."""
-
-
 def built_in() -> tuple[str, ...]:
     """The names of the studies that have a module here."""
     return tuple(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def register(study: Study) -> Study:
-    """Make a study known by its name. Raises ValueError for a name that is taken."""
-    if study.name in built_in():
-        importlib.import_module(f"{__name__}.{study.name}")
-    if study.name in STUDIES:
+def _check(study: Study) -> None:
+    own = f"{__name__}.{study.name}"
+    if study.name in STUDIES or (study.name in built_in() and study.findings.__module__ != own):
         raise ValueError(f"study={study.name}: this name is taken; allowed: a name other than {', '.join(_every())}")
-    return STUDIES.register(study)
+
+
+STUDIES: Registry[Study] = Registry("study", _check, reserved=(NO_STUDY,))
+"""The studies registered so far, by name; `named` imports those that are built in."""
 
 
 def known(name: str) -> bool:
@@ -89,7 +87,8 @@ def from_file(name: str, path: Path) -> Study:
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:
-        spec.loader.exec_module(module)
+        with registering(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"):
+            spec.loader.exec_module(module)
         if name not in STUDIES and not hasattr(module, "findings"):
             allowed = f"allowed: one that registers a study {name} or has a function findings(table)"
             raise ValueError(f"study={name}: {path} does not say what it finds; {allowed}")
@@ -99,7 +98,7 @@ def from_file(name: str, path: Path) -> Study:
     if name in STUDIES:
         return STUDIES[name]
     doc = (module.__doc__ or name).strip().splitlines()[0].rstrip(".")
-    return register(Study(name, doc, module.findings))
+    return STUDIES.register(Study(name, doc, module.findings))
 
 
 def _every() -> list[str]:

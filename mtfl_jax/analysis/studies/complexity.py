@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from mtfl_jax.analysis import crossings, describe, figures, fits
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 
 CLAIM = (
     "On learned features the samples n* and the neurons m* that a parity of the r directions takes do not grow with the"
@@ -59,7 +59,7 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings("What a parity takes as d grows", CLAIM, statements, [drawing], [*listings, _pretraining(rows)])
 
 
-register(Study("complexity", "the samples and neurons that a downstream parity takes as d grows", findings))
+STUDIES.register(Study("complexity", "the samples and neurons that a downstream parity takes as d grows", findings))
 
 
 class _Along(NamedTuple):

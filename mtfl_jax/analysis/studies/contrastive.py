@@ -7,7 +7,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures, fits
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 from mtfl_jax.learning import kernel_limits
 
 CLAIM = (
@@ -59,7 +59,9 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings(f"The contrastive kernel of {2**r} orthants", CLAIM, statements, drawings, listings)
 
 
-register(Study("contrastive", "the tasks' contrastive kernel, and how features come to be alike where it is", findings))
+STUDIES.register(
+    Study("contrastive", "the tasks' contrastive kernel, and how features come to be alike where it is", findings)
+)
 
 
 def _distances(rows: pd.DataFrame, r: int) -> pd.DataFrame:

@@ -5,7 +5,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import crossings, describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 
 CLAIM = (
     "A linear classifier on features learned from many tasks solves a new task on the same directions from few samples"
@@ -40,7 +40,9 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings(title, CLAIM, statements, [drawing], [_listing(curves, called)])
 
 
-register(Study("downstream", "a new task from few samples and neurons, by where the features are from", findings))
+STUDIES.register(
+    Study("downstream", "a new task from few samples and neurons, by where the features are from", findings)
+)
 
 
 def _parity(table: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 
 CLAIM = (
     "Trained on enough tasks that depend on the same r directions of the input, a two-layer ReLU network finds all of"
@@ -30,7 +30,7 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings(title, CLAIM, _statements(table, r), [_drawing(table, r, d)], [_listing(table, r)])
 
 
-register(
+STUDIES.register(
     Study(
         "quickstart",
         "the claim in a minute: one step on many tasks, and a linear classifier on what it learned",

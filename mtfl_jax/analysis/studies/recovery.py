@@ -4,7 +4,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 
 CLAIM = (
     "One gradient step on many tasks recovers all r directions with high probability, for every d and r; on a single"
@@ -37,7 +37,9 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings("Recovery of the directions", CLAIM, statements, drawings, [_listing(plain)])
 
 
-register(Study("recovery", "how many tasks it takes to recover the directions, and where one step does not", findings))
+STUDIES.register(
+    Study("recovery", "how many tasks it takes to recover the directions, and where one step does not", findings)
+)
 
 
 def _all(rows: pd.DataFrame) -> describe.Estimate:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures, fits, models
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 
 CLAIM = (
     "The recovery of the directions improves as a power of the number of tasks and of the samples, and worsens as a"
@@ -54,7 +54,7 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings("Scaling laws", CLAIM, statements, [_drawing(laws)], [listing])
 
 
-register(Study("scaling", "scaling laws of recovery and test loss", findings))
+STUDIES.register(Study("scaling", "scaling laws of recovery and test loss", findings))
 
 
 def _last(rows: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from mtfl_jax.analysis import describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
-from mtfl_jax.analysis.studies import Study, register
+from mtfl_jax.analysis.studies import STUDIES, Study
 
 CLAIM = (
     "The simple gradient algorithm recovers the directions also when it is run for many steps, for a range of learning"
@@ -39,7 +39,9 @@ def findings(table: pd.DataFrame) -> Findings:
     return Findings("Many steps", CLAIM, statements, drawings, [_listing(by_rate), _loss_listing(steps)])
 
 
-register(Study("training", "many steps against one: learning rates, kinds of samples, differing losses", findings))
+STUDIES.register(
+    Study("training", "many steps against one: learning rates, kinds of samples, differing losses", findings)
+)
 
 
 def _at_loss(rows: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mtfl_jax.analysis.models import Model, register
+from mtfl_jax.analysis.models import MODELS, Model
 
 # A fit is of log y, and y must be positive for that.
 _LEAST = 1e-12
@@ -18,7 +18,7 @@ def _curve(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.log(y), columns / y[..., None]
 
 
-register(
+MODELS.register(
     Model(
         name="logarithmic",
         doc="linear in log x",
