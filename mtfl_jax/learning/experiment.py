@@ -43,7 +43,7 @@ def experiment(p: Program, cell: Cell) -> dict[str, Array]:
     return out | {"diverged_step": diverged}
 
 
-def costs(p: Program, step: int) -> dict[str, float]:
+def costs(p: Program, step: int) -> dict[str, int | float]:
     """num_params, train_samples and train_flops after `step` updates, for a program of true sizes.
 
     num_params counts what the learner holds: W, A and a bias that is random or trained. train_samples counts the

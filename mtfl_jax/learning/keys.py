@@ -36,7 +36,7 @@ def named(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
     return _derived(key, _NAMED, np.uint32(zlib.crc32(purpose.encode())))
 
 
-def at(key: Key[Array, ""], i: int | Integer[Array, "*n"]) -> Key[Array, "*n"]:
+def at(key: Key[Array, ""], i: IntLike | Integer[Array, " n"]) -> Key[Array, "*n"]:
     """The i-th key derived from `key`; of an array i, as many."""
     return _derived(key, _INDEXED, jnp.asarray(i).astype(jnp.uint32))
 

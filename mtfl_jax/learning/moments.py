@@ -99,7 +99,7 @@ def feature_table(
 def one_step(
     table: Moments,
     tables: Float[Array, "*rows T orthants"],
-    num_tasks: int | Integer[Array, "*rows"],
+    num_tasks: IntLike | Integer[Array, "*rows"],
     lr_a: RealLike = 1.0,
     lr_w: RealLike = 1.0,
 ) -> tuple[Float[Array, "*rows width d"], Float[Array, "*rows T width"]]:

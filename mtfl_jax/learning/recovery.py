@@ -128,7 +128,7 @@ def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
     V, error = _top_subspace(gram, start, r)
     largest, error_outside = _largest(gram_outside, start[:, 0])
 
-    def from_subspace(V: Float[Array, "side block"]) -> tuple[Float[Array, " {max_r}"], Float[Array, ""]]:
+    def from_subspace(V: Float[Array, "side block"]) -> tuple[Float[Array, " max_r"], Float[Array, ""]]:
         # Singular values from W itself: those of its Gram matrix lose half of the digits.
         if tall:
             _, sigma, Vt = jnp.linalg.svd(jnp.linalg.qr(W @ V, mode="r"))
@@ -140,7 +140,7 @@ def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
         # W has the r directions: the gap of the bound lies between their singular values and smaller ones.
         return _sines2(right[:max_r], jnp.ones(max_r, bool), r), _sigma_r(W, sigma[0], r, max_r)
 
-    def from_gram() -> tuple[Float[Array, " {max_r}"], Float[Array, ""]]:
+    def from_gram() -> tuple[Float[Array, " max_r"], Float[Array, ""]]:
         theta, U = jnp.linalg.eigh(gram)
         theta, V = theta[::-1], U[:, : -block - 1 : -1]
         apart = theta[r - 1] - theta[block] > GRAM_GAP * theta[0]
@@ -199,7 +199,7 @@ def _largest(G: Float[Array, "side side"], start: Float[Array, " side"]) -> tupl
         length = jnp.linalg.norm(v)
         return v / jnp.maximum(length, tiny), length
 
-    Carry = tuple[Float[Array, "steps+1 side"], Float[Array, " steps"], Float[Array, " steps"]]
+    Carry = tuple[Float[Array, "_ side"], Float[Array, " steps"], Float[Array, " steps"]]
 
     def step(i: Int[Array, ""], carry: Carry) -> Carry:
         basis, alpha, beta = carry

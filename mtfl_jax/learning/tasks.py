@@ -42,7 +42,7 @@ class Tasks:
     """Tasks of one family. `params`: 2^r values ±1 a task for a table family, else r weights or members."""
 
     family: str = struct.field(pytree_node=False)
-    params: Float[Array, "T _"]
+    params: Float[Array, "*batch T _"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +221,7 @@ def labels(tasks: Tasks, z: Float[Array, "n r"]) -> Float[Array, "n T"]:
     return FAMILIES[tasks.family].labels(tasks.params, z)
 
 
-def all_orthants(r: IntLike, max_r: int | None = None) -> Float[Array, "2**max_r max_r"]:
+def all_orthants(r: IntLike, max_r: int | None = None) -> Float[Array, "orthants max_r"]:
     """Every orthant in index order: in {±1}, zero in the columns from r on."""
     max_r = int(r) if max_r is None else max_r
     z = 2.0 * ((jnp.arange(2**max_r)[:, None] >> jnp.arange(max_r)) & 1) - 1
