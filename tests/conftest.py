@@ -6,12 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 # Compiling is most of what the tests cost, and they test results, not speed: half the time at the lowest level. Set
 # before JAX starts, and inherited by the processes that tests start.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 # Two devices, so that every sweep of a test is shared between devices.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Before anything imports them, and in this process only: every annotation of these modules is checked at every call.
+install_import_hook("mtfl_jax.learning", "beartype.beartype")
 
 
 def pytest_addoption(parser):

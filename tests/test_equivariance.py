@@ -121,6 +121,7 @@ def jointly(params, stacked, name, rotation, train_bias=True):
     def update(state, batch):
         return updates.joint_update(*state, batch, ("logistic",), rule), None
 
+    params = jax.tree.map(jnp.asarray, params)
     return jax.lax.scan(update, (params, rule.init(params)), stacked)[0][0]
 
 

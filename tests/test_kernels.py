@@ -52,9 +52,10 @@ def by_numpy(W, b, A, x, g, precision):
     return product(h, A.T), product(back.T, x), back.sum(axis=0), product(g.T, h)
 
 
-def by_jax(outputs, W, b, A, x, g):
+def by_jax(outputs, *arrays):
+    W, b, A, x, g = map(jnp.asarray, arrays)
     values, pull = jax.vjp(lambda W, b, A: outputs(W, b, A, x), W, b, A)
-    return values, *pull(jnp.asarray(g))
+    return values, *pull(g)
 
 
 def plain(W, b, A, x, *, precision):
@@ -90,7 +91,8 @@ def test_precisions_differ_by_their_rounding():
     W, b, A, x, g = draws(*SIZES[0])
     exact = by_numpy(W, b, A, x, g, "float32")[0]
     errors = [
-        np.sqrt(np.mean((np.asarray(plain(W, b, A, x, precision=name)) - exact) ** 2)) / np.sqrt(np.mean(exact**2))
+        np.sqrt(np.mean((np.asarray(plain(*map(jnp.asarray, (W, b, A, x)), precision=name)) - exact) ** 2))
+        / np.sqrt(np.mean(exact**2))
         for name in PRECISIONS
     ]
     assert errors[0] < 1e-6
@@ -104,13 +106,13 @@ def test_kernels_compute_only_the_gradients_asked_for(wrt):
     calls = {(0,): 2, (1,): 2, (2,): 2, (0, 2): 3}[wrt]
 
     def total(*args):
-        return jnp.sum(g * kernels.outputs(*args, x, "float32", True))
+        return jnp.sum(g * kernels.outputs(*args, jnp.asarray(x), "float32", True))
 
     gradient = jax.grad(total, wrt)
-    for one, place in zip(gradient(W, b, A), wrt, strict=True):
+    for one, place in zip(gradient(*map(jnp.asarray, (W, b, A))), wrt, strict=True):
         expected = by_numpy(W, b, A, x, g, "float32")[1 + place]
         np.testing.assert_allclose(one, expected, rtol=0, atol=2e-5 * np.sqrt(np.mean(expected**2)))
-    assert str(jax.make_jaxpr(gradient)(W, b, A)).count("pallas_call[") == calls
+    assert str(jax.make_jaxpr(gradient)(*map(jnp.asarray, (W, b, A)))).count("pallas_call[") == calls
 
 
 def test_kernels_batch_and_refuse_the_gradient_they_lack():
@@ -125,9 +127,9 @@ def test_kernels_batch_and_refuse_the_gradient_they_lack():
         for one, other in zip(batched, alone, strict=True):
             # The same kernel: a batch is one more axis of its grid.
             assert np.array_equal(one[i], other)
-    W, b, A, x, _ = first
+    W, b, A, x, _ = map(jnp.asarray, first)
     with pytest.raises(ValueError, match="no gradient in x"):
-        jax.grad(lambda x: jnp.sum(kernels.outputs(W, b, A, x)))(jnp.asarray(x))
+        jax.grad(lambda x: jnp.sum(kernels.outputs(W, b, A, x)))(x)
 
 
 # In a sweep

@@ -178,10 +178,13 @@ def test_moments_of_an_activation_of_its_own():
     (heads, _), (features, _) = (draw_sample(p, cell, of, purpose, 0) for purpose in ("heads", "features"))
     how, orthants, M = Arithmetic(activation="tanh"), tables.shape[1], np.eye(7)[:, :2]
     index = [jnp.asarray(reference.orthant_indices(x, M)) for x in (heads, features)]
+    given = jax.tree.map(jnp.asarray, params)
     blocks = moments.by_orthant(index[1], len(features), orthants)
     table = moments.Moments(
-        moments.head_table(params, heads, index[0], len(heads), orthants, how),
-        moments.feature_table(params, features[blocks.sample.reshape(-1)].T, blocks, len(features), orthants, how),
+        moments.head_table(given, jnp.asarray(heads), index[0], len(heads), orthants, how),
+        moments.feature_table(
+            given, jnp.asarray(features)[blocks.sample.reshape(-1)].T, blocks, len(features), orthants, how
+        ),
     )
     found = moments.kernel_step(table, tasks.contrastive_kernel(jnp.asarray(tables)))
     expected = reference.kernel_step(params, tables, heads, features, M, "tanh")

@@ -316,7 +316,9 @@ def test_features_and_error_by_definition(x64, seen):
     W, c, x, y, x_test, y_test = task()
     W = W.copy()
     W[3] = 0
-    (found,) = probe.downstream_errors("spy", W, c, x, y, jnp.asarray([30]), (MAX_N,), WIDTH, x_test, y_test)
+    (found,) = probe.downstream_errors(
+        "spy", *map(jnp.asarray, (W, c, x, y, [30])), (MAX_N,), WIDTH, *map(jnp.asarray, (x_test, y_test))
+    )
     ((phi, labels, n),) = seen
     V, expected = features_by_definition(W, c, x, 30)
     np.testing.assert_allclose(phi, expected, rtol=0, atol=1e-13)
@@ -333,7 +335,11 @@ def test_preactivations_have_unit_mean_square_on_the_sample(x64, seen):
     W, _, x, y, x_test, y_test = task()
     for n in (30, 7):
         probe.downstream_errors(
-            "spy", W, np.full(WIDTH, 1000.0), x, y, jnp.asarray([n]), (MAX_N,), WIDTH, x_test, y_test
+            "spy",
+            *map(jnp.asarray, (W, np.full(WIDTH, 1000.0), x, y, [n])),
+            (MAX_N,),
+            WIDTH,
+            *map(jnp.asarray, (x_test, y_test)),
         )
         v = seen[-1][0][:n] - 1000
         # 1000 has an eps of 1e-13.

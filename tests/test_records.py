@@ -311,7 +311,8 @@ POINTS = np.random.default_rng(0).uniform(-3, 3, 40)
 def slopes(function, points):
     """By central differences: of error h² f'''/6 and of rounding eps |f|/h."""
     h = 1e-5
-    return (np.asarray(function(points + h)) - np.asarray(function(points - h))) / (2 * h)
+    above, below = (np.asarray(function(jnp.asarray(points + step))) for step in (h, -h))
+    return (above - below) / (2 * h)
 
 
 @each(LOSSES)
@@ -346,7 +347,7 @@ def test_a_loss_is_bounded_from_below_where_it_says_so(name):
 
         def least(size, settings=settings):
             m = np.geomspace(1e-3, size, 200)
-            values = np.asarray(LOSSES[name].value(np.concatenate([-m, [0.0], m]), **settings))
+            values = np.asarray(LOSSES[name].value(jnp.asarray(np.concatenate([-m, [0.0], m])), **settings))
             assert not np.isnan(values).any()
             return values.min()
 
@@ -391,7 +392,7 @@ def stepping(name, rotated=False, train_bias=True):
 
     def run(params, gradients, momentum, weight_decay):
         settings = {"momentum": momentum, "weight_decay": weight_decay, "train_bias": train_bias}
-        rule = optimizer(name, 0.1, rotation=Q if rotated else None, **settings)
+        rule = optimizer(name, 0.1, rotation=jnp.asarray(Q) if rotated else None, **settings)
 
         def step(carry, gradient):
             params, state = carry

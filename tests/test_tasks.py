@@ -148,7 +148,7 @@ def test_parity_size_all_takes_every_coordinate():
     expected = np.prod(z, axis=1)
     for size in (3, -1):
         of = tasks.sample(keys.root(0), "parity", 5, r=3, parity_size=size)
-        assert np.array_equal(tasks.labels(of, z), np.repeat(expected[:, None], 5, axis=1))
+        assert np.array_equal(tasks.labels(of, jnp.asarray(z)), np.repeat(expected[:, None], 5, axis=1))
 
 
 def test_parity_size_all_is_that_of_every_r():
@@ -165,7 +165,7 @@ def test_parity_size_all_is_that_of_every_r():
 def test_orthant_index_is_little_endian():
     z = signs(200, 5)
     expected = [sum(2**k for k in range(5) if row[k] > 0) for row in z]
-    assert np.array_equal(tasks.orthant_index(z), expected)
+    assert np.array_equal(tasks.orthant_index(jnp.asarray(z)), expected)
     assert int(tasks.orthant_index(jnp.array([[1.0, -1.0, -1.0]]))[0]) == 1
     assert int(tasks.orthant_index(jnp.array([[-1.0, -1.0, 1.0]]))[0]) == 4
 
@@ -173,14 +173,14 @@ def test_orthant_index_is_little_endian():
 def test_all_orthants_are_in_index_order():
     z = np.asarray(tasks.all_orthants(4))
     assert set(np.unique(z)) == {-1.0, 1.0}
-    assert np.array_equal(tasks.orthant_index(z), np.arange(16))
+    assert np.array_equal(tasks.orthant_index(jnp.asarray(z)), np.arange(16))
 
 
 def test_orthants_beyond_r_are_zero_and_do_not_change_the_index():
     padded = np.asarray(tasks.all_orthants(jnp.asarray(2), 4))
     assert np.array_equal(padded[:4, :2], tasks.all_orthants(2))
     assert np.all(padded[:, 2:] == 0)
-    assert np.array_equal(tasks.orthant_index(padded), np.tile(np.arange(4), 4))
+    assert np.array_equal(tasks.orthant_index(jnp.asarray(padded)), np.tile(np.arange(4), 4))
 
 
 def test_the_sign_of_zero_is_plus():
@@ -197,18 +197,18 @@ def test_the_sign_of_zero_is_plus():
 def test_formula_agrees_with_table_and_definition(family, size):
     of = first(64, family, 3, size)
     z = np.pad(signs(100, 3), ((0, 0), (0, 1)))
-    y = np.asarray(tasks.labels(of, z))
+    y = np.asarray(tasks.labels(of, jnp.asarray(z)))
     assert np.array_equal(y, by_formula(family, of.params, z))
-    assert np.array_equal(y, tables_of(family, 3, size)[:64, np.asarray(tasks.orthant_index(z))].T)
+    assert np.array_equal(y, tables_of(family, 3, size)[:64, np.asarray(tasks.orthant_index(jnp.asarray(z)))].T)
 
 
 @pytest.mark.parametrize("family", TABLES)
 def test_labels_of_a_table_family_are_its_entries(family):
     of = first(64, family, 3)
     z = np.pad(signs(100, 3), ((0, 0), (0, 1)))
-    index = np.asarray(tasks.orthant_index(z))
+    index = np.asarray(tasks.orthant_index(jnp.asarray(z)))
     expected = np.array([[float(row[i]) for row in np.asarray(of.params)] for i in index])
-    assert np.array_equal(tasks.labels(of, z), expected)
+    assert np.array_equal(tasks.labels(of, jnp.asarray(z)), expected)
     assert np.array_equal(tables_of(family, 3)[:64], np.asarray(of.params)[:, :8])
 
 
@@ -220,7 +220,7 @@ def test_halfspace_is_exact_in_any_order_of_summation():
     assert np.array_equal(integers, np.round(integers))
     assert np.abs(v).sum(axis=1).max() < 2**8
     exact = z.astype(np.int64) @ integers.astype(np.int64).T
-    assert np.array_equal(tasks.labels(of, z), np.where(exact >= 0, 1, -1))
+    assert np.array_equal(tasks.labels(of, jnp.asarray(z)), np.where(exact >= 0, 1, -1))
     terms = z[:, None, :] * v
     for order in (range(LARGE_R), range(LARGE_R)[::-1], np.random.default_rng(1).permutation(LARGE_R)):
         running = np.zeros(exact.shape, np.float32)
@@ -228,7 +228,7 @@ def test_halfspace_is_exact_in_any_order_of_summation():
             running = running + terms[:, :, k]
         assert np.array_equal(running.astype(np.float64) * 2**16, exact)
         permuted = tasks.Tasks("halfspace", jnp.asarray(v[:, list(order)]))
-        assert np.array_equal(tasks.labels(permuted, z[:, list(order)]), np.where(exact >= 0, 1, -1))
+        assert np.array_equal(tasks.labels(permuted, jnp.asarray(z[:, list(order)])), np.where(exact >= 0, 1, -1))
 
 
 def test_halfspace_is_odd():
@@ -236,7 +236,7 @@ def test_halfspace_is_odd():
     for of in (first(200, "halfspace", 3), first(200, "halfspace", 4), many_directions("halfspace")):
         z = signs(64, of.params.shape[1])
         assert np.all(z.astype(np.float64) @ np.asarray(of.params, np.float64).T != 0)
-        assert np.array_equal(tasks.labels(of, -z), -np.asarray(tasks.labels(of, z)))
+        assert np.array_equal(tasks.labels(of, jnp.asarray(-z)), -np.asarray(tasks.labels(of, jnp.asarray(z))))
 
 
 def test_halfspace_weights_are_normal():
@@ -251,7 +251,7 @@ def test_formula_families_work_at_large_r(family, size):
     params, z = np.asarray(of.params), signs(256, r)
     num_tasks = len(params)
     assert params.shape == (200, r)
-    y = np.asarray(tasks.labels(of, z))
+    y = np.asarray(tasks.labels(of, jnp.asarray(z)))
     assert y.shape == (256, num_tasks)
     assert np.array_equal(y, by_formula(family, params, z))
     if family != "halfspace":
@@ -293,7 +293,7 @@ def test_padding_r_and_drawing_fewer_tasks_change_nothing(family):
 
     def exact(r, size):
         of = tasks.sample(KEY, family, num_tasks, r=r, **sized(family, size))
-        return tasks.truth_tables(of, r), tasks.labels(of, signs(20, r))
+        return tasks.truth_tables(of, r), tasks.labels(of, jnp.asarray(signs(20, r)))
 
     cases = [(r, size) for r in (1, 3) for size in sizes if size <= r]
     for (r, size), (table, y) in zip(cases, jax.jit(lambda: [exact(*case) for case in cases])(), strict=True):
@@ -304,7 +304,7 @@ def test_padding_r_and_drawing_fewer_tasks_change_nothing(family):
         assert wide.shape == (num_tasks, 2**MAX_R)
         assert np.array_equal(wide[:, : 2**r], table)
         assert np.all(wide[:, 2**r :] == 0)
-        assert np.array_equal(tasks.labels(padded, np.pad(signs(20, r), ((0, 0), (0, MAX_R - r)))), y)
+        assert np.array_equal(tasks.labels(padded, jnp.asarray(np.pad(signs(20, r), ((0, 0), (0, MAX_R - r))))), y)
 
 
 # Contrastive kernels

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 from jax import Array
+from jaxtyping import Float
 
 from mtfl_jax.records import Registry
 
@@ -23,8 +24,8 @@ class Activation:
 
     name: str
     doc: str
-    value: Callable[[Array], Array]
-    slope: Callable[[Array], Array]
+    value: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
+    slope: Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
     homogeneous: bool = False
     exact: tuple[str, ...] = ()
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Float32
 
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 """What the factors of a matrix product are rounded to; its sums are float32."""
@@ -25,7 +26,9 @@ class Arithmetic(NamedTuple):
 EXACT = Arithmetic()
 
 
-def contract(a: Array, b: Array, over: tuple[int, int], precision: str) -> Array:
+def contract(
+    a: Float[Array, "_ _"], b: Float[Array, "_ _"], over: tuple[int, int], precision: str
+) -> Float[Array, "_ _"]:
     """a and b contracted over one axis of each, their factors rounded to `precision`."""
     dims = (((over[0],), (over[1],)), ((), ()))
     if precision == "bfloat16":
@@ -39,7 +42,7 @@ def contract(a: Array, b: Array, over: tuple[int, int], precision: str) -> Array
     return jax.lax.dot_general(a, b, dims, jax.lax.Precision.HIGHEST)
 
 
-def _tensorfloat32(a: Array) -> Array:
+def _tensorfloat32(a: Float[Array, "*shape"]) -> Float32[Array, "*shape"]:
     """a rounded to 10 bits of mantissa, to the nearest, ties to even: by its bits, as kernels can."""
     bits = jax.lax.bitcast_convert_type(a.astype(jnp.float32), jnp.uint32)
     bits = (bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))) & np.uint32(0xFFFFE000)

@@ -14,9 +14,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Integer, Key
 
 from mtfl_jax.fields import Field, Rule
 from mtfl_jax.learning import draws
+from mtfl_jax.learning.scalars import IntLike, RealLike
 from mtfl_jax.records import Registry
 
 
@@ -24,14 +26,13 @@ from mtfl_jax.records import Registry
 class Law:
     """Independent coordinates of unit variance.
 
-    draw(key, d, n, **settings): coordinates (rows) of n samples, or of the samples of an array n (columns), (d, n);
-    entry (k, i) depends on key, k and i alone, as the functions of `draws` have it. seconds: the planner's price of one
-    entry.
+    draw(key, d, n, **settings): coordinates (rows) of n samples, or of the samples of an array n (columns); entry
+    (k, i) depends on key, k and i alone, as the functions of `draws` have it. seconds: the planner's price of an entry.
     """
 
     name: str
     doc: str
-    draw: Callable[..., Array]
+    draw: Callable[..., Float[Array, "d n"]]
     seconds: float
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
@@ -44,17 +45,17 @@ LAWS.register(Law("rademacher", "x = Q s, s uniform on {±1}^d", draws.sign, sec
 
 
 def inputs(
-    key: Array,
+    key: Key[Array, ""],
     law: str,
-    n: int | Array,
+    n: int | Integer[Array, " n"],
     max_d: int,
     *,
-    r: int | Array,
-    d: int | Array | None = None,
-    nuisance_scale: float | Array = 1.0,
+    r: IntLike,
+    d: IntLike | None = None,
+    nuisance_scale: RealLike = 1.0,
     settings: Mapping[str, Any] | None = None,
-) -> Array:
-    """n inputs x, shape (n, max_d); of an array n, those samples.
+) -> Float[Array, "n {max_d}"]:
+    """n inputs x; of an array n, those samples.
 
     The first r coordinates carry the labels, the next d - r are multiplied by `nuisance_scale` and those
     from d on (default: none) are zero. The draws of fewer samples or coordinates are the first of those of more.
@@ -66,14 +67,14 @@ def inputs(
     return x * scale.astype(x.dtype)
 
 
-def orthants(x: Array, r: int | Array, max_r: int) -> Array:
-    """z = sign(Mᵀx) with sign(0) = +1: x (n, d) -> (n, max_r), zero in the columns from r on."""
+def orthants(x: Float[Array, "n d"], r: IntLike, max_r: int) -> Float[Array, "n {max_r}"]:
+    """z = sign(Mᵀx) with sign(0) = +1, zero in the columns from r on."""
     z = jnp.where(x[:, :max_r] >= 0, 1.0, -1.0).astype(x.dtype)
     return jnp.where(jnp.arange(max_r) < r, z, 0)
 
 
-def rotation(key: Array, d: int | Array, max_d: int) -> Array:
-    """A Haar-distributed Q of the first d coordinates, identity on the others: (max_d, max_d).
+def rotation(key: Key[Array, ""], d: IntLike, max_d: int) -> Float[Array, "{max_d} {max_d}"]:
+    """A Haar-distributed Q of the first d coordinates, identity on the others.
 
     Inputs in the run's own basis are x Qᵀ, weights W Qᵀ.
     """

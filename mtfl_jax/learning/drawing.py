@@ -5,11 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Integer, Key
 
 from mtfl_jax.learning import data, draws, keys, network, tasks
 from mtfl_jax.learning.losses import LOSSES, Margins
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
+from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 from mtfl_jax.learning.updates import Batch
 
@@ -32,14 +34,16 @@ def draw_network(p: Program, cell: Cell) -> Params:
     return network.initialise(key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale)
 
 
-def draw_inputs(p: Program, cell: Cell, key: Array, n: int | Array) -> Array:
-    """n inputs of the cell's law (of an array n, those samples), (n, p.d)."""
+def draw_inputs(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Array, " n"]) -> Float[Array, "n {p.d}"]:
+    """n inputs of the cell's law; of an array n, those samples."""
     settings = own(p, cell, data.LAWS[p.data].settings)
     return data.inputs(key, p.data, n, p.d, r=cell.r, d=cell.d, nuisance_scale=cell.nuisance_scale, settings=settings)
 
 
-def draw_labels(p: Program, cell: Cell, of: Tasks, key: Array, x: Array, *, noisy: bool) -> Array:
-    """Labels (n, T) of inputs (n, d), each flipped with probability label_noise where `noisy`."""
+def draw_labels(
+    p: Program, cell: Cell, of: Tasks, key: Key[Array, ""], x: Float[Array, "n d"], *, noisy: bool
+) -> Float[Array, "n T"]:
+    """Labels of inputs, each flipped with probability label_noise where `noisy`."""
     y = tasks.labels(of, data.orthants(x, cell.r, p.r))
     if not noisy:
         return y
@@ -48,12 +52,12 @@ def draw_labels(p: Program, cell: Cell, of: Tasks, key: Array, x: Array, *, nois
     return jnp.where(u < cell.label_noise, -y, y)
 
 
-def inputs_key(cell: Cell, purpose: str, step: int | Array) -> Array:
+def inputs_key(cell: Cell, purpose: str, step: IntLike) -> Key[Array, ""]:
     """The key of the inputs of a training step."""
     return keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), step)
 
 
-def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
+def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Batch:
     """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
     key = inputs_key(cell, purpose, step)
     noise_key = keys.at(keys.stream(cell.seed, f"{purpose}/label_noise"), step)
@@ -65,7 +69,9 @@ def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Arra
         x = jax.vmap(lambda key: draw_inputs(p, cell, key, max_n))(keys.indexed(key, p.num_tasks))
         noise_keys = keys.indexed(noise_key, p.num_tasks)
 
-        def own_labels(task: Array, key: Array, x: Array) -> Array:
+        def own_labels(
+            task: Float[Array, " _"], key: Key[Array, ""], x: Float[Array, "max_n d"]
+        ) -> Float[Array, " max_n"]:
             return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy)[:, 0]
 
         y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
@@ -73,6 +79,6 @@ def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Arra
     return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
 
 
-def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: int | Array) -> Batch:
+def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Batch:
     """The samples of a step of a training in steps: new ones each, or those of the first where they are fixed."""
     return draw_batch(p, cell, of, purpose, 0 if p.fixed_samples else step)

@@ -9,39 +9,40 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jaxtyping import Float, Integer, Key, Num, UInt32
 
 from mtfl_jax.learning import keys
 
+Columns = int | Integer[Array, " columns"]
+"""How many columns, or which."""
 
-def words(key: Array, rows: int, columns: int | Array) -> Array:
-    """The two uniform 32-bit words of each (row, column): uint32, (2, rows, columns).
 
-    columns: how many, or which (integers, an array of one axis).
-    """
+def words(key: Key[Array, ""], rows: int, columns: Columns) -> UInt32[Array, "2 {rows} columns"]:
+    """The two uniform 32-bit words of each (row, column)."""
     column = (jnp.arange(columns) if isinstance(columns, int) else columns).astype(jnp.uint32)
     return keys.threefry(key, jnp.arange(rows, dtype=jnp.uint32)[:, None], column[None, :])
 
 
-def bits(key: Array, rows: int, columns: int | Array) -> Array:
-    """Uniform 32-bit words, (rows, columns) uint32."""
+def bits(key: Key[Array, ""], rows: int, columns: Columns) -> UInt32[Array, "{rows} columns"]:
+    """Uniform 32-bit words."""
     return _interleaved(list(words(key, -(-rows // 2), columns)), rows)
 
 
-def uniform(key: Array, rows: int, columns: int | Array) -> Array:
-    """Uniform on [0, 1), multiples of 2^-24: (rows, columns)."""
+def uniform(key: Key[Array, ""], rows: int, columns: Columns) -> Float[Array, "{rows} columns"]:
+    """Uniform on [0, 1), multiples of 2^-24."""
     return (bits(key, rows, columns) >> 8).astype(jnp.result_type(float)) * 2.0**-24
 
 
-def sign(key: Array, rows: int, columns: int | Array) -> Array:
-    """Uniform on {±1}, 64 rows a call: (rows, columns)."""
+def sign(key: Key[Array, ""], rows: int, columns: Columns) -> Float[Array, "{rows} columns"]:
+    """Uniform on {±1}, 64 rows a call."""
     pair = jnp.moveaxis(words(key, -(-rows // 64), columns), 0, 1)
     each = (pair[:, :, None, :] >> jnp.arange(32, dtype=jnp.uint32)[:, None]) & 1
     flat = each.reshape(-1, each.shape[-1])[:rows]
     return 2 * flat.astype(jnp.result_type(float)) - 1
 
 
-def normal(key: Array, rows: int, columns: int | Array) -> Array:
-    """Standard normal, four rows a call: (rows, columns), at most 5.4 in size.
+def normal(key: Key[Array, ""], rows: int, columns: Columns) -> Float[Array, "{rows} columns"]:
+    """Standard normal, four rows a call, at most 5.4 in size.
 
     Each word gives two by the transform of Box and Muller (1958), 20 bits to the radius and 12 to the angle.
     """
@@ -49,7 +50,7 @@ def normal(key: Array, rows: int, columns: int | Array) -> Array:
     return _interleaved((*_pair(first), *_pair(second)), rows)
 
 
-def _pair(word: Array) -> tuple[Array, Array]:
+def _pair(word: UInt32[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
     real = jnp.result_type(float)
     radius = jnp.sqrt(-2 * jnp.log(((word >> 12).astype(real) + 0.5) * 2.0**-20))
     # An angle in (−π/4, π/4) by 10 bits; the other two mirror it into the other quarters.
@@ -61,6 +62,6 @@ def _pair(word: Array) -> tuple[Array, Array]:
     return jnp.where(mirrored, sine, cosine) * signed, jnp.where(mirrored, cosine, sine) * signed
 
 
-def _interleaved(parts: Sequence[Array], rows: int) -> Array:
+def _interleaved(parts: Sequence[Num[Array, "k columns"]], rows: int) -> Num[Array, "{rows} columns"]:
     """parts of k rows each, the i-th row of every part in turn: the first `rows`."""
     return jnp.stack(parts, axis=1).reshape(-1, parts[0].shape[-1])[:rows]

@@ -7,6 +7,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Int
 
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.drawing import draw_tasks
@@ -32,7 +33,7 @@ def experiment(p: Program, cell: Cell) -> dict[str, Array]:
         out = measure(p, cell, of, alone, trained.batch(p.record[0])) | {"diverged_step": trained.diverged}
         return jax.tree.map(lambda leaf: leaf[None], out)
 
-    def recorded(at: tuple[Params, Array]) -> dict[str, Array]:
+    def recorded(at: tuple[Params, Int[Array, ""]]) -> dict[str, Array]:
         params, step = at
         return measure(p, cell, of, params, trained.batch(step))
 
@@ -42,7 +43,7 @@ def experiment(p: Program, cell: Cell) -> dict[str, Array]:
     return out | {"diverged_step": diverged}
 
 
-def costs(p: Program, step: int) -> dict[str, float]:
+def costs(p: Program, step: int) -> dict[str, int | float]:
     """num_params, train_samples and train_flops after `step` updates, for a program of true sizes.
 
     num_params counts what the learner holds: W, A and a bias that is random or trained. train_samples counts the

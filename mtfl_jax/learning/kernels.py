@@ -16,9 +16,11 @@ from jax import Array
 from jax.custom_derivatives import CustomVJPPrimal
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
+from jaxtyping import Float
 
 from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.arithmetic import contract
+from mtfl_jax.learning.scalars import IntLike
 
 TILE = 64
 """Samples, and neurons, of a tile."""
@@ -28,15 +30,15 @@ LEAST = 16
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def outputs(
-    W: Array,
-    b: Array,
-    A: Array,
-    x: Array,
+    W: Float[Array, "width d"],
+    b: Float[Array, " width"],
+    A: Float[Array, "T width"],
+    x: Float[Array, "n d"],
     precision: str = "float32",
     interpret: bool = False,
     activation: str = "relu",
-) -> Array:
-    """F_t(x) = a_tᵀ σ(W x + b): W (width, d), b (width,), A (T, width), x (n, d) -> (n, T).
+) -> Float[Array, "n T"]:
+    """F_t(x) = a_tᵀ σ(W x + b).
 
     Differentiable in W, b and A, once, and not in x. `interpret` runs the kernels' own code on any backend.
     """
@@ -51,7 +53,7 @@ def _outputs_forward(
     precision: str,
     interpret: bool,
     activation: str,
-) -> tuple[Array, Any]:
+) -> tuple[Float[Array, "n T"], Any]:
     if x.perturbed:
         raise ValueError("kernels.outputs has no gradient in x")
     values = (W.value, b.value, A.value, x.value)
@@ -87,31 +89,58 @@ def _by_platform(kernel: Any, plain: Any, interpret: bool, precision: str, activ
     return functools.partial(jax.lax.platform_dependent, cuda=gpu, rocm=gpu, tpu=tpu, default=default)
 
 
-def _hidden(x: Array, W: Array, b: Array, precision: str) -> Array:
+def _hidden(
+    x: Float[Array, "n d"], W: Float[Array, "width d"], b: Float[Array, " width"], precision: str
+) -> Float[Array, "n width"]:
     return contract(x, W, (1, 1), precision).astype(x.dtype) + b
 
 
-def _features(x: Array, W: Array, b: Array, precision: str, activation: str) -> Array:
+def _features(
+    x: Float[Array, "n d"], W: Float[Array, "width d"], b: Float[Array, " width"], precision: str, activation: str
+) -> Float[Array, "n width"]:
     return ACTIVATIONS[activation].value(_hidden(x, W, b, precision))
 
 
-def _plain_forward(W: Array, b: Array, A: Array, x: Array, *, precision: str, activation: str) -> Array:
+def _plain_forward(
+    W: Float[Array, "width d"],
+    b: Float[Array, " width"],
+    A: Float[Array, "T width"],
+    x: Float[Array, "n d"],
+    *,
+    precision: str,
+    activation: str,
+) -> Float[Array, "n T"]:
     return contract(_features(x, W, b, precision, activation), A, (1, 1), precision).astype(x.dtype)
 
 
-def _plain_head_gradient(W: Array, b: Array, x: Array, g: Array, *, precision: str, activation: str) -> Array:
+def _plain_head_gradient(
+    W: Float[Array, "width d"],
+    b: Float[Array, " width"],
+    x: Float[Array, "n d"],
+    g: Float[Array, "n T"],
+    *,
+    precision: str,
+    activation: str,
+) -> Float[Array, "T width"]:
     return contract(g, _features(x, W, b, precision, activation), (0, 0), precision).astype(x.dtype)
 
 
 def _plain_gradient(
-    W: Array, b: Array, A: Array, x: Array, g: Array, *, precision: str, activation: str
-) -> tuple[Array, Array]:
+    W: Float[Array, "width d"],
+    b: Float[Array, " width"],
+    A: Float[Array, "T width"],
+    x: Float[Array, "n d"],
+    g: Float[Array, "n T"],
+    *,
+    precision: str,
+    activation: str,
+) -> tuple[Float[Array, "width d"], Float[Array, " width"]]:
     back = contract(g, A, (1, 0), precision).astype(x.dtype)
     back = back * ACTIVATIONS[activation].slope(_hidden(x, W, b, precision))
     return contract(back, x, (0, 0), precision).astype(x.dtype), jnp.sum(back, axis=0)
 
 
-def _padded(a: Array, *multiples: int) -> Array:
+def _padded(a: Float[Array, "_ _"], *multiples: int) -> Float[Array, "_ _"]:
     """a with zeros at the ends, its sides multiples of those numbers; a side of 0 becomes a power of two."""
     sides = [
         -(-size // of) * of if of else max(LEAST, 1 << (size - 1).bit_length())
@@ -130,8 +159,15 @@ def _rows(shape: tuple[int, ...]) -> pl.BlockSpec:
 
 
 def _forward(
-    W: Array, b: Array, A: Array, x: Array, *, precision: str, activation: str, options: dict[str, Any]
-) -> Array:
+    W: Float[Array, "width d"],
+    b: Float[Array, " width"],
+    A: Float[Array, "T width"],
+    x: Float[Array, "n d"],
+    *,
+    precision: str,
+    activation: str,
+    options: dict[str, Any],
+) -> Float[Array, "n T"]:
     """A tile of samples a program, over all tiles of neurons."""
     n, num_tasks = x.shape[0], A.shape[0]
     W, b, A, x = _padded(W, TILE, 0), _padded(b[:, None], TILE, 1), _padded(A.T, TILE, 0), _padded(x, TILE, 0)
@@ -139,7 +175,7 @@ def _forward(
     def kernel(W: Any, b: Any, A: Any, x: Any, out: Any) -> None:
         samples = x[...]
 
-        def tile(k: Array, found: Array) -> Array:
+        def tile(k: IntLike, found: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
             at = pl.ds(k * TILE, TILE)
             h = _features(samples, W[at, :], b[at, 0], precision, activation)
             return found + contract(h, A[at, :], (1, 0), precision)
@@ -158,16 +194,23 @@ def _forward(
 
 
 def _head_gradient(
-    W: Array, b: Array, x: Array, g: Array, *, precision: str, activation: str, options: dict[str, Any]
-) -> Array:
-    """gᵀ h, (T, width): a tile of neurons a program, over all tiles of samples."""
+    W: Float[Array, "width d"],
+    b: Float[Array, " width"],
+    x: Float[Array, "n d"],
+    g: Float[Array, "n T"],
+    *,
+    precision: str,
+    activation: str,
+    options: dict[str, Any],
+) -> Float[Array, "T width"]:
+    """gᵀ h: a tile of neurons a program, over all tiles of samples."""
     width, num_tasks = W.shape[0], g.shape[1]
     W, b, x, g = _padded(W, TILE, 0), _padded(b[:, None], TILE, 1), _padded(x, TILE, 0), _padded(g, TILE, 0)
 
     def kernel(W: Any, b: Any, x: Any, g: Any, out: Any) -> None:
         weights, biases = W[...], b[:, 0]
 
-        def tile(k: Array, found: Array) -> Array:
+        def tile(k: IntLike, found: Float[Array, "_ _"]) -> Float[Array, "_ _"]:
             at = pl.ds(k * TILE, TILE)
             h = _features(x[at, :], weights, biases, precision, activation)
             return found + contract(h, g[at, :], (0, 0), precision)
@@ -187,8 +230,16 @@ def _head_gradient(
 
 
 def _gradient(
-    W: Array, b: Array, A: Array, x: Array, g: Array, *, precision: str, activation: str, options: dict[str, Any]
-) -> tuple[Array, Array]:
+    W: Float[Array, "width d"],
+    b: Float[Array, " width"],
+    A: Float[Array, "T width"],
+    x: Float[Array, "n d"],
+    g: Float[Array, "n T"],
+    *,
+    precision: str,
+    activation: str,
+    options: dict[str, Any],
+) -> tuple[Float[Array, "width d"], Float[Array, " width"]]:
     """((g A) ∘ 1[h > 0])ᵀ x and its sum over samples: a tile of neurons a program, over all tiles of samples."""
     width, d = W.shape
     W, b, A = _padded(W, TILE, 0), _padded(b[:, None], TILE, 1), _padded(A.T, TILE, 0)
@@ -197,7 +248,9 @@ def _gradient(
     def kernel(W: Any, b: Any, A: Any, x: Any, g: Any, dW: Any, db: Any) -> None:
         weights, biases, heads = W[...], b[:, 0], A[...]
 
-        def tile(k: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+        def tile(
+            k: IntLike, found: tuple[Float[Array, "neurons d"], Float[Array, " neurons"]]
+        ) -> tuple[Float[Array, "neurons d"], Float[Array, " neurons"]]:
             at = pl.ds(k * TILE, TILE)
             samples = x[at, :]
             back = contract(g[at, :], heads, (1, 1), precision).astype(samples.dtype)

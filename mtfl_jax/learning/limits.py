@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.stats import norm
+from jaxtyping import Float, Float64, Key
 
 from mtfl_jax.learning import draws
 from mtfl_jax.learning import tasks as families
 from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.scalars import IntLike, RealLike
 
 MAX_POPULATION_R = 10
 """Largest r of the population limit: it sums over 2^r orthants."""
@@ -24,8 +26,8 @@ _NODES = 4096
 _POINTS_PER_COORDINATE = {1: 64, 2: 32, 3: 16, 4: 8, 5: 5, 6: 4}
 
 
-def half_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gauss quadrature for |g|, g ~ N(0, 1): nodes and weights (points,), float64, exact to degree 2·points − 1.
+def half_normal_rule(points: int) -> tuple[Float64[np.ndarray, " {points}"], Float64[np.ndarray, " {points}"]]:
+    """Gauss quadrature for |g|, g ~ N(0, 1): nodes and weights, exact to degree 2·points − 1.
 
     Golub and Welsch (1969) on the Jacobi matrix of the discretised measure (Gautschi's Stieltjes procedure).
     """
@@ -44,8 +46,8 @@ def half_normal_rule(points: int) -> tuple[np.ndarray, np.ndarray]:
     return nodes, vectors[0] ** 2
 
 
-def half_normal_nodes(key: Array, max_r: int) -> tuple[Array, Array]:
-    """Nodes (P, max_r) and weights (P,) for |u|, u ~ N(0, I_r): a tensor Gauss rule up to r = 6, Monte Carlo of
+def half_normal_nodes(key: Key[Array, ""], max_r: int) -> tuple[Float[Array, "P {max_r}"], Float[Array, " P"]]:
+    """Nodes and weights for |u|, u ~ N(0, I_r): a tensor Gauss rule up to r = 6, Monte Carlo of
     4096 draws from `key` above. The rule depends on max_r: pass r itself where r <= 6.
     """
     if max_r in _POINTS_PER_COORDINATE:
@@ -57,21 +59,21 @@ def half_normal_nodes(key: Array, max_r: int) -> tuple[Array, Array]:
 
 
 def population_step(
-    key: Array,
+    key: Key[Array, ""],
     params: Params,
-    tables: Array,
+    tables: Float[Array, "T {2**max_r}"],
     *,
-    r: int | Array,
+    r: IntLike,
     max_r: int,
-    num_tasks: int | Array,
-    nuisance_scale: float | Array = 1.0,
-    signal: float | Array = 1.0,
-    lr_a: float | Array = 1.0,
-    lr_w: float | Array = 1.0,
+    num_tasks: IntLike,
+    nuisance_scale: RealLike = 1.0,
+    signal: RealLike = 1.0,
+    lr_a: RealLike = 1.0,
+    lr_w: RealLike = 1.0,
 ) -> Params:
     """`one_step` with the linear loss on Gaussian inputs as n1, n2 → ∞, initial weights forgotten.
 
-    tables (T, 2^max_r): truth tables, zero where padded; signal: E[y f_t(z)], i.e. 1 − 2·label_noise. With
+    tables: truth tables, zero where padded; signal: E[y f_t(z)], i.e. 1 − 2·label_noise. With
     u = Mᵀx and ρ_j = nuisance_scale·‖w_⊥‖, w·x + b is μ + ρ ξ with μ = w_∥·u + b, whence the means over ξ
       E σ = μ Φ(μ/ρ) + ρ φ(μ/ρ),  E 1[active] = Φ(μ/ρ),  E 1[active] ξ = φ(μ/ρ);
     the average over u runs orthant by orthant over `half_normal_nodes`, so its cost does not depend on d.
@@ -86,7 +88,9 @@ def population_step(
     size, weight = half_normal_nodes(key, max_r)
     weight = weight / 2**r
 
-    def orthant(z: Array) -> tuple[Array, Array, Array]:
+    def orthant(
+        z: Float[Array, " max_r"],
+    ) -> tuple[Float[Array, " width"], Float[Array, "width max_r"], Float[Array, " width"]]:
         u = size * z
         mu = u @ parallel.T + b
         ratio = mu / jnp.where(rho > 0, rho, 1)

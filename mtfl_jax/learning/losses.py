@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Float
 
 from mtfl_jax.fields import Field, Rule
 from mtfl_jax.records import Registry
 
-Margins = Callable[[Array], Array]
+Margins = Callable[[Float[Array, "*shape"]], Float[Array, "*shape"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Loss:
 
     name: str
     doc: str
-    value: Callable[..., Array]
+    value: Callable[..., Float[Array, "*shape"]]
     bounded: bool = True
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
@@ -35,7 +36,7 @@ class Loss:
 
 
 @jax.custom_jvp
-def _logistic(m: Array) -> Array:
+def _logistic(m: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(1 + e^−m), whose derivative −1/(1 + e^m) is cheaper than that of its stable form."""
     return jax.nn.softplus(-m)
 
@@ -53,8 +54,8 @@ LOSSES.register(Loss("squared", "½(1 − m)²", lambda m: optax.l2_loss(m, jnp.
 LOSSES.register(Loss("exponential", "e^−m", lambda m: jnp.exp(-m)))
 
 
-def margin_losses(losses: Sequence[str | Margins], margins: Array) -> Array:
-    """ℓ_t(m) of margins (n, T): (n, T). Task t has losses[t mod len(losses)]: a name, or a function of the margins."""
+def margin_losses(losses: Sequence[str | Margins], margins: Float[Array, "n T"]) -> Float[Array, "n T"]:
+    """ℓ_t(m). Task t has losses[t mod len(losses)]: a name, or a function of the margins."""
     values = [LOSSES[loss].value if isinstance(loss, str) else loss for loss in losses]
     if len(values) == 1:
         return values[0](margins)

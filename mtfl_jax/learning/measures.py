@@ -3,6 +3,7 @@
 Source: which measurements are the field's own and which are ours stands beside each.
 """
 
+import builtins
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Num
 
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
 from mtfl_jax.learning import data, network, recovery, tasks, updates
@@ -17,6 +19,7 @@ from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.drawing import losses_of
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import Tasks
 from mtfl_jax.learning.updates import Batch
 from mtfl_jax.records import Registry
@@ -31,10 +34,18 @@ class Seen:
     """A network and what may be measured of it, each computed when it is first asked for.
 
     p, cell: what was trained; of: its tasks; params: the network; batch: the samples of its last update (None: none);
-    x (n_test, d): fresh inputs, of which the first cell.n_test count; labels of fresh samples are clean.
+    x: fresh inputs, of which the first cell.n_test count; labels of fresh samples are clean.
     """
 
-    def __init__(self, p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None, x: Array | None) -> None:
+    def __init__(
+        self,
+        p: Program,
+        cell: Cell,
+        of: Tasks,
+        params: Params,
+        batch: Batch | None,
+        x: Float[Array, "max_test d"] | None,
+    ) -> None:
         self.p, self.cell, self.of, self.params, self.batch, self._x = p, cell, of, params, batch, x
 
     @functools.cached_property
@@ -48,15 +59,15 @@ class Seen:
         return recovery.recovery(self.params["W"], self.cell.r, self.p.r)
 
     @property
-    def x(self) -> Array:
-        """Fresh inputs (n_test, d)."""
+    def x(self) -> Float[Array, "max_test d"]:
+        """Fresh inputs."""
         if self._x is None:
             raise UndeclaredError("a measurement reads n_test, which does not bear on its rows")
         return self._x
 
     @functools.cached_property
-    def z(self) -> Array:
-        """Their orthants (n_test, r)."""
+    def z(self) -> Float[Array, "max_test max_r"]:
+        """Their orthants."""
         return data.orthants(self.x, self.cell.r, self.p.r)
 
     @functools.cached_property
@@ -65,27 +76,28 @@ class Seen:
         return Batch(self.x, tasks.labels(self.of, self.z), self.cell.n_test, self.cell.num_tasks)
 
     @functools.cached_property
-    def few(self) -> tuple[Array, Array, Array]:
+    def few(self) -> tuple[Float[Array, "few width"], Float[Array, "few max_tasks"], Int[Array, ""]]:
         """Features, labels and number of the first SIMILARITY_SAMPLES of them."""
         few = min(SIMILARITY_SAMPLES, self.p.n_test)
         h = network.features(self.params, self.x[:few], self.how)
         return h, self.test.y[:few], jnp.minimum(few, self.cell.n_test)
 
-    def loss(self, batch: Batch) -> Array:
+    def loss(self, batch: Batch) -> Float[Array, ""]:
         """The multitask objective on a batch."""
         return updates.objective(self.params, batch, losses_of(self.p, self.cell), self.how)
 
 
-def _cosines(h: Array) -> Array:
-    """Cosine similarities of features h (n, width), (n, n); 0 with a zero feature vector."""
+def _cosines(h: Float[Array, "n width"]) -> Float[Array, "n n"]:
+    """Cosine similarities of features; 0 with a zero feature vector."""
     norm = jnp.linalg.norm(h, axis=1, keepdims=True)
     unit = h / jnp.where(norm > 0, norm, 1)
     return unit @ unit.T
 
 
-def contrastive_loss(h: Array, y: Array, num_tasks: int | Array, n: int | Array | None = None) -> Array:
-    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples, a scalar in [−1, 1]; h (max_n, width), y (max_n, T),
-    of which the first n (default: all) rows count.
+def contrastive_loss(
+    h: Float[Array, "max_n width"], y: Float[Array, "max_n max_tasks"], num_tasks: IntLike, n: IntLike | None = None
+) -> Float[Array, ""]:
+    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples, in [−1, 1]; the first n (default: all) rows count.
 
     K_{zz'} = (1/T) Σ_t y_t y'_t over the first `num_tasks` tasks: low where features of samples align that share their
     labels. After a head step from A = 0 the linear loss is, up to a constant, −Σ K_{zz'} h·h'; the cosine frees it of
@@ -101,12 +113,13 @@ def contrastive_loss(h: Array, y: Array, num_tasks: int | Array, n: int | Array 
     return -jnp.sum(jnp.triu((y @ y.T) * _cosines(h), 1)) / (num_tasks * pairs)
 
 
-def feature_similarity(h: Array, z: Array, r: int | Array, n: int | Array | None = None) -> Array:
-    """Mean cosine similarity of features h (n, width) over pairs of samples, by the Hamming distance of their orthants.
+def feature_similarity(
+    h: Float[Array, "max_n width"], z: Float[Array, "max_n max_r"], r: IntLike, n: IntLike | None = None
+) -> Float[Array, " max_r+1"]:
+    """Mean cosine similarity of features h over pairs of samples, by the Hamming distance of their orthants.
 
-    z: (max_n, max_r) in {±1}, zero in the columns from r on; the first n (default: all) samples count. Returns
-    (max_r + 1,), entry k for distance k; NaN where no pair of distinct samples has that distance. A zero feature vector
-    has cosine 0 with all.
+    z: in {±1}, zero in the columns from r on; the first n (default: all) samples count. Entry k is for distance k; NaN
+    where no pair of distinct samples has that distance. A zero feature vector has cosine 0 with all.
     """
     max_n, max_r = z.shape
     cosine, i = _cosines(h), jnp.arange(max_n)
@@ -116,10 +129,13 @@ def feature_similarity(h: Array, z: Array, r: int | Array, n: int | Array | None
     return jnp.sum(jnp.where(at, cosine, 0), axis=(1, 2)) / jnp.sum(at, axis=(1, 2))
 
 
-def task_error(outputs: Array, y: Array, num_tasks: int | Array, n: int | Array | None = None) -> Array:
-    """Share of wrong signs (sign(0) = +1) over the first n (default: all) samples and the first `num_tasks` tasks:
-    outputs, y (max_n, T) -> scalar.
-    """
+def task_error(
+    outputs: Float[Array, "max_n max_tasks"],
+    y: Float[Array, "max_n max_tasks"],
+    num_tasks: IntLike,
+    n: IntLike | None = None,
+) -> Float[Array, ""]:
+    """Share of wrong signs (sign(0) = +1) over the first n (default: all) samples and the first `num_tasks` tasks."""
     max_n, max_tasks = y.shape
     n = max_n if n is None else n
     counted = (jnp.arange(max_n) < n)[:, None] & (jnp.arange(max_tasks) < num_tasks)
@@ -140,9 +156,9 @@ class Measure:
 
     name: str
     doc: str
-    compute: Callable[[Seen], Array] | None = None
+    compute: Callable[[Seen], Num[Array, "*shape"]] | None = None
     of: Literal["network", "probe", "cost"] = "network"
-    type: type = float
+    type: builtins.type = float
     shape: Callable[[int], tuple[int, ...]] | None = None
     sets: tuple[str, ...] = ("all", "contrastive")
     settings: tuple[Field, ...] = ()
@@ -167,16 +183,16 @@ def in_set(name: str) -> list[Measure]:
     return [measure for measure in MEASURES.values() if measure.of == "network" and name in measure.sets]
 
 
-def _train_loss(seen: Seen) -> Array:
+def _train_loss(seen: Seen) -> Float[Array, ""]:
     return jnp.asarray(jnp.nan) if seen.batch is None else seen.loss(seen.batch)
 
 
-def _similarity(seen: Seen) -> Array:
+def _similarity(seen: Seen) -> Float[Array, " distances"]:
     h, _, n = seen.few
     return feature_similarity(h, seen.z[: len(h)], seen.cell.r, n)
 
 
-def _kernel(seen: Seen) -> Array:
+def _kernel(seen: Seen) -> Float[Array, "orthants orthants"]:
     p, cell = seen.p, seen.cell
     tables = tasks.truth_tables(seen.of, cell.r, p.r)
     tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)

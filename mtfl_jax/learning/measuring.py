@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from mtfl_jax.learning import keys, probe, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
@@ -16,12 +17,10 @@ from mtfl_jax.learning.updates import Batch
 
 
 class Fresh(NamedTuple):
-    """Inputs to measure with, where anything needs them: `test` (n_test, d), and for the probes to be fitted on
-    `downstream` (max n_down, d).
-    """
+    """Inputs to measure with, where anything needs them, and for the probes to be fitted on."""
 
-    test: Array | None
-    downstream: Array | None
+    test: Float[Array, "max_test d"] | None
+    downstream: Float[Array, "max_down d"] | None
 
 
 def draw_fresh(p: Program, cell: Cell) -> Fresh:
@@ -51,8 +50,8 @@ def measure(
     return out
 
 
-def _probe(seen: Seen, fresh: Fresh, i: int) -> Array:
-    """Downstream test error of the i-th probe at every n_down, (k,)."""
+def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
+    """Downstream test error of the i-th probe at every n_down."""
     p, cell, x = seen.p, seen.cell, fresh.downstream
     assert x is not None
     name, family = p.probes[i]

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Int, Key, Num
 
 from mtfl_jax.learning import data, moments, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
@@ -30,7 +31,7 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
     params, orthants = draw_network(p, first), 2**p.r
     how = Arithmetic(activation=p.arithmetic.activation)
 
-    def index(key: Array, n: int) -> Array:
+    def index(key: Key[Array, ""], n: int) -> Int[Array, " {n}"]:
         x = draw_inputs(p.replace(d=p.r), first, key, n)
         return tasks.orthant_index(data.orthants(x, p.r, p.r))
 
@@ -45,14 +46,20 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
     with_loss = any(record.name == "train_loss" for record in in_set(p.measure))
     x = draw_inputs(p, first, key, p.n2) if with_loss else None
 
-    def tables(own: Cell, family: str) -> Array:
+    def tables(own: Cell, family: str) -> Float[Array, "T orthants"]:
         # Of every orthant of p.r coordinates, by the first own.r of them.
         return tasks.labels(draw_tasks(p.replace(tasks=family), own), tasks.all_orthants(own.r, p.r)).T
 
-    def tables_of(own: Cell) -> Array:
+    def tables_of(own: Cell) -> Float[Array, "T orthants"]:
         return jax.lax.switch(own.family, [functools.partial(tables, own, name) for name in p.families])
 
-    def row(q: Program, own: Cell, truth: Array, W: Array, A: Array) -> dict[str, Array]:
+    def row(
+        q: Program,
+        own: Cell,
+        truth: Float[Array, "T orthants"],
+        W: Float[Array, "width d"],
+        A: Float[Array, "T width"],
+    ) -> dict[str, Array]:
         used = jnp.arange(q.width) < own.width
         stepped = jax.tree.map(lambda leaf: jnp.where(used, leaf, 0), {"W": W.T, "b": params["b"][: q.width], "A": A})
         stepped["W"] = stepped["W"].T
@@ -65,7 +72,7 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
             out["train_loss"] = -jnp.sum((counted.T @ A) * after) / own.num_tasks
         return out
 
-    def rows(q: Program, own: dict[str, Array]) -> dict[str, Array]:
+    def rows(q: Program, own: dict[str, Num[Array, " rows"]]) -> dict[str, Array]:
         truth = jax.lax.map(lambda own: tables_of(cell.replace(**own)), own)
         counted = jnp.where(jnp.arange(p.num_tasks)[:, None] < own["num_tasks"][:, None, None], truth, 0)
         narrow = jax.tree.map(lambda leaf: leaf[:, : q.width], table)

@@ -13,11 +13,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int, Integer
 
 from mtfl_jax.learning import network
 from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
 from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.scalars import IntLike, RealLike
 
 MAX_R = 6
 """Largest r of the moment path of a sweep: its tables hold 2^r numbers a weight."""
@@ -30,25 +32,25 @@ ROWS = 16
 
 
 class Moments(NamedTuple):
-    """The two tables by orthant: h (2^r, width) and S (2^r, width, d)."""
+    """The two tables by orthant."""
 
-    h: Array
-    S: Array
+    h: Float[Array, "orthants width"]
+    S: Float[Array, "orthants width d"]
 
 
 class Blocks(NamedTuple):
-    """Samples sorted by orthant into blocks of one orthant: sample (blocks, BLOCK) and whether it is `counted` or
-    fills a block up, orthant (blocks,), and how many of the blocks are `used`.
+    """Samples sorted by orthant into blocks of BLOCK of one orthant: which sample, whether it is `counted` or fills a
+    block up, the orthant, and how many of the blocks are `used`.
     """
 
-    sample: Array
-    counted: Array
-    orthant: Array
-    used: Array
+    sample: Int[Array, "blocks size"]
+    counted: Bool[Array, "blocks size"]
+    orthant: Int[Array, " blocks"]
+    used: Int[Array, ""]
 
 
-def by_orthant(index: Array, n: int | Array, orthants: int) -> Blocks:
-    """Blocks of the first n samples; index (max_n,) is the orthant of each, an integer in [0, orthants)."""
+def by_orthant(index: Int[Array, " max_n"], n: IntLike, orthants: int) -> Blocks:
+    """Blocks of the first n samples; index is the orthant of each, in [0, orthants)."""
     max_n = index.shape[0]
     index = jnp.where(jnp.arange(max_n) < n, index, orthants)
     order = jnp.argsort(index)
@@ -62,19 +64,31 @@ def by_orthant(index: Array, n: int | Array, orthants: int) -> Blocks:
     return Blocks(sample, place < count[orthant][:, None], orthant, last[-1])
 
 
-def head_table(params: Params, x: Array, index: Array, n: int | Array, orthants: int, how: Arithmetic = EXACT) -> Array:
-    """h (orthants, width) of the first n of the samples x (max_n, d), whose orthants are index (max_n,)."""
+def head_table(
+    params: Params,
+    x: Float[Array, "max_n d"],
+    index: Int[Array, " max_n"],
+    n: IntLike,
+    orthants: int,
+    how: Arithmetic = EXACT,
+) -> Float[Array, "{orthants} width"]:
+    """h of the first n of the samples x, whose orthants are index."""
     member = (index == jnp.arange(orthants)[:, None]) & (jnp.arange(len(index)) < n)
     return member.astype(x.dtype) @ network.features(params, x, how) / n
 
 
 def feature_table(
-    params: Params, x: Array, blocks: Blocks, n: int | Array, orthants: int, how: Arithmetic = EXACT
-) -> Array:
-    """S (orthants, width, d) of n samples, x (d, blocks · BLOCK) being the inputs of blocks.sample in its order."""
+    params: Params,
+    x: Float[Array, "d {blocks.sample.size}"],
+    blocks: Blocks,
+    n: IntLike,
+    orthants: int,
+    how: Arithmetic = EXACT,
+) -> Float[Array, "{orthants} width d"]:
+    """S of n samples, x being the inputs of blocks.sample in its order."""
     W, b, slope = params["W"], params["b"], ACTIVATIONS[how.activation].slope
 
-    def add(i: Array, S: Array) -> Array:
+    def add(i: Int[Array, ""], S: Float[Array, "orthants width d"]) -> Float[Array, "orthants width d"]:
         own = jax.lax.dynamic_slice_in_dim(x, i * BLOCK, BLOCK, axis=1)
         active = jnp.where(blocks.counted[i], slope(W @ own + b[:, None]), 0)
         return S.at[blocks.orthant[i]].add(active @ own.T)
@@ -83,16 +97,18 @@ def feature_table(
 
 
 def one_step(
-    table: Moments, tables: Array, num_tasks: int | Array, lr_a: float | Array = 1.0, lr_w: float | Array = 1.0
-) -> tuple[Array, Array]:
-    """W⁺ (…, width, d) and A⁺ (…, T, width) of tasks with truth tables (…, T, 2^r), of which the first num_tasks (…,)
-    count and the others are zero.
-    """
+    table: Moments,
+    tables: Float[Array, "*rows T orthants"],
+    num_tasks: IntLike | Integer[Array, "*rows"],
+    lr_a: RealLike = 1.0,
+    lr_w: RealLike = 1.0,
+) -> tuple[Float[Array, "*rows width d"], Float[Array, "*rows T width"]]:
+    """W⁺ and A⁺ of tasks with truth tables, of which the first num_tasks count and the others are zero."""
     A = lr_a * tables @ table.h
     back = jnp.swapaxes(tables, -1, -2) @ A / jnp.asarray(num_tasks)[..., None, None]
     return lr_w * jnp.einsum("...zj,zjd->...jd", back, table.S), A
 
 
-def kernel_step(table: Moments, K: Array) -> Array:
-    """Σ_z (K h)_{zj} S_{zj}: the direction of W⁺ (width, d) for the contrastive kernel K (2^r, 2^r)."""
+def kernel_step(table: Moments, K: Float[Array, "orthants orthants"]) -> Float[Array, "width d"]:
+    """Σ_z (K h)_{zj} S_{zj}: the direction of W⁺ for the contrastive kernel K."""
     return jnp.einsum("zj,zjd->jd", K @ table.h, table.S)

@@ -10,28 +10,37 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float, Key
 
 from mtfl_jax.learning import draws, kernels, keys
 from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.arithmetic import EXACT, Arithmetic, contract
+from mtfl_jax.learning.scalars import IntLike, RealLike
 
-Params = dict[str, Array]
+Params = dict[str, Float[Array, "..."]]
 """{"W": (width, d), "b": (width,), "A": (T, width)}"""
+
+Inputs = Float[Array, "n d"] | Float[Array, "T n d"]
+"""Shared by the tasks, or of each task's own."""
 
 BIASES = ("zero", "random", "trained")
 
 
 @jax.custom_vjp
-def _product(x: Array, W: Array) -> Array:
-    """x Wᵀ: x (…, n, d), W (width, d) -> (…, n, width)."""
+def _product(x: Float[Array, "*T n d"], W: Float[Array, "width d"]) -> Float[Array, "*T n width"]:
+    """x Wᵀ."""
     return x @ W.T
 
 
-def _product_forward(x: Array, W: Array) -> tuple[Array, tuple[Array, Array]]:
+def _product_forward(
+    x: Float[Array, "*T n d"], W: Float[Array, "width d"]
+) -> tuple[Float[Array, "*T n width"], tuple[Float[Array, "*T n d"], Float[Array, "width d"]]]:
     return x @ W.T, (x, W)
 
 
-def _product_backward(kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _product_backward(
+    kept: tuple[Float[Array, "*T n d"], Float[Array, "width d"]], g: Float[Array, "*T n width"]
+) -> tuple[Float[Array, "*T n d"], Float[Array, "width d"]]:
     x, W = kept
     # As (xᵀ g)ᵀ and kept so: a CPU takes twice as long for gᵀ x, into which a compiler would turn it.
     product = jax.lax.optimization_barrier(jnp.einsum("...nd,...nw->dw", x, g))
@@ -42,16 +51,20 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _rounded(x: Array, W: Array, precision: str) -> Array:
-    """x Wᵀ in a reduced precision, as are the products of its gradients: x (n, d), W (width, d) -> (n, width)."""
+def _rounded(x: Float[Array, "n d"], W: Float[Array, "width d"], precision: str) -> Float[Array, "n width"]:
+    """x Wᵀ in a reduced precision, as are the products of its gradients."""
     return contract(x, W, (1, 1), precision).astype(x.dtype)
 
 
-def _rounded_forward(x: Array, W: Array, precision: str) -> tuple[Array, tuple[Array, Array]]:
+def _rounded_forward(
+    x: Float[Array, "n d"], W: Float[Array, "width d"], precision: str
+) -> tuple[Float[Array, "n width"], tuple[Float[Array, "n d"], Float[Array, "width d"]]]:
     return _rounded(x, W, precision), (x, W)
 
 
-def _rounded_backward(precision: str, kept: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _rounded_backward(
+    precision: str, kept: tuple[Float[Array, "n d"], Float[Array, "width d"]], g: Float[Array, "n width"]
+) -> tuple[Float[Array, "n d"], Float[Array, "width d"]]:
     x, W = kept
     return contract(g, W, (1, 0), precision).astype(x.dtype), contract(g, x, (0, 0), precision).astype(W.dtype)
 
@@ -73,13 +86,13 @@ class TwoLayer(nn.Module):
         self.b = self.param("b", nn.initializers.zeros, (self.width,))
         self.A = self.param("A", nn.initializers.zeros, (self.num_tasks, self.width))
 
-    def features(self, x: Array) -> Array:
-        """σ(W x + b): x (…, n, d) -> (…, n, width)."""
+    def features(self, x: Float[Array, "*T n d"]) -> Float[Array, "*T n width"]:
+        """σ(W x + b)."""
         product = _product(x, self.W) if self.precision == "float32" else _rounded(x, self.W, self.precision)
         return ACTIVATIONS[self.activation].value(product + self.b)
 
-    def __call__(self, x: Array) -> Array:
-        """Outputs (n, T), of inputs (n, d) shared by the tasks or (in float32 only) (T, n, d) of each task's own."""
+    def __call__(self, x: Inputs) -> Float[Array, "n T"]:
+        """Outputs, of inputs shared by the tasks or (in float32 only) of each task's own."""
         h = self.features(x)
         if self.precision != "float32":
             return _rounded(h, self.A, self.precision)
@@ -92,8 +105,8 @@ def module(params: Params, how: Arithmetic = EXACT) -> TwoLayer:
     return TwoLayer(d, width, num_tasks, how.precision, how.activation)
 
 
-def outputs(params: Params, x: Array, how: Arithmetic = EXACT) -> Array:
-    """F_t(x): x (n, d) or, in float32 and plainly, (T, n, d) -> (n, T)."""
+def outputs(params: Params, x: Inputs, how: Arithmetic = EXACT) -> Float[Array, "n T"]:
+    """F_t(x); inputs of each task's own in float32 and plainly only."""
     if how.kernel == "pallas":
         return kernels.outputs(
             params["W"], params["b"], params["A"], x, precision=how.precision, activation=how.activation
@@ -103,22 +116,22 @@ def outputs(params: Params, x: Array, how: Arithmetic = EXACT) -> Array:
     return cast(Array, module(params, how).apply({"params": params}, x))
 
 
-def features(params: Params, x: Array, how: Arithmetic = EXACT) -> Array:
-    """σ(W x + b), float32 and plainly: x (n, d) -> (n, width)."""
+def features(params: Params, x: Float[Array, "n d"], how: Arithmetic = EXACT) -> Float[Array, "n width"]:
+    """σ(W x + b), float32 and plainly."""
     exact = Arithmetic(activation=how.activation)
     return cast(Array, module(params, exact).apply({"params": params}, x, method="features"))
 
 
 def initialise(
-    key: Array,
+    key: Key[Array, ""],
     max_d: int,
     max_width: int,
     max_tasks: int,
     *,
-    d: int | Array | None = None,
-    width: int | Array | None = None,
+    d: IntLike | None = None,
+    width: IntLike | None = None,
     bias: str = "zero",
-    bias_scale: float | Array = 1.0,
+    bias_scale: RealLike = 1.0,
 ) -> Params:
     """w_j ~ N(0, I_d/d), A = 0, and b = 0 (`zero`, `trained`) or uniform on [−bias_scale, bias_scale] (`random`).
 
@@ -144,7 +157,7 @@ def initialise(
     }
 
 
-def inside_span(params: Params, r: int | Array, d: int | Array) -> Params:
+def inside_span(params: Params, r: IntLike, d: IntLike) -> Params:
     """The `oracle` network: rows drawn inside span(M), w_j ~ N(0, MMᵀ/r), from an initialised one's draws."""
     W = params["W"]
     scale = jnp.sqrt(jnp.asarray(d, W.dtype) / r)

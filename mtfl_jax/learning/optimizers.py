@@ -9,8 +9,10 @@ from typing import Any
 
 import optax
 from jax import Array
+from jaxtyping import Float
 
 from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.scalars import RealLike
 from mtfl_jax.records import Registry
 
 
@@ -42,9 +44,7 @@ optax's default.
 def _coupled(rule: Callable[..., optax.GradientTransformation]) -> Callable[..., optax.GradientTransformation]:
     """`make` of an optimiser that takes λ_w w into the gradient; rule(lr, momentum)."""
 
-    def make(
-        lr: optax.Schedule, momentum: float | Array, decay: float | Array, mask: Any
-    ) -> optax.GradientTransformation:
+    def make(lr: optax.Schedule, momentum: RealLike, decay: RealLike, mask: Any) -> optax.GradientTransformation:
         return optax.chain(optax.add_decayed_weights(decay, mask), rule(lr, momentum))
 
     return make
@@ -138,19 +138,19 @@ SCHEDULES.register(Schedule("warmup_cosine", "up to the peak in a tenth of the u
 
 def optimizer(
     name: str,
-    lr: float | Array,
+    lr: RealLike,
     *,
     schedule: str = "constant",
     steps: int = 1,
-    momentum: float | Array = 0.9,
-    weight_decay: float | Array = 0.0,
+    momentum: RealLike = 0.9,
+    weight_decay: RealLike = 0.0,
     train_bias: bool = False,
-    rotation: Array | None = None,
+    rotation: Float[Array, "d d"] | None = None,
 ) -> optax.GradientTransformation:
     """The optax transformation of `joint` on `Params`.
 
     Weight decay acts on W only; b stays fixed unless `train_bias`. An optimiser that is not equivariant works in the
-    basis of `rotation` Q (d, d): it sees W Qᵀ and its gradient, and its update is rotated back.
+    basis of `rotation` Q: it sees W Qᵀ and its gradient, and its update is rotated back.
     """
     kind, shape = OPTIMIZERS[name], SCHEDULES[schedule].shape(steps)
     only_w = {"W": True, "b": False, "A": False}
@@ -161,8 +161,8 @@ def optimizer(
     return rule if kind.equivariant or rotation is None else _rotated(rule, rotation)
 
 
-def _rotated(rule: optax.GradientTransformation, q: Array) -> optax.GradientTransformation:
-    def turn(tree: Params, q: Array) -> Params:
+def _rotated(rule: optax.GradientTransformation, q: Float[Array, "d d"]) -> optax.GradientTransformation:
+    def turn(tree: Params, q: Float[Array, "d d"]) -> Params:
         return tree | {"W": tree["W"] @ q}
 
     def update(grads: Params, state: optax.OptState, params: Params) -> tuple[Params, optax.OptState]:

@@ -16,10 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jaxtyping import Bool, Float, Integer, Key
 
 from mtfl_jax.fields import Rule
 from mtfl_jax.learning import draws
 from mtfl_jax.learning.activations import ACTIVATIONS, Activation
+from mtfl_jax.learning.losses import Margins
+from mtfl_jax.learning.scalars import IntLike, RealLike
 from mtfl_jax.records import Registry
 
 BIAS_RANGE = 1.5
@@ -35,8 +38,12 @@ TEST_BLOCK = 128
 """Test samples that are classified at a time."""
 
 
-def normalised(W: Array) -> Array:
-    """The rows of W (width, d) at length one; a zero row stays zero."""
+Classifier = tuple[Float[Array, " m"], Float[Array, ""]]
+"""β and β₀."""
+
+
+def normalised(W: Float[Array, "width d"]) -> Float[Array, "width d"]:
+    """The rows of W at length one; a zero row stays zero."""
     # In two steps, so that squares of tiny or huge weights stay representable.
     largest = jnp.max(jnp.abs(W), axis=1, keepdims=True)
     W = W / jnp.where(largest > 0, largest, 1)
@@ -44,22 +51,21 @@ def normalised(W: Array) -> Array:
     return W / jnp.where(norm > 0, norm, 1)
 
 
-def mean_square(v: Array, n: int | Array, width: int | Array) -> Array:
-    """Mean square of v (max_n, max_width) over its first n rows and `width` columns (padded columns are zero)."""
+def mean_square(v: Float[Array, "max_n max_width"], n: IntLike, width: IntLike) -> Float[Array, ""]:
+    """Mean square of v over its first n rows and `width` columns (padded columns are zero)."""
     return jnp.sum(jnp.where(jnp.arange(v.shape[0]) < n, jnp.sum(v**2, axis=1), 0)) / (n * width)
 
 
-def biases(key: Array, width: int) -> Array:
-    """c (width,), uniform on [−1.5, 1.5], prefix-stable in width."""
+def biases(key: Key[Array, ""], width: int) -> Float[Array, " {width}"]:
+    """c, uniform on [−1.5, 1.5], prefix-stable in width."""
     return BIAS_RANGE * (2 * draws.uniform(key, 1, width)[0] - 1)
 
 
-def ridge(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+def ridge(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:
     """Ridge regression of y on phi with a free intercept, λ by leave-one-out squared error.
 
-    phi (max_n, m), y (max_n,), of which the first n rows count. Minimises Σ_i (y_i − φ_i·β − β₀)² + λ n ‖β‖² and
-    returns (β (m,), β₀). Solved in the smaller of primal and dual. A λ n below the rounding of the features' Gram
-    matrix is raised to it.
+    The first n rows of phi and y count. Minimises Σ_i (y_i − φ_i·β − β₀)² + λ n ‖β‖². Solved in the smaller of primal
+    and dual. A λ n below the rounding of the features' Gram matrix is raised to it.
     """
     C, target, mean, offset = _centred(phi, y, n)
     max_n, m = C.shape
@@ -94,33 +100,30 @@ def ridge(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
     return beta, offset - mean @ beta
 
 
-def logistic(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+def logistic(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:
     """Logistic regression, λ by the held-out quarter: minimises Σ_i log(1 + e^{−m_i}) + (λ n/2) ‖β‖² with a free
-    intercept; returns (β, β₀).
+    intercept.
     """
     return _held_out(lambda m: jax.nn.softplus(-m), phi, y, n)
 
 
-def svm(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+def svm(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:
     """Linear SVM, λ by the held-out quarter: minimises Σ_i max(0, 1 − m_i)² + (λ n/2) ‖β‖² (squared hinge, as
-    LinearSVC's default, with a free intercept); returns (β, β₀).
+    LinearSVC's default, with a free intercept).
     """
     return _held_out(lambda m: jax.nn.relu(1 - m) ** 2, phi, y, n)
 
 
 def fit_margin(
-    loss: Callable[[Array], Array], phi: Array, y: Array, counted: Array, strength: float | Array
-) -> tuple[Array, Array]:
-    """Minimise Σ_i counted_i ℓ(y_i (φ_i·β + β₀)) + (strength/2) ‖β‖² by L-BFGS; returns (β (m,), β₀).
-
-    phi (n, m), y (n,) in ±1, counted (n,) in {0, 1}.
-    """
+    loss: Margins, phi: Float[Array, "n m"], y: Float[Array, " n"], counted: Float[Array, " n"], strength: RealLike
+) -> Classifier:
+    """Minimise Σ_i counted_i ℓ(y_i (φ_i·β + β₀)) + (strength/2) ‖β‖² by L-BFGS, y in ±1, counted in {0, 1}."""
     n = jnp.sum(counted)
     mean = jnp.sum(jnp.where(counted[:, None] > 0, phi, 0), axis=0) / jnp.maximum(n, 1)
     # Centring changes nothing but the intercept, and conditions the problem.
     C = (phi - mean) * counted[:, None]
 
-    def objective(theta: tuple[Array, Array]) -> Array:
+    def objective(theta: Classifier) -> Float[Array, ""]:
         beta, intercept = theta
         value = jnp.sum(counted * loss(y * (C @ beta + intercept))) + strength / 2 * jnp.sum(beta**2)
         return value / jnp.maximum(n, 1)
@@ -137,7 +140,7 @@ def fit_margin(
         moved = optax.apply_updates(theta, updates)
         return moved, state, optax.tree.norm(grad), count + 1
 
-    def unfinished(carry: tuple) -> Array:
+    def unfinished(carry: tuple) -> Bool[Array, ""]:
         _, _, slope, count = carry
         return (count < MAX_ITERATIONS) & (slope > tolerance)
 
@@ -146,14 +149,14 @@ def fit_margin(
     return beta, intercept - mean @ beta
 
 
-def _held_out(loss: Callable[[Array], Array], phi: Array, y: Array, n: int | Array) -> tuple[Array, Array]:
+def _held_out(loss: Margins, phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:
     """Fit on the first three quarters for every λ, take the λ of least loss on the last quarter, fit on all."""
     i = jnp.arange(phi.shape[0])
     quarter = n // 4
     fitted, held = (i < n - quarter).astype(phi.dtype), (i >= n - quarter) & (i < n)
     penalties = jnp.asarray(PENALTIES, phi.dtype)
 
-    def held_out_loss(penalty: Array) -> Array:
+    def held_out_loss(penalty: Float[Array, ""]) -> Float[Array, ""]:
         beta, intercept = fit_margin(loss, phi, y, fitted, penalty * (n - quarter))
         return jnp.sum(jnp.where(held, loss(y * (phi @ beta + intercept)), 0))
 
@@ -161,7 +164,9 @@ def _held_out(loss: Callable[[Array], Array], phi: Array, y: Array, n: int | Arr
     return fit_margin(loss, phi, y, (i < n).astype(phi.dtype), best * n)
 
 
-def _centred(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array, Array, Array]:
+def _centred(
+    phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike
+) -> tuple[Float[Array, "max_n m"], Float[Array, " max_n"], Float[Array, " m"], Float[Array, ""]]:
     """phi and y less their means over the first n rows and zero beyond; and the means."""
     counted = (jnp.arange(phi.shape[0]) < n).astype(phi.dtype)
     mean, offset = counted @ phi / n, counted @ y / n
@@ -172,13 +177,13 @@ def _centred(phi: Array, y: Array, n: int | Array) -> tuple[Array, Array, Array,
 class Probe:
     """A linear classifier with intercept.
 
-    fit(phi, y, n): of features (max_n, m) and labels (max_n,), of which the first n rows count, to (β (m,), β₀). Rows
-    beyond are any finite numbers, and columns of zeros get the weight 0.
+    fit(phi, y, n): of features and labels, of which the first n rows count, to (β, β₀). Rows beyond are any finite
+    numbers, and columns of zeros get the weight 0.
     """
 
     name: str
     doc: str
-    fit: Callable[[Array, Array, int | Array], tuple[Array, Array]]
+    fit: Callable[[Float[Array, "max_n m"], Float[Array, " max_n"], IntLike], Classifier]
     rules: tuple[Rule, ...] = ()
 
     @property
@@ -198,29 +203,28 @@ PROBES.register(Probe("svm", "linear SVM (squared hinge), penalty by a held-out 
 
 def downstream_errors(
     probe: str,
-    W: Array,
-    c: Array,
-    x: Array,
-    y: Array,
-    n: Array,
+    W: Float[Array, "max_width d"],
+    c: Float[Array, " max_width"],
+    x: Float[Array, "max_n d"],
+    y: Float[Array, " max_n"],
+    n: Integer[Array, " k"],
     sizes: Sequence[int],
-    width: int | Array,
-    x_test: Array,
-    y_test: Array,
-    n_test: int | Array | None = None,
+    width: IntLike,
+    x_test: Float[Array, "max_test d"],
+    y_test: Float[Array, " max_test"],
+    n_test: IntLike | None = None,
     activation: Activation = ACTIVATIONS["relu"],
-) -> Array:
-    """Test errors of the probe fitted on the first n_k rows of (x, y), for every k: (k,).
+) -> Float[Array, " k"]:
+    """Test errors of the probe fitted on the first n_k rows of (x, y), for every k.
 
-    W (max_width, d), c (max_width,), x (max_n, d), y (max_n,), n (k,) of which each is at most sizes[k] <= max_n,
-    x_test (max_test, d), y_test (max_test,), of which the first n_test (default: all) count.
+    Each n_k is at most sizes[k] <= max_n; the first n_test (default: all) test samples count.
     """
     V = normalised(W)
     v, sigma, used = x @ V.T, activation.value, jnp.arange(len(c)) < width
     # A neuron that is not used has neither weights nor bias, and so the feature σ(0).
     c = jnp.where(used, c, 0)
 
-    def fit(size: int, n: Array) -> tuple[Array, Array, Array]:
+    def fit(size: int, n: Integer[Array, ""]) -> tuple[Float[Array, ""], Float[Array, " max_width"], Float[Array, ""]]:
         square = mean_square(v[:size], n, width)
         scale = jnp.sqrt(jnp.where(square > 0, square, 1))
         beta, intercept = PROBES[probe].fit(sigma(v[:size] / scale + c), y[:size], n)
@@ -233,7 +237,7 @@ def downstream_errors(
         # σ(v/s + c)·β = σ(v + s c)·(β/s)
         shift, beta = scale[:, None] * c, beta / scale[:, None]
 
-    def decisions(x: Array) -> Array:
+    def decisions(x: Float[Array, " d"]) -> Float[Array, " k"]:
         v = V @ x
         if activation.homogeneous:
             features = [sigma(v + shift[k]) for k in range(len(sizes))]

@@ -1,4 +1,4 @@
-"""How well a representation W (width, d) recovers the directions, in the basis where M = I[:, :r].
+"""How well a representation W recovers the directions, in the basis where M = I[:, :r].
 
 Where sizes are padded, W is zero beyond the true ones; `r` may then be traced and `max_r` is its padded size.
 For another basis pass W Q with Q orthogonal and its first r columns those of M.
@@ -11,8 +11,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from mtfl_jax.learning import draws, keys
+from mtfl_jax.learning.scalars import IntLike
 
 DENSE_BELOW = 64
 """Least side of a matrix from which iteration is tried before a factorisation."""
@@ -27,7 +29,7 @@ GRAM_GAP = 2e-4
 
 
 class Recovery(NamedTuple):
-    """How well the row space of W gives the r directions; scalars.
+    """How well the row space of W gives the r directions.
 
     subspace_distance: ‖(I − MMᵀ)V_r‖₂ with V_r the top-r right singular vectors of W, the sine of the largest
         principal angle: 0 perfect, 1 a direction missed; 1 where W has rank < r.
@@ -36,14 +38,14 @@ class Recovery(NamedTuple):
     spectral_ratio: σ_r(WM)/‖W(I − MMᵀ)‖₂; infinite where nothing of W is orthogonal to M, 0 for W = 0.
     """
 
-    subspace_distance: Array
-    directions_recovered: Array
-    feature_energy: Array
-    spectral_ratio: Array
+    subspace_distance: Float[Array, ""]
+    directions_recovered: Int[Array, ""]
+    feature_energy: Float[Array, ""]
+    spectral_ratio: Float[Array, ""]
 
 
-def recovery(W: Array, r: int | Array, max_r: int | None = None) -> Recovery:
-    """All of `Recovery` of W (width, d) with M = I[:, :r]; where W is not finite, NaN and no direction recovered."""
+def recovery(W: Float[Array, "width d"], r: IntLike, max_r: int | None = None) -> Recovery:
+    """All of `Recovery` of W with M = I[:, :r]; where W is not finite, NaN and no direction recovered."""
     max_r = int(r) if max_r is None else max_r
     along = jnp.arange(W.shape[1]) < r
     # Every measurement is free of scale; unit size keeps squares of tiny or huge weights representable.
@@ -62,15 +64,15 @@ def recovery(W: Array, r: int | Array, max_r: int | None = None) -> Recovery:
 
 
 class _Spectra(NamedTuple):
-    """sines2 (max_r,) of the principal angles, ascending; σ_r(WM); ‖W(I − MMᵀ)‖₂."""
+    """sines2 of the principal angles, ascending; σ_r(WM); ‖W(I − MMᵀ)‖₂."""
 
-    sines2: Array
-    sigma_r: Array
-    across: Array
+    sines2: Float[Array, " max_r"]
+    sigma_r: Float[Array, ""]
+    across: Float[Array, ""]
 
 
-def _sines2(right: Array, found: Array, r: int | Array) -> Array:
-    """Squared sines of the top right singular vectors (rows of max_r, d), where W has those directions; ascending."""
+def _sines2(right: Float[Array, "max_r d"], found: Bool[Array, " max_r"], r: IntLike) -> Float[Array, " max_r"]:
+    """Squared sines of the top right singular vectors, where W has those directions; ascending."""
     max_r, d = right.shape
     direction = jnp.arange(max_r) < r
     off_span = jnp.where(jnp.arange(d) < r, 0, right) * (direction & found)[:, None]
@@ -78,17 +80,19 @@ def _sines2(right: Array, found: Array, r: int | Array) -> Array:
     return jnp.linalg.eigvalsh(off_span @ off_span.T + jnp.diag((direction & ~found).astype(right.dtype)))
 
 
-def _factorised(W: Array, r: int | Array, max_r: int) -> _Spectra:
+def _factorised(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
     """By QR and SVD."""
     R, top, sigma_r = _inside(W, r, max_r)
     return _Spectra(top, sigma_r, jnp.linalg.svd(_outside(R, r), compute_uv=False)[0])
 
 
-def _outside(W: Array, r: int | Array) -> Array:
+def _outside(W: Float[Array, "rows d"], r: IntLike) -> Float[Array, "rows d"]:
     return jnp.where(jnp.arange(W.shape[1]) < r, 0, W)
 
 
-def _inside(W: Array, r: int | Array, max_r: int) -> tuple[Array, Array, Array]:
+def _inside(
+    W: Float[Array, "width d"], r: IntLike, max_r: int
+) -> tuple[Float[Array, "_ d"], Float[Array, " {max_r}"], Float[Array, ""]]:
     """R of W's QR, sines2 and σ_r(WM)."""
     # R has the singular values and right singular vectors of W.
     R = jnp.linalg.qr(W, mode="r")
@@ -97,19 +101,19 @@ def _inside(W: Array, r: int | Array, max_r: int) -> tuple[Array, Array, Array]:
     return R, _sines2(_first(Vt, max_r), found, r), _sigma_r(W, sigma[0], r, max_r)
 
 
-def _rounding(W: Array, largest: Array) -> Array:
+def _rounding(W: Float[Array, "width d"], largest: Float[Array, ""]) -> Float[Array, ""]:
     """What a singular value of W must pass to be more than rounding beside the largest."""
     return largest * max(W.shape) * jnp.finfo(W.dtype).eps
 
 
-def _sigma_r(W: Array, largest: Array, r: int | Array, max_r: int) -> Array:
+def _sigma_r(W: Float[Array, "width d"], largest: Float[Array, ""], r: IntLike, max_r: int) -> Float[Array, ""]:
     """σ_r(WM), 0 where it is rounding."""
     R = jnp.linalg.qr(_columns(W - _outside(W, r), max_r), mode="r")
     sigma = _first(jnp.linalg.svd(R, compute_uv=False), max_r)[r - 1]
     return jnp.where(sigma > _rounding(W, largest), sigma, 0)
 
 
-def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
+def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
     """By iteration on the smaller Gram matrix where its error bounds come below TOLERANCE, else by factorisation: of
     the Gram matrix where the spectrum has no gap behind the r-th singular value but one behind the block's last.
 
@@ -124,7 +128,7 @@ def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
     V, error = _top_subspace(gram, start, r)
     largest, error_outside = _largest(gram_outside, start[:, 0])
 
-    def from_subspace(V: Array) -> tuple[Array, Array]:
+    def from_subspace(V: Float[Array, "side block"]) -> tuple[Float[Array, " max_r"], Float[Array, ""]]:
         # Singular values from W itself: those of its Gram matrix lose half of the digits.
         if tall:
             _, sigma, Vt = jnp.linalg.svd(jnp.linalg.qr(W @ V, mode="r"))
@@ -136,7 +140,7 @@ def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
         # W has the r directions: the gap of the bound lies between their singular values and smaller ones.
         return _sines2(right[:max_r], jnp.ones(max_r, bool), r), _sigma_r(W, sigma[0], r, max_r)
 
-    def from_gram() -> tuple[Array, Array]:
+    def from_gram() -> tuple[Float[Array, " max_r"], Float[Array, ""]]:
         theta, U = jnp.linalg.eigh(gram)
         theta, V = theta[::-1], U[:, : -block - 1 : -1]
         apart = theta[r - 1] - theta[block] > GRAM_GAP * theta[0]
@@ -152,8 +156,10 @@ def _iterated(W: Array, r: int | Array, max_r: int) -> _Spectra:
     return _Spectra(sines2, sigma_r, across)
 
 
-def _top_subspace(G: Array, start: Array, r: int | Array) -> tuple[Array, Array]:
-    """Block power iteration with Rayleigh–Ritz: Ritz vectors (n, b) of G, and a bound on the sine of the angle between
+def _top_subspace(
+    G: Float[Array, "side side"], start: Float[Array, "side block"], r: IntLike
+) -> tuple[Float[Array, "side block"], Float[Array, ""]]:
+    """Block power iteration with Rayleigh–Ritz: Ritz vectors of G, and a bound on the sine of the angle between
     the first r and the true ones.
 
     The bound is ‖GV − VΘ‖_F over the gap (Davis and Kahan 1970, the sin Θ theorem), the gap being that of the Ritz
@@ -176,7 +182,7 @@ def _top_subspace(G: Array, start: Array, r: int | Array) -> tuple[Array, Array]
         slow = (count >= 5) & ~(error * (error / before) ** (ROUNDS - count) < TOLERANCE)
         return jnp.linalg.qr(moved)[0], V, error, slow, count + 1
 
-    def unfinished(carry: tuple) -> Array:
+    def unfinished(carry: tuple) -> Bool[Array, ""]:
         _, _, error, slow, count = carry
         return (error > TOLERANCE) & ~slow & (count < ROUNDS)
 
@@ -185,15 +191,17 @@ def _top_subspace(G: Array, start: Array, r: int | Array) -> tuple[Array, Array]
     return V, error
 
 
-def _largest(G: Array, start: Array) -> tuple[Array, Array]:
+def _largest(G: Float[Array, "side side"], start: Float[Array, " side"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The largest eigenvalue of G by Lanczos with full reorthogonalisation, and its residual, a bound on its error."""
     steps, tiny = min(LANCZOS, G.shape[0]), jnp.finfo(G.dtype).tiny
 
-    def normalised(v: Array) -> tuple[Array, Array]:
+    def normalised(v: Float[Array, " side"]) -> tuple[Float[Array, " side"], Float[Array, ""]]:
         length = jnp.linalg.norm(v)
         return v / jnp.maximum(length, tiny), length
 
-    def step(i: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    Carry = tuple[Float[Array, "_ side"], Float[Array, " steps"], Float[Array, " steps"]]
+
+    def step(i: Int[Array, ""], carry: Carry) -> Carry:
         basis, alpha, beta = carry
         v = G @ basis[i]
         alpha = alpha.at[i].set(basis[i] @ v)
@@ -208,11 +216,11 @@ def _largest(G: Array, start: Array) -> tuple[Array, Array]:
     return values[-1], beta[-1] * jnp.abs(vectors[-1, -1])
 
 
-def _first(rows: Array, n: int) -> Array:
+def _first(rows: Float[Array, " _ *rest"], n: int) -> Float[Array, " {n} *rest"]:
     """The first n rows, zeros where there are fewer."""
     rows = rows[:n]
     return jnp.pad(rows, [(0, n - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
 
 
-def _columns(matrix: Array, n: int) -> Array:
+def _columns(matrix: Float[Array, "rows _"], n: int) -> Float[Array, "rows {n}"]:
     return _first(matrix.T, n).T

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jaxtyping import Bool, Float, Float64, Int, Key, Real, Shaped
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, integer_or, rule
 from mtfl_jax.learning import draws, kernel_limits, keys
+from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.records import Registry
 
 MAX_TABLE_R = 16
@@ -37,27 +39,27 @@ _LOOKED_UP = 64
 
 @struct.dataclass
 class Tasks:
-    """Tasks of one family. `params`: (T, 2^r) values ±1 for a table family, else (T, r) weights or members."""
+    """Tasks of one family. `params`: 2^r values ±1 a task for a table family, else r weights or members."""
 
     family: str = struct.field(pytree_node=False)
-    params: Array
+    params: Float[Array, "*batch T _"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
     """A family of tasks.
 
-    sample(key, num_tasks, r, max_r, **settings): the params of all tasks, (num_tasks, …), of which the first depend on
-    no later one and, where r is below max_r, not on max_r. labels(params, z): y (n, T) of orthants z (n, max_r), zero
-    beyond r. limit(r, **settings): K as T → ∞, the expectation over one task, (2^r, 2^r) float64; None where it is not
-    known. table: a task is a table of 2^r values, so that r is at most MAX_TABLE_R.
+    sample(key, num_tasks, r, max_r, **settings): the params of all tasks, of which the first depend on no later one
+    and, where r is below max_r, not on max_r. labels(params, z): y of orthants z, which are zero beyond r. limit(r,
+    **settings): K as T → ∞, the expectation over one task; None where it is not known. table: a task is a table
+    of 2^r values, so that r is at most MAX_TABLE_R.
     """
 
     name: str
     doc: str
-    sample: Callable[..., Array]
-    labels: Callable[[Array, Array], Array]
-    limit: Callable[..., np.ndarray] | None = None
+    sample: Callable[..., Shaped[Array, "T _"]]
+    labels: Callable[[Float[Array, "T _"], Float[Array, "n max_r"]], Float[Array, "n T"]]
+    limit: Callable[..., Float64[np.ndarray, "orthants orthants"]] | None = None
     table: bool = False
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
@@ -67,8 +69,8 @@ class Family:
 FAMILIES: Registry[Family] = Registry("tasks")
 
 
-def _ranks(u: Array) -> Array:
-    """The rank of each entry of u (…, k) within its row; equal entries rank in order."""
+def _ranks(u: Float[Array, "*rows k"]) -> Int[Array, "*rows k"]:
+    """The rank of each entry of u within its row; equal entries rank in order."""
     k = jnp.arange(u.shape[-1])
     if len(k) > _LOOKED_UP:
         return jnp.argsort(jnp.argsort(u, axis=-1), axis=-1)
@@ -76,21 +78,23 @@ def _ranks(u: Array) -> Array:
     return jnp.sum(before, axis=-1)
 
 
-def _balanced(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
+def _balanced(key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int) -> Int[Array, "{num_tasks} {2**max_r}"]:
     u = jnp.where(jnp.arange(2**max_r) < 2**r, draws.uniform(key, 2**max_r, num_tasks).T, jnp.inf)
     return jnp.where(_ranks(u) < 2**r // 2, 1, -1)
 
 
-def _uniform(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
+def _uniform(key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int) -> Int[Array, "{num_tasks} {2**max_r}"]:
     return jnp.where(draws.uniform(key, 2**max_r, num_tasks).T < 0.5, 1, -1)
 
 
-def _halfspace(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
+def _halfspace(key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int) -> Float[Array, "{num_tasks} {max_r}"]:
     v = jnp.round(draws.normal(key, max_r, num_tasks).T * _HALFSPACE_GRID) / _HALFSPACE_GRID
     return jnp.where(jnp.arange(max_r) < r, v, 0)
 
 
-def _parity(key: Array, num_tasks: int, r: int | Array, max_r: int, parity_size: int | Array) -> Array:
+def _parity(
+    key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int, parity_size: IntLike
+) -> Bool[Array, "{num_tasks} {max_r}"]:
     k = jnp.arange(max_r)
     # Bit i of the words is the i-th try at a uniform subset; the first non-empty one counts (32 empty tries in
     # a row, of probability 2^(-32 r), give {0}).
@@ -103,38 +107,38 @@ def _parity(key: Array, num_tasks: int, r: int | Array, max_r: int, parity_size:
     return jnp.where(jnp.asarray(parity_size) == 0, any_size, of_size)
 
 
-def _majority(key: Array, num_tasks: int, r: int | Array, max_r: int) -> Array:
+def _majority(key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int) -> Bool[Array, "{num_tasks} {max_r}"]:
     k = jnp.arange(max_r)
     member = (draws.uniform(key, max_r, num_tasks).T < 0.5) & (k < r)
     # Toggling coordinate 0 maps the even subsets onto the odd ones, so odd subsets stay uniform.
     return member ^ ((k == 0) & (member.sum(axis=1, keepdims=True) % 2 == 0))
 
 
-def orthant_index(z: Array) -> Array:
-    """Little-endian index of each orthant: z (n, r) in {±1}, 0 in unused columns -> (n,) integers."""
+def orthant_index(z: Real[Array, "*n r"]) -> Int[Array, "*n"]:
+    """Little-endian index of each orthant: z in {±1}, 0 in unused columns."""
     return jnp.sum((z > 0) * 2 ** jnp.arange(z.shape[-1]), axis=-1)
 
 
-def _table_labels(params: Array, z: Array) -> Array:
+def _table_labels(params: Float[Array, "T orthants"], z: Float[Array, "n r"]) -> Float[Array, "n T"]:
     index, orthants = orthant_index(z), params.shape[1]
     if orthants > _LOOKED_UP:
         return jnp.take(params, index, axis=1).T
     return _dot((index[:, None] == jnp.arange(orthants)).astype(z.dtype), params.T)
 
 
-def _parity_labels(params: Array, z: Array) -> Array:
+def _parity_labels(params: Float[Array, "T r"], z: Float[Array, "n r"]) -> Float[Array, "n T"]:
     negative = _dot((z < 0).astype(z.dtype), params.T)
     return 1 - 2 * (negative % 2)
 
 
-def _sign_labels(params: Array, z: Array) -> Array:
+def _sign_labels(params: Float[Array, "T r"], z: Float[Array, "n r"]) -> Float[Array, "n T"]:
     return jnp.where(_dot(z, params.T) >= 0, 1.0, -1.0).astype(z.dtype)
 
 
 _dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def _parity_limit(r: int, parity_size: int) -> np.ndarray:
+def _parity_limit(r: int, parity_size: int) -> kernel_limits.Kernel:
     return kernel_limits.parity(r if parity_size < 0 else parity_size)(r)
 
 
@@ -197,7 +201,7 @@ FAMILIES.register(
 
 
 def sample(
-    key: Array, family: str, num_tasks: int, *, r: int | Array, max_r: int | None = None, **settings: Any
+    key: Key[Array, ""], family: str, num_tasks: int, *, r: IntLike, max_r: int | None = None, **settings: Any
 ) -> Tasks:
     """Draw `num_tasks` independent tasks on r coordinates.
 
@@ -212,24 +216,26 @@ def sample(
     return Tasks(family, params.astype(jnp.result_type(float)))
 
 
-def labels(tasks: Tasks, z: Array) -> Array:
-    """Labels y_t = f_t(z): z (n, r) -> (n, T) in {±1}."""
+def labels(tasks: Tasks, z: Float[Array, "n r"]) -> Float[Array, "n T"]:
+    """Labels y_t = f_t(z), in {±1}."""
     return FAMILIES[tasks.family].labels(tasks.params, z)
 
 
-def all_orthants(r: int | Array, max_r: int | None = None) -> Array:
-    """Every orthant in index order: (2^max_r, max_r) in {±1}, zero in the columns from r on."""
+def all_orthants(r: IntLike, max_r: int | None = None) -> Float[Array, "orthants max_r"]:
+    """Every orthant in index order: in {±1}, zero in the columns from r on."""
     max_r = int(r) if max_r is None else max_r
     z = 2.0 * ((jnp.arange(2**max_r)[:, None] >> jnp.arange(max_r)) & 1) - 1
     return jnp.where(jnp.arange(max_r) < r, z, 0)
 
 
-def truth_tables(tasks: Tasks, r: int | Array, max_r: int | None = None) -> Array:
-    """Values of each task at every orthant, (T, 2^max_r); orthants that r does not have are zero."""
+def truth_tables(tasks: Tasks, r: IntLike, max_r: int | None = None) -> Float[Array, "T orthants"]:
+    """Values of each task at every orthant of max_r coordinates; orthants that r does not have are zero."""
     z = all_orthants(r, max_r)
     return jnp.where(jnp.arange(z.shape[0]) < 2**r, labels(tasks, z).T, 0)
 
 
-def contrastive_kernel(tables: Array, num_tasks: int | Array | None = None) -> Array:
-    """K = (1/T) Σ_t f_t f_tᵀ of truth tables (T, 2^r): (2^r, 2^r). Rows of tasks from `num_tasks` on must be zero."""
+def contrastive_kernel(
+    tables: Float[Array, "T orthants"], num_tasks: IntLike | None = None
+) -> Float[Array, "orthants orthants"]:
+    """K = (1/T) Σ_t f_t f_tᵀ of truth tables. Rows of tasks from `num_tasks` on must be zero."""
     return tables.T @ tables / (tables.shape[0] if num_tasks is None else num_tasks)

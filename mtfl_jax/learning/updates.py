@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jaxtyping import Bool, Float, Int
 
 from mtfl_jax.learning import network
 from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
 from mtfl_jax.learning.losses import Margins, margin_losses
 from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.scalars import IntLike, RealLike
 
 Losses = Sequence[str | Margins]
 """The losses of the tasks in turn: names, or functions of the margin."""
@@ -26,33 +28,33 @@ Losses = Sequence[str | Margins]
 class Batch(NamedTuple):
     """Samples of all tasks.
 
-    x: (n, d) inputs shared by the tasks, or (T, n, d) of each task's own; y: (n, T) labels ±1. Where sizes are padded,
-    `n` and `num_tasks` are the true ones and y is zero beyond them, which keeps padding out of every gradient.
+    x: inputs shared by the tasks, or of each task's own; y: labels ±1. Where sizes are padded, `n` and `num_tasks` are
+    the true ones and y is zero beyond them, which keeps padding out of every gradient.
     """
 
-    x: Array
-    y: Array
-    n: int | Array
-    num_tasks: int | Array
+    x: Float[Array, "max_n d"] | Float[Array, "max_tasks max_n d"]
+    y: Float[Array, "max_n max_tasks"]
+    n: IntLike
+    num_tasks: IntLike
 
 
-def task_losses(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Array:
-    """L_t of every task, (T,); zero for padded tasks."""
+def task_losses(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Float[Array, " max_tasks"]:
+    """L_t of every task; zero for padded tasks."""
     values = margin_losses(names, batch.y * network.outputs(params, batch.x, how))
     n, num_tasks = values.shape
     counted = (jnp.arange(n) < batch.n)[:, None] & (jnp.arange(num_tasks) < batch.num_tasks)
     return jnp.sum(jnp.where(counted, values, 0), axis=0) / batch.n
 
 
-def objective(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Array:
-    """L = (1/T) Σ_t L_t, a scalar."""
+def objective(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Float[Array, ""]:
+    """L = (1/T) Σ_t L_t."""
     return jnp.sum(task_losses(params, batch, names, how)) / batch.num_tasks
 
 
-def head_step(params: Params, batch: Batch, names: Losses, lr_a: float | Array, how: Arithmetic = EXACT) -> Params:
+def head_step(params: Params, batch: Batch, names: Losses, lr_a: RealLike, how: Arithmetic = EXACT) -> Params:
     """a_t ← a_t − η_a ∇_{a_t} L_t for every task."""
 
-    def total(A: Array) -> Array:
+    def total(A: Float[Array, "max_tasks width"]) -> Float[Array, ""]:
         # L_t depends on no other head, so the gradient of the sum holds each task's own.
         return jnp.sum(task_losses(params | {"A": A}, batch, names, how))
 
@@ -63,15 +65,15 @@ def representation_step(
     params: Params,
     batch: Batch,
     names: Losses,
-    lr_w: float | Array,
-    shrink: float | Array,
+    lr_w: RealLike,
+    shrink: RealLike,
     *,
     train_bias: bool = False,
     how: Arithmetic = EXACT,
 ) -> Params:
     """W ← (1 − shrink) W − η_w ∇_W L, where shrink = η_w λ_w; a trained bias takes b ← b − η_w ∇_b L."""
 
-    def loss(moved: Params) -> Array:
+    def loss(moved: Params) -> Float[Array, ""]:
         return objective(params | moved, batch, names, how)
 
     moved = {name: params[name] for name in (("W", "b") if train_bias else ("W",))}
@@ -87,9 +89,9 @@ def alternating_round(
     features: Batch,
     names: Losses,
     *,
-    lr_a: float | Array,
-    lr_w: float | Array,
-    shrink: float | Array,
+    lr_a: RealLike,
+    lr_w: RealLike,
+    shrink: RealLike,
     head_steps: int = 1,
     train_bias: bool = False,
     how: Arithmetic = EXACT,
@@ -106,9 +108,9 @@ def one_step(
     features: Batch,
     names: Losses = ("linear",),
     *,
-    lr_a: float | Array = 1.0,
-    lr_w: float | Array = 1.0,
-    shrink: float | Array = 1.0,
+    lr_a: RealLike = 1.0,
+    lr_w: RealLike = 1.0,
+    shrink: RealLike = 1.0,
     train_bias: bool = False,
     how: Arithmetic = EXACT,
 ) -> Params:
@@ -138,14 +140,14 @@ def joint_update(
 State = tuple[Params, optax.OptState]
 
 
-def finite(params: Params) -> Array:
-    """Whether every weight is finite, a scalar."""
+def finite(params: Params) -> Bool[Array, ""]:
+    """Whether every weight is finite."""
     return jnp.all(jnp.asarray([jnp.all(jnp.isfinite(leaf)) for leaf in params.values()]))
 
 
 def train(
-    update: Callable[[State, Array], State], state: State, steps: int, record: Sequence[int]
-) -> tuple[Params, Array]:
+    update: Callable[[State, Int[Array, ""]], State], state: State, steps: int, record: Sequence[int]
+) -> tuple[Params, Int[Array, ""]]:
     """Run update(state, step) for step = 0 … steps − 1 in one scan.
 
     `record`: increasing update counts in [1, steps]. Returns the parameters after each of them, `Params` whose leaves
@@ -153,9 +155,9 @@ def train(
     """
     slots = jnp.searchsorted(jnp.asarray(record), jnp.arange(1, steps + 1))
     kept = jax.tree.map(lambda leaf: jnp.zeros((len(record), *leaf.shape), leaf.dtype), state[0])
-    Carry = tuple[State, Params, Array]
+    Carry = tuple[State, Params, Int[Array, ""]]
 
-    def body(carry: Carry, at: tuple[Array, Array]) -> tuple[Carry, None]:
+    def body(carry: Carry, at: tuple[Int[Array, ""], Int[Array, ""]]) -> tuple[Carry, None]:
         state, kept, diverged = carry
         step, slot = at
         state = update(state, step)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jax import Array
+from jaxtyping import Int
 
 from mtfl_jax.fields import Field, Rule, flag, integer, rule
 from mtfl_jax.learning import updates
@@ -23,7 +24,7 @@ from mtfl_jax.learning.tasks import Tasks
 def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
     losses = losses_of(p, cell)
 
-    def update(state: updates.State, step: Array) -> updates.State:
+    def update(state: updates.State, step: Int[Array, ""]) -> updates.State:
         features = step_batch(p, cell, of, "features", step)
         heads = step_batch(p, cell, of, "heads", step) if p.split_batch else features
         moved = updates.alternating_round(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from jax import Array
+from jaxtyping import Int
 
 from mtfl_jax.fields import Field, number, of, rule
 from mtfl_jax.learning import data, keys, updates
@@ -36,7 +37,7 @@ def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
         rotation=rotation,
     )
 
-    def update(state: updates.State, step: Array) -> updates.State:
+    def update(state: updates.State, step: Int[Array, ""]) -> updates.State:
         batch = step_batch(p, cell, tasks, "features", step)
         return updates.joint_update(*state, batch, losses, rule_, p.arithmetic)
 

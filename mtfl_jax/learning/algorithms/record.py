@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Int
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
 from mtfl_jax.learning import updates
@@ -24,7 +25,7 @@ class Trained(NamedTuple):
     """
 
     params: Params
-    diverged: Array
+    diverged: Int[Array, ""]
     batch: Callable[[Any], Batch | None]
 
 
