@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -8,9 +9,13 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-# Compiling is most of what the tests cost, and they test results, not speed: half the time at the lowest level. Set
-# before JAX starts, and inherited by the processes that tests start.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+# Compiling is most of what the tests cost, and they test results, not speed: a third of the time at the lowest level
+# and with loops emitted directly instead of through MLIR. Set before JAX starts, and inherited by the processes that
+# tests start.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
+)
 # Two devices, so that every sweep of a test is shared between devices.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Before anything imports them, and in this process only: every annotation of these modules is checked at every call.
@@ -25,6 +30,12 @@ def pytest_addoption(parser):
 def pytest_collection_modifyitems(items):
     """Start the longest test first, so that it does not run alone at the end."""
     items.sort(key=lambda item: "kill_nine" not in item.name)
+
+
+def pytest_collection_finish():
+    """Search for garbage less often, and not among modules and tests, which stay: tracing makes many small objects."""
+    gc.freeze()
+    gc.set_threshold(20_000)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -160,21 +160,9 @@ def test_several_steps_and_samples_give_several_rows(here):
     pd.testing.assert_frame_equal(table[table["n_down"] == 8].reset_index(drop=True), one)
 
 
-def test_help_explains_the_groups(mtfl):
-    done = mtfl("--help")
-    assert done.returncode == 0
-    for word in ("algorithm", "random_features", "study=quickstart", "num_tasks: 64"):
-        assert word in done.stdout
-
-
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="give the folder"):
         mtfl_jax.load(tmp_path)
-
-
-def test_analysis_imports_no_jax(tmp_path):
-    code = "import sys, mtfl_jax.analysis.page; assert 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
 def test_engine_uses_one_device_a_core(tmp_path):

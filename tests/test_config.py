@@ -49,8 +49,11 @@ def test_the_readme_names_every_choice_and_column(repository):
     assert set(MEASURES) <= set(re.findall(r"`(\w+)`", columns))
 
 
-def test_help_says_what_every_key_and_choice_is(mtfl):
-    said = mtfl("--help").stdout
+def test_help_says_what_every_key_and_choice_is(here):
+    status, said, err = here("--help")
+    assert (status, err) == (0, "")
+    assert "study=quickstart" in said
+    assert "num_tasks: 64" in said
     for name, field in FIELDS.items():
         assert name in said
         assert field.doc in said, name

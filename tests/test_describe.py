@@ -85,7 +85,12 @@ def cells_of(shown):
     return list(zip(*([str(cell) for cell in column.cells] for column in shown.columns), strict=True))
 
 
-@pytest.mark.parametrize("draw", range(400))
+def draws(count, fast):
+    """Numbers of random tables, of which all but the first are slow."""
+    return [draw if draw < fast else pytest.param(draw, marks=pytest.mark.slow) for draw in range(count)]
+
+
+@pytest.mark.parametrize("draw", draws(400, 100))
 def test_no_view_takes_two_settings_for_one(draw):
     table = random_table(np.random.default_rng(draw))
     distinct = {name: len(set(keys(table, [name]))) for name in COLUMNS}
@@ -121,7 +126,7 @@ def test_no_view_takes_two_settings_for_one(draw):
     assert sheets.get("The same for all rows", []) == constant
 
 
-@pytest.mark.parametrize("draw", range(40))
+@pytest.mark.parametrize("draw", draws(40, 10))
 def test_any_table_can_be_drawn_and_no_row_is_lost(draw):
     table = random_table(np.random.default_rng(1000 + draw)).assign(status="ok")
     found = plain.findings(table)
@@ -129,7 +134,7 @@ def test_any_table_can_be_drawn_and_no_row_is_lost(draw):
         figures.svg(drawing.figure)
 
 
-@pytest.mark.parametrize("draw", range(60))
+@pytest.mark.parametrize("draw", draws(60, 20))
 def test_two_sweeps_differ_wherever_a_setting_does(draw):
     rng = np.random.default_rng(2000 + draw)
     first, second = random_table(rng), random_table(rng)

@@ -186,11 +186,18 @@ TARGET = {"cuda": AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"), "tpu": N
 CUSTOM = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
 
 
+# A program without our kernels is traced once for both: it asks nobody which device it is for.
+ON = [
+    pytest.param(values, on, id=" ".join(map(str, [*values.values(), *on])))
+    for values in PROGRAMS
+    for on in ([["cuda"], ["tpu"]] if "kernel" in values else [["cuda", "tpu"]])
+]
+
+
 # JAX 0.12 announces the end of the backend that our kernels for a GPU are for.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("platform", CUSTOM)
-@pytest.mark.parametrize("values", PROGRAMS, ids=lambda values: " ".join(map(str, values.values())))
-def test_programs_lower_for_gpu_and_tpu(values, platform):
+@pytest.mark.parametrize(("values", "on"), ON)
+def test_programs_lower_for_gpu_and_tpu(values, on):
     """A batch of trainings, as the engine runs it there. The kernels are in it where they were asked for."""
     values = {**SMALL, "num_tasks": [1, 4], "seed": range(2), **values}
     grid = Grid(values, compose.composed) if (moments := values.pop("moments", "auto")) else None
@@ -198,8 +205,10 @@ def test_programs_lower_for_gpu_and_tpu(values, platform):
         cells = compiling.cells_of(grid, bucket, np.arange(len(bucket)))
         run = jax.jit(jax.vmap(functools.partial(experiment.experiment, bucket.program)))
         checks = [export.DisabledSafetyCheck.custom_call(name) for name in CUSTOM.values()]
-        target = AbstractMesh((), (), abstract_device=TARGET[platform])
+        target = AbstractMesh((), (), abstract_device=TARGET[on[0]] if len(on) == 1 else None)
         with jax.default_matmul_precision(MATMUL_PRECISION), use_abstract_mesh(target):
-            lowered = export.export(run, platforms=[platform], disabled_checks=checks)(cells)
-        kernel = values.get("kernel") == "pallas" and (platform, values.get("precision")) != ("tpu", "tensorfloat32")
-        assert (CUSTOM[platform] in lowered.mlir_module()) == kernel
+            lowered = export.export(run, platforms=on, disabled_checks=checks)(cells)
+        assert lowered.platforms == tuple(on)
+        for platform in on:
+            kernel = "kernel" in values and (platform, values.get("precision")) != ("tpu", "tensorfloat32")
+            assert (CUSTOM[platform] in lowered.mlir_module()) == kernel

@@ -17,7 +17,7 @@ import mmap
 import mtfl_jax
 from mtfl_jax.sweeps import mappings
 
-held = [mmap.mmap(-1, mmap.PAGESIZE) for _ in range(mappings.allowed() - mappings.held() - 1400)]
+held = [mmap.mmap(-1, mmap.PAGESIZE) for _ in range(mappings.allowed() - mappings.held() - 1130)]
 sizes = {"d": 4, "r": 2, "width": 4, "num_tasks": 2, "n1": 32, "n2": 32, "measure": "recovery", "probe": "none"}
 families = ["balanced", "uniform", "halfspace", "parity"]
 rows = mtfl_jax.sweep(data=["gaussian", "rademacher"], tasks=families, moments="never", **sizes)
@@ -56,7 +56,7 @@ def test_room_is_made_by_letting_go_of_programs():
 @pytest.mark.slow
 @pytest.mark.skipif(mappings.allowed() > 100_000, reason="so many mappings cannot be used up in a test")
 def test_a_sweep_of_many_programs_survives_where_few_fit():
-    """Eight programs of some 180 mappings where 900 are free; kept, they end the process by a segmentation fault."""
+    """Eight programs of some 130 mappings where 600 are free; kept, they end the process by a segmentation fault."""
     process = subprocess.run([sys.executable, "-c", SWEEP], capture_output=True, text=True, timeout=600)
     assert process.returncode == 0, process.stderr[-2000:]
     assert process.stdout == "8 rows\n"
