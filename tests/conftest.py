@@ -6,16 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxlib.version
 import pytest
 from jaxtyping import install_import_hook
 
-# Compiling is most of what the tests cost, and they test results, not speed: a third of the time at the lowest level
-# and with loops emitted directly instead of through MLIR. Set before JAX starts, and inherited by the processes that
-# tests start.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true --xla_cpu_use_fusion_emitters=false",
-)
+# Compiling is most of what the tests cost, and they test results, not speed: half the time at the lowest level, a third
+# where loops need not pass through MLIR (XLA ends a process over a flag that it does not know). Set before JAX starts,
+# and inherited by the processes that tests start.
+flags = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+flags += ["--xla_cpu_use_fusion_emitters=false"] * (jaxlib.version.__version_info__ < (0, 11))
+os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Two devices, so that every sweep of a test is shared between devices.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
 # Before anything imports them, and in this process only: every annotation of these modules is checked at every call.
