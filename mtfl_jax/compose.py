@@ -8,9 +8,9 @@ from typing import Any
 import hydra
 
 from mtfl_jax import extend
-from mtfl_jax.config import FIELDS, GROUPS, Config, require_field
+from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, number, one_of
-from mtfl_jax.names import OTHER_KEYS
+from mtfl_jax.names import GROUPS, OTHER_KEYS
 
 HYDRA_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 """What Hydra 1.3 must be told and later versions must not."""

@@ -22,6 +22,7 @@ from hydra.core.config_store import ConfigStore
 
 from mtfl_jax import config
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.kinds import KINDS
 from mtfl_jax.learning.activations import PREFIX
 from mtfl_jax.records import REGISTRIES, registering
 
@@ -238,7 +239,7 @@ def defaults() -> dict[str, Any]:
     """The defaults of the settings that records of extensions bring along, by name."""
     return {
         kind.prefix + field.name: field.default
-        for kind in config.KINDS
+        for kind in KINDS
         for name, record in kind.registry.items()
         if kind.registry.source(name)
         for field in getattr(record, "settings", ())
@@ -265,7 +266,7 @@ def store_nodes(conf: Path) -> None:
         _nodes.append((group, name))
 
     store("extension", "settings", defaults())
-    for kind in config.KINDS:
+    for kind in KINDS:
         group = kind.group
         for name, record in kind.registry.items():
             choice = PREFIX + name if group == "network" else name

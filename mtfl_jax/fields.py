@@ -116,14 +116,10 @@ def one_of(*names: str) -> Type:
 
 
 def optional(inner: Type) -> Type:
-    """That, or null; which a traced knob has as NaN, and pandas in a column of numbers as NaN or NA."""
-
-    def is_null(value: Any) -> bool:
-        return value is None or type(value).__name__ == "NAType" or (isinstance(value, float) and math.isnan(value))
-
+    """That, or null; which a traced knob has as NaN."""
     return dataclasses.replace(
         inner,
-        parse=lambda key, value: None if is_null(value) else inner.parse(key, value),
+        parse=lambda key, value: None if value is None else inner.parse(key, value),
         number=lambda value: math.nan if value is None else inner.number(value),
         examples=lambda: (None, *inner.examples()),
     )

@@ -4,12 +4,13 @@ from collections.abc import Iterable
 
 from omegaconf import OmegaConf
 
-from mtfl_jax import config
 from mtfl_jax.compose import conf_dir
 from mtfl_jax.config import FIELDS
+from mtfl_jax.kinds import KINDS
 from mtfl_jax.learning.activations import PREFIX
 from mtfl_jax.learning.losses import MIXTURE
 from mtfl_jax.learning.probe import NONE
+from mtfl_jax.names import GROUPS
 
 WORDS = {MIXTURE: "differing losses over tasks, those of losses in turn", NONE: "no downstream classifier"}
 """Choices of a group that are no record."""
@@ -24,7 +25,7 @@ def _columns(pairs: Iterable[tuple[str, str]], indent: int) -> str:
 def groups() -> str:
     """Every config group, what it is for, and its choices."""
     out = []
-    for kind in config.KINDS:
+    for kind in KINDS:
         if kind.group:
             field = FIELDS[kind.group]
             names = list(field.type.names() if field.type.names else ())
@@ -41,7 +42,7 @@ def studies() -> str:
 
 def keys() -> str:
     """Every key of a cell that is no group, what it is, and the names it takes."""
-    docs = {name: field.doc for name, field in FIELDS.items() if name not in config.GROUPS}
+    docs = {name: field.doc for name, field in FIELDS.items() if name not in GROUPS}
     for name in docs:
         if (names := FIELDS[name].type.names) is not None:
             docs[name] += f": {' | '.join(names())}"

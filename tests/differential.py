@@ -15,14 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from mtfl_jax import compose
-from mtfl_jax.config import FIELDS, GROUPS, PROBED, Config
+from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError, Field, View
+from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.measures import MEASURES, Measure, in_set
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
+from mtfl_jax.names import GROUPS
 from mtfl_jax.sweeps.compiling import Chunk
 from mtfl_jax.sweeps.engine import Progress, execute
 from mtfl_jax.sweeps.grid import Grid

@@ -9,9 +9,10 @@ from hydra import compose, initialize_config_dir
 import mtfl_jax
 from mtfl_jax import compose as composing
 from mtfl_jax.compose import cell_values, conf_dir, from_keywords
-from mtfl_jax.config import FIELDS, GROUPS, Config
+from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.measures import MEASURES
+from mtfl_jax.names import GROUPS
 
 CHOICES = sorted(
     (path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.parent.name in (*GROUPS, "study")

@@ -12,12 +12,8 @@ import pytest
 from rich.console import Console
 from test_page import frame, rows_of
 
-from mtfl_jax import config, names
+from mtfl_jax import names
 from mtfl_jax.analysis import crossings, describe, figures, fits, page, plain, report
-
-
-def test_the_groups_are_those_of_the_config():
-    assert sorted(names.GROUPS) == sorted(config.GROUPS)
 
 
 def test_no_module_of_analysis_imports_jax():

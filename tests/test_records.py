@@ -19,8 +19,9 @@ from mtfl_jax import compose, extend
 from mtfl_jax.analysis import studies
 from mtfl_jax.analysis.models import MODELS
 from mtfl_jax.analysis.studies import STUDIES
-from mtfl_jax.config import FIELDS, KINDS, PARTS, Config
+from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.kinds import KINDS, PARTS
 from mtfl_jax.learning import experiment, keys, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.algorithms import ALGORITHMS

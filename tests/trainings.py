@@ -8,7 +8,8 @@ import pytest
 import reference
 
 from mtfl_jax import compose
-from mtfl_jax.config import FIELDS, PROBED
+from mtfl_jax.config import FIELDS
+from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning import data, drawing, experiment, keys, probe, tasks
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.losses import LOSSES

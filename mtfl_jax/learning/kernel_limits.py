@@ -57,3 +57,7 @@ def majority(r: int) -> Kernel:
 def _mean(functions: Iterable[Float64[np.ndarray, " orthants"]]) -> Float64[np.ndarray, "orthants orthants"]:
     tables = np.stack(list(functions))
     return tables.T @ tables / len(tables)
+
+
+LIMITS = {"balanced": balanced, "uniform": uniform, "halfspace": halfspace, "majority": majority}
+"""The limits, functions of r, of the families that have one for each r."""

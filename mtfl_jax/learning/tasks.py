@@ -154,7 +154,7 @@ FAMILIES.register(
         "uniform over the f with Σ_z f(z) = 0",
         _balanced,
         _table_labels,
-        limit=kernel_limits.balanced,
+        limit=kernel_limits.LIMITS["balanced"],
         table=True,
     )
 )
@@ -164,12 +164,12 @@ FAMILIES.register(
         "uniform over all 2^(2^r) functions",
         _uniform,
         _table_labels,
-        limit=kernel_limits.uniform,
+        limit=kernel_limits.LIMITS["uniform"],
         table=True,
     )
 )
 FAMILIES.register(
-    Family("halfspace", "sign(v·z), v ~ N(0, I_r)", _halfspace, _sign_labels, limit=kernel_limits.halfspace),
+    Family("halfspace", "sign(v·z), v ~ N(0, I_r)", _halfspace, _sign_labels, limit=kernel_limits.LIMITS["halfspace"]),
 )
 FAMILIES.register(
     Family(
@@ -195,7 +195,7 @@ FAMILIES.register(
         "majority over a subset of odd size, uniform over those",
         _majority,
         _sign_labels,
-        kernel_limits.majority,
+        kernel_limits.LIMITS["majority"],
     )
 )
 

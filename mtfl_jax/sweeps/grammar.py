@@ -22,7 +22,8 @@ def axis_values(key: str, spec: Any) -> list[Any]:
     if isinstance(spec, str):
         return _swept(key, spec)
     if isinstance(spec, pd.Series | pd.Index):
-        spec = spec.to_numpy()
+        # In a column of numbers null is NaN or NA.
+        spec = [None if missing else value for value, missing in zip(spec.tolist(), spec.isna(), strict=True)]
     if isinstance(spec, np.ndarray):
         # As Python's own numbers, which parse and hash as those of any other way to say them.
         spec = spec.reshape(-1).tolist()

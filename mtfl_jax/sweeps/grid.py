@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mtfl_jax import config
-from mtfl_jax.config import FIELDS, GROUPS, PROBED, Config, require_field
+from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, Rule, View
+from mtfl_jax.kinds import PROBED, recorded
 from mtfl_jax.learning import keys
+from mtfl_jax.names import GROUPS
 from mtfl_jax.sweeps import conditions
 from mtfl_jax.sweeps.grammar import axis_values
 
@@ -116,7 +118,7 @@ class Grid:
     def _identify(self) -> None:
         """Set ids, and make cells of one identity one, with the recorded steps of all of them."""
         ids = self.identities()
-        records, record = self.outcome(config.recorded)
+        records, record = self.outcome(recorded)
         in_order = np.sort(ids)
         if (in_order[1:] != in_order[:-1]).all():
             self.ids, self._records = ids, (records, record)

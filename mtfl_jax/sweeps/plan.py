@@ -15,6 +15,7 @@ import numpy as np
 from mtfl_jax import config
 from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning.program import Program
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, GROUP_SECONDS, lane_seconds, shape_of, size_names
 from mtfl_jax.sweeps.grid import Grid
@@ -113,8 +114,8 @@ class _Kind:
         found: dict[str, list[float]] = {}
         names = {name for _, _, own in self.probes for name, _ in own}
         for name in sorted(names):
-            number = FIELDS[config.PROBED + name].type.number
-            found[config.PROBED + name] = [number(dict(own).get(name, 0)) for _, _, own in self.probes]
+            number = FIELDS[PROBED + name].type.number
+            found[PROBED + name] = [number(dict(own).get(name, 0)) for _, _, own in self.probes]
         return found
 
 

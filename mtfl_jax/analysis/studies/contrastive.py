@@ -1,14 +1,12 @@
 """The tasks' contrastive kernel as they grow in number, and how features of samples come to be alike where K is."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pandas as pd
 
 from mtfl_jax.analysis import describe, figures, fits
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
 from mtfl_jax.analysis.studies import STUDIES, Study
-from mtfl_jax.learning import kernel_limits
+from mtfl_jax.learning.kernel_limits import LIMITS
 
 CLAIM = (
     "Multitask pretraining induces a pseudo-contrastive loss: it favours representations that align samples which"
@@ -21,15 +19,6 @@ TOLERANCE = 0.1
 """How far from −1/2 the exponent of K's distance to its limit may be."""
 FLAT = 0.1
 """K, or the cosine, that changes by less than this between the nearest and farthest orthants is flat."""
-
-
-LIMITS: dict[str, Callable[[int], np.ndarray]] = {
-    "balanced": kernel_limits.balanced,
-    "uniform": kernel_limits.uniform,
-    "halfspace": kernel_limits.halfspace,
-    "majority": kernel_limits.majority,
-}
-"""K for T → ∞ of the families of which one r has one limit, a function of r."""
 
 
 def findings(table: pd.DataFrame) -> Findings:
