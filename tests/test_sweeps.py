@@ -1,5 +1,6 @@
 """Sweeps: what compiles, that a cell's row is its own, that nothing is lost."""
 
+import concurrent.futures
 import json
 import os
 import random
@@ -500,3 +501,16 @@ def test_parts_of_a_sweep_are_the_whole():
         bucket.cells for k in (1, 2, 3) for bucket in engine.remaining(grid, buckets, np.empty(0, np.uint64), (k, 3))
     ]
     assert sorted(np.concatenate(cells).tolist()) == list(range(14))
+
+
+def test_sweeps_of_several_threads_are_those_of_one():
+    """Composing configs changes what the whole process sees of Hydra."""
+    seeds = [range(3), range(3, 6), range(6, 9)]
+
+    def own(seed):
+        return mtfl_jax.sweep(**SMALL, num_tasks=2, measure="recovery", probe="none", data="rademacher", seed=seed)
+
+    compose._composed.cache_clear()
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(own, seeds))
+    pd.testing.assert_frame_equal(pd.concat(found, ignore_index=True), own(range(9)))
