@@ -284,7 +284,11 @@ REFUSED = [
     ("bad.py", loss('"my loss", "−m", lambda m: -m'), "a loss called 'my loss'; allowed: letters, digits and"),
     ("bad.py", loss('"größe", "−m", lambda m: -m'), "a loss called 'größe'; allowed: letters, digits and"),
     ("bad.py", loss('"mine", " ", lambda m: -m'), "loss mine: it says nothing of itself; allowed: a doc"),
-    ("bad.py", loss('"mine", "−m", 3'), "loss mine: value=3; allowed: a function"),
+    (
+        "bad.py",
+        "from mtfl_jax.analysis.studies import *\nSTUDIES.register(Study('mine', 'x', 3))",
+        "study mine: findings=3; allowed: a function",
+    ),
     ("bad.py", setting('"q q", "knob", number(0), "q", default=1.0'), "a setting called 'q q'; allowed: letters"),
     ("bad.py", setting('"q", "knob", number(0), "", default=1.0'), "setting q: it says nothing of itself"),
     ("bad.py", setting('"q", "nob", number(0), "q", default=1.0'), "setting q: kind=nob; allowed: shape, knob, choice"),

@@ -179,7 +179,7 @@ def test_what_cannot_be_one_table_is_refused_in_a_line_before_anything_runs(tmp_
         assert "\n" not in text
     with pytest.raises(ConfigError) as refused:
         finish()
-    assert (refused.value.key, refused.value.value) == ("hydra.run.dir", tmp_path)
+    assert (refused.value.key, refused.value.value) == ("folder", tmp_path)
     assert "allowed: " in str(refused.value)
     assert not (tmp_path / tables.RESULTS).exists()
 
@@ -200,7 +200,7 @@ def test_a_foreign_results_file_is_refused_and_kept(tmp_path, kind):
     before = path.read_bytes() if path.is_file() else (path / "a").read_bytes()
     with pytest.raises(ConfigError) as refused:
         store.Folder(tmp_path / "out")
-    assert refused.value.key == "hydra.run.dir"
+    assert refused.value.key == "folder"
     assert f"{path}: " in str(refused.value)
     assert "\n" not in str(refused.value)
     assert [found.name for found in path.parent.iterdir()] == [tables.RESULTS]
@@ -226,7 +226,7 @@ def test_the_commands_refuse_in_one_line(here, tmp_path, monkeypatch, capsys):
         err == f"mtfl: hydra.run.dir={tmp_path}/a: {tmp_path}/{line}; allowed: a new folder, or one with results only\n"
     )
     assert not (tmp_path / "a" / "parts").exists()
-    with pytest.raises(ConfigError, match=r"hydra\.run\.dir=a: a/results\.parquet"):
+    with pytest.raises(ConfigError, match=r"folder=a: a/results\.parquet"):
         mtfl_jax.sweep(folder="a", seed=0)
     for command, arguments in ((page.main, ["a"]), (fit_command.main, ["a", "--x", "d", "--y", "lr"])):
         monkeypatch.setattr(sys, "argv", ["it", *arguments])
@@ -567,7 +567,8 @@ def work(k, barrier, done):
         return
     for i in range(ROUNDS):
         part = folder / "parts" / f"{k}-{i}.parquet"
-        tables.append(part, pa.table({"d": [i], "id": pa.array([i * WRITERS + k], pa.uint64())}))
+        own = {"d": [i], "step": [1], "status": ["ok"], "id": pa.array([i * WRITERS + k], pa.uint64())}
+        tables.append(part, pa.table(own))
         tables.merge(folder, schema)
         barrier.wait()
         if k == 0:

@@ -58,8 +58,8 @@ def test_a_registered_study_is_asked_for_by_its_name():
     studies.STUDIES.register(studies.Study("mine", "of mine", said))
     assert studies.of("mine", table).title == "3 rows, 2 of 3 of them measured"
     for name in ("mine", "recovery", "quickstart"):
-        with pytest.raises(ValueError, match=f"^study={name}: this name is taken; allowed: a name other than "):
-            studies.STUDIES.register(studies.Study(name, "", said))
+        with pytest.raises(ValueError, match=f"^study {name}: there is one already; allowed: another name"):
+            studies.STUDIES.register(studies.Study(name, "of mine", said))
     assert studies.named("recovery").findings.__module__ == "mtfl_jax.analysis.studies.recovery"
 
 
@@ -67,7 +67,7 @@ REGISTERS = """
 from mtfl_jax.analysis.findings import Findings
 from mtfl_jax.analysis.studies import STUDIES, Study
 
-STUDIES.register(Study("{name}", "", lambda table: Findings("registered", "")))
+STUDIES.register(Study("{name}", "of mine", lambda table: Findings("registered", "")))
 """
 FINDINGS = """
 "What mine says."

@@ -61,9 +61,6 @@ AUTO, CONSTANT_NAME = "auto", "constant"
 
 
 def _check(model: Model) -> None:
-    taken = (AUTO, CONSTANT_NAME, *MODELS)
-    if model.name in taken:
-        raise ValueError(f"model={model.name}: this name is taken; allowed: a name other than {', '.join(taken)}")
     for member in ("positive", "exponents", "floors", "places", "rates"):
         strange = set(getattr(model, member)) - set(model.parameters)
         if strange:
@@ -73,7 +70,7 @@ def _check(model: Model) -> None:
         raise ValueError(f"model={model.name}: floors and places are positive; allowed: {', '.join(model.positive)}")
 
 
-MODELS: Registry[Model] = Registry("model", _check)
+MODELS: Registry[Model] = Registry("model", _check, reserved=(AUTO, CONSTANT_NAME))
 """The laws by name; those of one variable from the simplest to the richest, then a user's."""
 
 
