@@ -90,7 +90,7 @@ def test_one_cell_writes_its_row_and_what_it_ran_on(here, tmp_path):
     row = table.iloc[0]
     assert (row["d"], row["data"], row["tasks"], row["algorithm"], row["step"]) == (
         16,
-        "gaussian",
+        "rademacher",
         "balanced",
         "one_step",
         1,

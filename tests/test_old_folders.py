@@ -17,7 +17,7 @@ from mtfl_jax.sweeps.grid import SCHEMA, Grid
 
 OLD = Path(__file__).parent / "old_folders"
 BASE = {"d": 16, "r": 2, "width": 16, "num_tasks": 4, "n1": 128, "n2": 128, "n_test": 64, "n_down": [16, 32]}
-BASE |= {"seed": [0, 1]}
+BASE |= {"seed": [0, 1], "data": "gaussian"}
 STEPPED = {"algorithm": "joint", "steps": 6, "measure_at": [[2, 6]], "measure": "contrastive", "optimizer": "momentum"}
 GRIDS = [
     (
