@@ -56,6 +56,9 @@ COLUMN_LABELS: Mapping[str, str] = {
 }
 """What figures call the built-in columns, with units."""
 
+GUESSING: Mapping[str, float] = {"task_error": 0.5, "downstream_error": 0.5}
+"""What guessing gives, of the measurements that are errors of a balanced label."""
+
 LABELS = dict(COLUMN_LABELS)
 """What figures call a column, in this process: the built-in labels and those learned from the tables read."""
 

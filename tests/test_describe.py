@@ -182,7 +182,8 @@ def test_a_line_of_null_is_drawn_and_named():
     table = pd.concat([table.assign(d=d) for d in (8, 16, 32)], ignore_index=True)
     ax = plt.figure().add_subplot()
     figures.curves(ax, table, "d", "task_error", by="weight_decay")
-    assert [(line.get_label(), list(line.get_ydata())) for line in ax.lines] == [("0.5", [0.1] * 3), ("—", [0.9] * 3)]
+    lines = [line for line in ax.lines if not line.get_label().startswith("_")]
+    assert [(line.get_label(), list(line.get_ydata())) for line in lines] == [("0.5", [0.1] * 3), ("—", [0.9] * 3)]
     plt.close()
 
 
@@ -263,6 +264,37 @@ def test_the_terminal_shows_the_status_where_a_row_is_not_ok():
     assert printed(table).count("diverged") == 2
     assert "0.9" not in printed(table)
     assert "0.9" not in printed(table[table["status"] != "ok"].head(1))
+
+
+def test_what_guessing_gives_is_said_and_drawn():
+    table = frame(rows_of(d=[8, 16], seed=range(50))).assign(n_test=1000)
+    names_of = ["task_error", "downstream_error"]
+    assert list(names.GUESSING) == names_of
+    rng = np.random.default_rng(0)
+    # Two standard errors of n samples at chance 0.5 are 1 / √n; fewer than 1 guess in 20 looks better than that.
+    chance, good = rng.binomial(1000, 0.5, len(table)) / 1000, 0.5 - 1.1 / np.sqrt(1000)
+    assert describe.guessing(table.assign(**dict.fromkeys(names_of, good))) == []
+    (said,) = describe.guessing(table.assign(task_error=good, downstream_error=chance))
+    lost = int(said.removeprefix("downstream_error is no better than guessing (0.5) in ").removesuffix(" of 100 rows"))
+    assert 90 <= lost <= 100
+    one = table.head(1).assign(task_error=0.5, downstream_error=np.nan)
+    assert describe.guessing(one) == ["task_error is no better than guessing (0.5)"]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(report.rows(one))
+    assert "task_error is no better than guessing (0.5)" in console.export_text()
+
+    noise = table.assign(downstream_error=chance)
+    for log, floor in (((), True), ("y", False)):
+        ax = plt.figure().add_subplot()
+        figures.curves(ax, noise, "d", "downstream_error", log=log)
+        (line,) = (line for line in ax.lines if set(line.get_ydata()) == {0.5})
+        assert "guessing" in [text.get_text() for text in ax.texts]
+        assert (ax.get_ylim()[0] <= 0) == floor
+        assert not floor or ax.get_ylim()[1] >= 0.55
+        assert line
+    figures.curves(other := plt.figure().add_subplot(), noise.assign(test_loss=0.5), "d", "test_loss")
+    assert not other.texts
+    plt.close("all")
 
 
 def test_measurements_of_a_users_own_are_shown():

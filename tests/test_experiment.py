@@ -197,7 +197,7 @@ def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded):
     """Every measurement of a network, and where they are few every probe."""
     few = n_test < SIMILARITY_SAMPLES
     probes = {"probe": "ridge", "probe_tasks": "halfspace"} if few else {"probe": "none"}
-    p, cell = training({}, n_test=n_test, measure="contrastive", bias="random", **probes)
+    p, cell = training({}, n_test=n_test, measure="contrastive", bias="random", data="gaussian", **probes)
     p = p.replace(probes=tuple((name, "halfspace") for name in PROBES)) if few else p
     assert [record.name for record in in_set("contrastive")] == [
         name for name, record in MEASURES.items() if record.of == "network"

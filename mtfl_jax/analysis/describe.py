@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mtfl_jax.names import COLUMN_LABELS, GROUPS, OK, STATUSES
+from mtfl_jax.names import COLUMN_LABELS, GROUPS, GUESSING, OK, STATUSES
 
 MISSING = "—"
 """What is shown where there is no value."""
@@ -107,6 +107,21 @@ def main_measurements(table: pd.DataFrame, main: Sequence[str]) -> list[str]:
     """Those of `main` that a table has, then the numbers measured that are not built in."""
     mine = [name for name in measurements(table) if name not in COLUMN_LABELS and numeric(table[name])]
     return [name for name in main if name in table] + mine
+
+
+def guessing(table: pd.DataFrame) -> list[str]:
+    """What is to be said of errors that are no better than guessing, within two standard errors of n_test samples."""
+    said = []
+    for name, guess in GUESSING.items():
+        if name not in table or "n_test" not in table:
+            continue
+        error, n = (table[key].to_numpy(float, na_value=np.nan) for key in (name, "n_test"))
+        known = np.isfinite(error)
+        lost = int((error[known] > guess - 2 * np.sqrt(guess * (1 - guess) / n[known])).sum())
+        if lost:
+            rows = "" if len(table) == 1 else f" in {lost} of {int(known.sum())} rows"
+            said.append(f"{name} is no better than guessing ({guess:g}){rows}")
+    return said
 
 
 def measured(table: pd.DataFrame) -> pd.DataFrame:

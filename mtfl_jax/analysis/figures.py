@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from mtfl_jax.analysis import describe
-from mtfl_jax.names import LABELS
+from mtfl_jax.names import GUESSING, LABELS
 
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "one_step": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -122,9 +122,29 @@ def curves(
         ax.set_yscale("log")
     if "x" in log:
         _log_x(ax, table[x])
+    if y in GUESSING:
+        _guessing(ax, GUESSING[y])
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
     ax.grid(alpha=0.3)
+
+
+def _guessing(ax: Axes, value: float) -> None:
+    """The line of what guessing gives; a linear axis then begins at 0, or noise about it may be all one sees."""
+    ax.axhline(value, color="#999999", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    if ax.get_yscale() == "linear":
+        ax.set_ylim(-0.03 * value, max(1.1 * value, ax.get_ylim()[1]))
+    ax.annotate(
+        "guessing",
+        (1, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 1.5),
+        textcoords="offset points",
+        ha="right",
+        va="bottom",
+        fontsize=6,
+        color="#777777",
+    )
 
 
 def _apart(table: pd.DataFrame, names: Sequence[str], y: str) -> None:

@@ -89,7 +89,8 @@ def _several(count: int, what: str) -> str:
 def rows(table: pd.DataFrame) -> RenderableType:
     """The rows of a table that no study speaks for."""
     table = describe.measured(table)
-    return one_row(table.iloc[0]) if len(table) == 1 else many_rows(table)
+    shown = one_row(table.iloc[0]) if len(table) == 1 else many_rows(table)
+    return Group(shown, *(Text(said, style="yellow") for said in describe.guessing(table)))
 
 
 def findings(found: Findings) -> RenderableType:

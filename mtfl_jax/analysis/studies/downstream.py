@@ -151,8 +151,7 @@ def _drawing(table: pd.DataFrame, curves: dict[str, pd.DataFrame], called: dict[
             rows = curves[axis][curves[axis]["task"] == task]
             figures.curves(ax, rows, axis, "error", by="features", log="x", names=NAMES)
             text = figures.label("n_down" if axis == "samples" else "width")
-            ax.set(xlabel=text, ylabel=f"test error of {name} (share)", ylim=(-0.015, 0.55))
-            ax.axhline(0.5, color="black", linewidth=0.6)
+            ax.set(xlabel=text, ylabel=f"test error of {name} (share)")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
     width, samples = (
         describe.number(curves[axis][other].iloc[0]) for axis, other in (("samples", "width"), ("width", "samples"))

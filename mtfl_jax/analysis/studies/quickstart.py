@@ -99,8 +99,7 @@ def _drawing(table: pd.DataFrame, r: int, d: int) -> Drawing:
     distance.set(ylim=(-0.03, 1.03))
     found.set(ylabel=f"directions recovered of {r}", ylim=(-0.1, r + 0.1))
     n_down = describe.number(table["n_down"].iloc[0])
-    error.set(ylabel=f"test error of {_task(table)} (share)", ylim=(-0.015, 0.55))
-    error.axhline(0.5, color="black", linewidth=0.6)
+    error.set(ylabel=f"test error of {_task(table)} (share)")
     distance.legend(title="features", fontsize=8, title_fontsize=8)
     caption = (
         f"How well the first layer finds the {r} directions, and the error of a linear classifier on its frozen"
