@@ -5,6 +5,7 @@ import contextlib
 import io
 import itertools
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,11 +25,14 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.text import Text
 
+import mtfl_jax
 from mtfl_jax import extend, help
 from mtfl_jax.analysis import page, report, studies
 from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
-from mtfl_jax.config import require_field
+from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
+from mtfl_jax.names import SWEEP_KEYS
+from mtfl_jax.records import guess
 from mtfl_jax.sweeps import api, engine, machine, progress, store, tables
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError
@@ -45,6 +49,10 @@ PRESETS = "study/sizes"
 BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, OSError)
 
 
+_SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?: requires --multirun|$)")
+"""What Hydra says of several values without -m."""
+
+
 class StoppedError(Exception):
     """A sweep that a signal stopped before its end."""
 
@@ -55,12 +63,12 @@ class StoppedError(Exception):
 
 def grid_of(composed: DictConfig) -> Grid:
     """The grid of a composed config: `sweep.axes` and `sweep.grids`, less the axes whose key the command line fixes."""
-    overrides = list(HydraConfig.get().overrides.task)
-    given = {text.split("=")[0].lstrip("+~") for text in overrides}
+    overrides, given = list(HydraConfig.get().overrides.task), given_keys()
     sweep = plain(composed.sweep)
     for key in sweep:
-        if key not in ("axes", "grids", "zip", "where", "part"):
-            raise ConfigError(f"sweep.{key}", sweep[key], "unknown key; allowed: axes, grids, zip, where, part")
+        if key not in SWEEP_KEYS:
+            allowed = f"unknown key{guess(key, SWEEP_KEYS)}; allowed: {', '.join(SWEEP_KEYS)}"
+            raise ConfigError(f"sweep.{key}", sweep[key], allowed)
 
     def free(axes: dict[str, Any] | None) -> dict[str, Any]:
         return {key: spec for key, spec in (axes or {}).items() if key not in given}
@@ -78,6 +86,11 @@ def grid_of(composed: DictConfig) -> Grid:
         return {**extend.defaults(), **cell_values(hydra.compose("config", [*overrides, *chosen]))}
 
     return Grid(axes, compose, grids=grids, zipped=sweep["zip"] or (), where=sweep["where"] or ())
+
+
+def given_keys() -> set[str]:
+    """The keys that the command line names; those that it sweeps are sweep.axes.KEY."""
+    return {text.split("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task}
 
 
 def own_study(name: str) -> None:
@@ -100,6 +113,8 @@ def task(composed: DictConfig) -> None:
         extend.store_nodes(conf_dir())
         own_study(composed.study)
         grid = grid_of(composed)
+        if said := grid.without_effect(key.removeprefix("sweep.axes.") for key in given_keys()):
+            console.print(said, style="yellow", soft_wrap=True, highlight=False, markup=False)
         memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
         moments = moments_of(composed.moments)
         how = str(one_of(*PLANS).parse("plan", composed.plan))
@@ -197,8 +212,16 @@ def one_line(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and "Available options" in str(error):
         # "In 'config': Could not find 'data/x'", the options, then where Hydra looked.
         group, _, choice = lines[0].rsplit("'", 2)[1].rpartition("/")
-        options = itertools.takewhile(lambda line: not line.startswith("Config search path"), lines[2:])
-        return str(ConfigError(group, choice, f"allowed: {', '.join(options)}"))
+        options = list(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines[2:]))
+        return str(ConfigError(group, choice, f"allowed: {', '.join(options)}{guess(choice, options)}"))
+    if several := _SEVERAL.match(lines[0]):
+        key, value = several[1].split("=", 1)
+        hint = f"several are a sweep: mtfl -m '{key}={value}'"
+        with contextlib.suppress(KeyError, ConfigError, HydraException):
+            listed = OverridesParser.create().parse_override(f"{key}=[{value}]")
+            FIELDS[key].type.parse(key, listed.value())
+            hint += f", a list is '{key}=[{value}]'"
+        return str(ConfigError(key, value, f"allowed: one value; {hint}"))
     if lines[0].startswith("Could not override"):
         key = lines[0].split("'")[1]
         value = next((text.split("=", 1)[1] for text in sys.argv if text.startswith(f"{key}=")), "")
@@ -237,6 +260,9 @@ def main() -> None:
     before = os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing.
     raised: list[Exception] = []
+    if "--version" in sys.argv[1:]:
+        print(f"mtfl_jax {mtfl_jax.__version__}")
+        return
     try:
         try:
             sys.argv[1:] = options_first(sys.argv[1:])

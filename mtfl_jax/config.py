@@ -18,7 +18,7 @@ from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.learning.probe import NONE
 from mtfl_jax.learning.program import Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
-from mtfl_jax.names import BOOKKEEPING, OTHER_KEYS
+from mtfl_jax.names import BOOKKEEPING, OTHER_KEYS, SWEEP_KEYS
 from mtfl_jax.records import REGISTRIES, guess
 
 
@@ -369,7 +369,8 @@ class Config:
 def require_field(key: str, value: object) -> None:
     """Raise ConfigError unless `key` names a field."""
     if key not in FIELDS:
-        raise ConfigError(key, value, f"unknown key{guess(key, FIELDS)}; allowed: {', '.join(FIELDS)}")
+        meant = guess(key, [*FIELDS, *OTHER_KEYS, *(f"sweep.{name}" for name in SWEEP_KEYS)])
+        raise ConfigError(key, value, f"unknown key{meant}; allowed: {', '.join(FIELDS)}")
 
 
 refresh()

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import math
 import operator
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -35,7 +36,8 @@ class Type:
     parse(key, value) gives the value as it is kept (hashable), or raises ConfigError. `column` is the type of its
     column in a table (None: it has none), `text` its words there where that is str. `number` is what a traced knob
     becomes, a `whole` one or not. `listed`: a flat list is one value, not several. `names` are the names that it
-    chooses from, `source` the extension that a value is from. `examples` are some allowed values.
+    chooses from, `source` the extension that a value is from. `examples` are some allowed values; `allowed` says in
+    words which are.
     """
 
     parse: Callable[[str, Any], Any]
@@ -47,39 +49,61 @@ class Type:
     listed: bool = False
     names: Callable[[], Iterable[str]] | None = None
     source: Callable[[Any], str] = lambda value: ""
+    allowed: Callable[[], str] = lambda: ""
+
+
+_SLICE = re.compile(r"(\d+)(:|\.\.+|-|…)(\d+)(?::(\d+))?")
+
+
+def refused(key: str, value: Any, allowed: str) -> ConfigError:
+    """The error of a value that is none of those allowed; it says how to ask for several, where that was meant."""
+    several = isinstance(value, Sequence | np.ndarray | range) and not isinstance(value, str) and len(value) > 1
+    if several:
+        own = list(value)
+        text = ",".join(str(one) for one in own[:2]) + ",…" * (len(own) > 2)
+        meant = f"mtfl -m {key}={text}, or mtfl_jax.sweep({key}=[{text}])"
+        return ConfigError(key, own, f"allowed: {allowed}; several are a sweep: {meant}")
+    if isinstance(value, str) and (found := _SLICE.fullmatch(value.replace(" ", ""))):
+        low, between, high, step = found.groups()
+        stop = int(high) + (between != ":")
+        meant = f"range({low},{stop}{f',{step}' if step else ''})"
+        return ConfigError(key, value, f"allowed: {allowed}; {low} to {stop - 1} is a sweep: mtfl -m '{key}={meant}'")
+    return ConfigError(key, value, f"allowed: {allowed}")
 
 
 def integer(low: int, high: float = math.inf, examples: Sequence[int] = (1, 2, 3, 5, 8)) -> Type:
     """Integers from `low` to `high`. Raises ValueError where there are none."""
     if low > high:
         raise ValueError(f"integer({low}, {high}): there is none; allowed: low <= high")
-    allowed = f"allowed: an integer from {low}" + (f" to {high}" if high < math.inf else "")
+    allowed = f"an integer from {low}" + (f" to {high}" if high < math.inf else "")
 
     def parse(key: str, value: Any) -> int:
+        if isinstance(value, float | np.floating) and float(value).is_integer():
+            value = int(value)  # 1e3 is 1000.
         try:
             found = operator.index(value)
         except TypeError:
             found = None
         if found is None or isinstance(value, bool) or not low <= found <= high:
-            raise ConfigError(key, value, allowed)
+            raise refused(key, value, allowed)
         return found
 
-    return Type(parse, int, lambda: examples, number=int, whole=True)
+    return Type(parse, int, lambda: examples, number=int, whole=True, allowed=lambda: allowed)
 
 
 def number(low: float, high: float = math.inf, examples: Sequence[float] = (0.0, 0.3, 1.0, 2.5)) -> Type:
     """Finite numbers from `low` to `high`. Raises ValueError where there are none."""
     if low > high:
         raise ValueError(f"number({low:g}, {high:g}): there is none; allowed: low <= high")
-    allowed = f"allowed: a finite number from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+    allowed = f"a finite number from {low:g}" + (f" to {high:g}" if high < math.inf else "")
 
     def parse(key: str, value: Any) -> float:
         good = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not good or not math.isfinite(value) or not low <= value <= high:
-            raise ConfigError(key, value, allowed)
+            raise refused(key, value, allowed)
         return float(value) + 0.0  # −0 is 0.
 
-    return Type(parse, float, lambda: [value for value in examples if low <= value <= high])
+    return Type(parse, float, lambda: [value for value in examples if low <= value <= high], allowed=lambda: allowed)
 
 
 def flag() -> Type:
@@ -87,10 +111,10 @@ def flag() -> Type:
 
     def parse(key: str, value: Any) -> bool:
         if not isinstance(value, bool | np.bool_):
-            raise ConfigError(key, value, "allowed: true, false")
+            raise refused(key, value, "true, false")
         return bool(value)
 
-    return Type(parse, bool, lambda: (False, True))
+    return Type(parse, bool, lambda: (False, True), allowed=lambda: "true, false")
 
 
 def choice(names: Callable[[], Iterable[str]], source: Callable[[str], str] = lambda name: "") -> Type:
@@ -98,11 +122,11 @@ def choice(names: Callable[[], Iterable[str]], source: Callable[[str], str] = la
 
     def parse(key: str, value: Any) -> str:
         known = list(names())
-        if value not in known:
-            raise ConfigError(key, value, f"allowed: {', '.join(known)}{guess(value, known)}")
+        if not isinstance(value, str) or value not in known:
+            raise refused(key, value, f"{', '.join(known)}{guess(value, known)}")
         return str(value)
 
-    return Type(parse, str, lambda: list(names()), names=names, source=source)
+    return Type(parse, str, lambda: list(names()), names=names, source=source, allowed=lambda: ", ".join(names()))
 
 
 def of(registry: Registry[Any], *words: str) -> Type:
@@ -122,11 +146,13 @@ def optional(inner: Type) -> Type:
         parse=lambda key, value: None if value is None else inner.parse(key, value),
         number=lambda value: math.nan if value is None else inner.number(value),
         examples=lambda: (None, *inner.examples()),
+        allowed=lambda: f"null, or {inner.allowed()}",
     )
 
 
 def integer_or(low: int, words: Mapping[str, int]) -> Type:
     """An integer from `low`, or one of some words, which a traced knob has as the integers given."""
+    allowed = f"{', '.join(words)}, or an integer from {low}"
 
     def parse(key: str, value: Any) -> int | str:
         if isinstance(value, str) and value in words:
@@ -134,9 +160,16 @@ def integer_or(low: int, words: Mapping[str, int]) -> Type:
         try:
             return int(integer(low).parse(key, value))
         except ConfigError:
-            raise ConfigError(key, value, f"allowed: {', '.join(words)}, or an integer from {low}") from None
+            raise refused(key, value, allowed) from None
 
-    return Type(parse, str, lambda: (*words, 1, 2), number=lambda value: words.get(value, value), whole=True)
+    return Type(
+        parse,
+        str,
+        lambda: (*words, 1, 2),
+        number=lambda value: words.get(value, value),
+        whole=True,
+        allowed=lambda: allowed,
+    )
 
 
 def list_of(inner: Type, *, distinct: bool, examples: Sequence[Any], listed: bool = True, column: type = str) -> Type:
@@ -149,6 +182,9 @@ def list_of(inner: Type, *, distinct: bool, examples: Sequence[Any], listed: boo
             raise ConfigError(key, value, "allowed: a non-empty list" + (" of distinct values" if distinct else ""))
         return items
 
+    def allowed() -> str:
+        return f"one or a list{' of distinct ones' if distinct else ''}: {inner.allowed()}"
+
     return Type(
         parse,
         column,
@@ -157,6 +193,7 @@ def list_of(inner: Type, *, distinct: bool, examples: Sequence[Any], listed: boo
         listed=listed,
         names=inner.names,
         source=lambda value: " ".join(sorted({inner.source(item) for item in value} - {""})),
+        allowed=allowed,
     )
 
 

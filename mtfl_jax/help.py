@@ -1,25 +1,37 @@
 """What `mtfl --help` says of groups and keys, from the records: `${mtfl_help:groups}` and so on in conf/hydra/help."""
 
+import json
+import shutil
+import textwrap
 from collections.abc import Iterable
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from mtfl_jax import extend
 from mtfl_jax.compose import conf_dir
 from mtfl_jax.config import FIELDS
 from mtfl_jax.kinds import KINDS
 from mtfl_jax.learning.activations import PREFIX
 from mtfl_jax.learning.losses import MIXTURE
 from mtfl_jax.learning.probe import NONE
-from mtfl_jax.names import GROUPS
+from mtfl_jax.names import GROUPS, OTHER_KEYS, SWEEP_KEYS
 
 WORDS = {MIXTURE: "differing losses over tasks, those of losses in turn", NONE: "no downstream classifier"}
 """Choices of a group that are no record."""
 
 
-def _columns(pairs: Iterable[tuple[str, str]], indent: int) -> str:
-    pairs = list(pairs)
-    width = max(len(name) for name, _ in pairs)
-    return "\n".join(f"{'':{indent}}{name:{width}}  {doc}" for name, doc in pairs)
+def _columns(rows: Iterable[tuple[str, ...]], indent: int) -> str:
+    """Rows of equal length, aligned; what the last column holds is wrapped inside the terminal."""
+    rows = list(rows)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    margin = indent + sum(widths) + 2 * len(widths)
+    room = max(shutil.get_terminal_size((120, 24)).columns - margin, 24)
+    lines = []
+    for *names, doc in rows:
+        head = " " * indent + "".join(f"{name:{width}}  " for name, width in zip(names, widths, strict=True))
+        lines.append(head + f"\n{'':{margin}}".join(textwrap.wrap(doc, room, break_on_hyphens=False)))
+    return "\n".join(lines)
 
 
 def groups() -> str:
@@ -40,16 +52,28 @@ def studies() -> str:
     return " | ".join(sorted(path.stem for path in conf_dir().glob("study/*.yaml")))
 
 
-def keys() -> str:
-    """Every key of a cell that is no group, what it is, and the names it takes."""
-    docs = {name: field.doc for name, field in FIELDS.items() if name not in GROUPS}
-    for name in docs:
-        if (names := FIELDS[name].type.names) is not None:
-            docs[name] += f": {' | '.join(names())}"
-    return _columns(docs.items(), 4)
+def keys(root: Any) -> str:
+    """Every key that is no group: what it is here, what it says, and what it takes."""
+    fields = [(name, field.doc, field.type.allowed()) for name, field in FIELDS.items() if name not in GROUPS]
+    own = [(name, f"{doc} ({allowed})" if allowed else doc) for name, doc, allowed in fields]
+    others = [(name, doc) for name, doc in OTHER_KEYS.items() if name not in ("study", "size", "sweep", "hydra")]
+    sweep = [(f"sweep.{name}", doc) for name, doc in SWEEP_KEYS.items()]
+    return _columns([(name, _value(root, name), doc) for name, doc in [*own, *others, *sweep]], 2)
+
+
+def _value(root: Any, key: str) -> str:
+    """A key's value in a config, as the command line takes it."""
+    value = OmegaConf.select(root, key, default=extend.defaults().get(key))
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value)
+    text = "null" if value is None else json.dumps(value).replace('"', "").replace(", ", ",")
+    return text if len(text) <= 16 else f"{text[:15]}…"
 
 
 def register() -> None:
     """Let conf/hydra/help ask for these."""
-    said = {"groups": groups, "studies": studies, "keys": keys}
-    OmegaConf.register_new_resolver("mtfl_help", lambda name: said[name](), replace=True)
+
+    def said(name: str, *, _root_: Any) -> str:
+        return {"groups": groups, "studies": studies, "keys": lambda: keys(_root_)}[name]()
+
+    OmegaConf.register_new_resolver("mtfl_help", said, replace=True)

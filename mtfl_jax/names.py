@@ -13,8 +13,26 @@ OK, DIVERGED = "ok", "diverged"
 STATUSES = (OK, DIVERGED)
 """What the column `status` says of a row; only a row that is OK has measurements."""
 
-OTHER_KEYS = ("study", "size", "sweep", "plan", "moments", "memory_fraction", "extensions", "hydra")
-"""Keys of conf/config.yaml that are not a cell's."""
+OTHER_KEYS: Mapping[str, str] = {
+    "study": "a ready grid and what it finds",
+    "size": "how large a study: large is for an accelerator",
+    "plan": "run; only: say what would run, and how long; compile: and its memory and compile time",
+    "moments": "one_step of many cells by moments of the inputs: auto, always, never",
+    "memory_fraction": "share of a device's memory that a program may take",
+    "extensions": "modules or .py files that register records of your own: they are imported, so their code runs",
+    "sweep": "the grid; with -m just write KEY=1,2,4",
+    "hydra": "Hydra's own keys: mtfl --hydra-help",
+}
+"""Keys of conf/config.yaml that are not a cell's, and what they are."""
+
+SWEEP_KEYS: Mapping[str, str] = {
+    "axes": "KEY: a list, or a sweep such as range(0,8)",
+    "grids": "[{KEY: …}, …]: grids one after the other; each has these axes and those above",
+    "zip": "[[d,n1]]: axes that advance together",
+    "where": "['width >= 2*d']: conditions that cells must meet",
+    "part": "k/K: the k-th of K equal shares",
+}
+"""Keys of `sweep`, and what they are."""
 
 BOOKKEEPING: Mapping[str, type] = {
     "extensions": str,

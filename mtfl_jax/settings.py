@@ -4,7 +4,21 @@ are in conf/.
 
 from typing import Any
 
-from mtfl_jax.fields import ConfigError, Field, Type, View, flag, integer, list_of, number, of, one_of, optional, rule
+from mtfl_jax.fields import (
+    ConfigError,
+    Field,
+    Type,
+    View,
+    choice,
+    flag,
+    integer,
+    list_of,
+    number,
+    of,
+    one_of,
+    optional,
+    rule,
+)
 from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
@@ -19,20 +33,9 @@ MOST_SEED = 2**31 - 1
 
 
 def _networks() -> Type:
-    base = of(ACTIVATIONS)
-
-    def parse(key: str, value: Any) -> str:
-        names = [PREFIX + name for name in ACTIVATIONS]
-        if value not in names:
-            raise ConfigError(key, value, f"allowed: {', '.join(names)}")
-        return str(value)
-
-    return Type(
-        parse,
-        str,
+    return choice(
         lambda: [PREFIX + name for name in ACTIVATIONS],
-        names=lambda: [PREFIX + name for name in ACTIVATIONS],
-        source=lambda value: base.source(value.removeprefix(PREFIX)),
+        lambda value: ACTIVATIONS.source(value.removeprefix(PREFIX)),
     )
 
 
@@ -41,16 +44,12 @@ def _sets() -> Type:
         found = {MEASURES.source(name) for name, measure in MEASURES.items() if value in measure.sets}
         return " ".join(sorted(found - {""}))
 
-    base = one_of()
-
-    def parse(key: str, value: Any) -> str:
-        return str(one_of(*sets()).parse(key, value))
-
-    return Type(parse, base.column, sets, names=sets, source=source)
+    return choice(sets, source)
 
 
 def _measure_at() -> Type:
     words, steps = ("log", "last"), list_of(integer(1), distinct=True, examples=())
+    allowed = "log, last, or a list of distinct step numbers from 1"
 
     def parse(key: str, value: Any) -> str | tuple[int, ...]:
         if isinstance(value, str) and value in words:
@@ -58,9 +57,9 @@ def _measure_at() -> Type:
         try:
             return tuple(sorted(steps.parse(key, value)))
         except ConfigError:
-            raise ConfigError(key, value, "allowed: log, last, or a list of distinct step numbers from 1") from None
+            raise ConfigError(key, value, f"allowed: {allowed}") from None
 
-    return Type(parse, None, lambda: ("log", "last", (1,), (1, 2)), listed=True)
+    return Type(parse, None, lambda: ("log", "last", (1,), (1, 2)), listed=True, allowed=lambda: allowed)
 
 
 def _size(name: str, doc: str, examples: tuple[int, ...]) -> Field:
@@ -89,7 +88,7 @@ ALWAYS = (
         "probability that a training label is flipped",
     ),
     Field("tasks", "choice", of(FAMILIES), "task family"),
-    Field("network", "choice", _networks(), "network: two layers and the activation between them"),
+    Field("network", "choice", _networks(), "two layers and the activation between them"),
     Field("bias", "choice", one_of(*BIASES), "biases of the hidden layer"),
     Field(
         "bias_scale",

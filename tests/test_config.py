@@ -3,8 +3,11 @@
 import re
 
 import hydra
+import numpy as np
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import mtfl_jax
 from mtfl_jax import compose as composing
@@ -12,7 +15,7 @@ from mtfl_jax.compose import cell_values, conf_dir, from_keywords
 from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.measures import MEASURES
-from mtfl_jax.names import GROUPS
+from mtfl_jax.names import GROUPS, OTHER_KEYS, SWEEP_KEYS
 
 CHOICES = sorted(
     (path.parent.name, path.stem) for path in conf_dir().glob("*/*.yaml") if path.parent.name in (*GROUPS, "study")
@@ -50,16 +53,35 @@ def test_the_readme_names_every_choice_and_column(repository):
     assert set(MEASURES) <= set(re.findall(r"`(\w+)`", columns))
 
 
-def test_help_says_what_every_key_and_choice_is(here):
-    status, said, err = here("--help")
+def test_help_says_what_every_key_and_choice_is(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    status, said, err = here("d=32", "--help")
     assert (status, err) == (0, "")
-    assert "study=quickstart" in said
-    assert "num_tasks: 64" in said
+    for words in ("study=quickstart", "mtfl -m ", *(f"mtfl-{name} FOLDER" for name in ("report", "fit", "status"))):
+        assert words in said
+    lines = {line.split()[0]: line for line in said.splitlines() if line.strip()}
+    defaults = composed("d=32")
     for name, field in FIELDS.items():
-        assert name in said
-        assert field.doc in said, name
-    for group in GROUPS:
-        assert all(f"  {choice} " in said for choice in FIELDS[group].type.names())
+        if name in GROUPS:
+            assert f"  {name}: {field.doc}" in said
+            assert all(f"  {choice} " in said for choice in field.type.names())
+        else:
+            _, value, doc = lines[name].split(maxsplit=2)
+            assert doc == f"{field.doc} ({field.type.allowed()})"
+            if OmegaConf.is_list(defaults[name]):
+                assert f"[{','.join(defaults[name])}]".startswith(value.rstrip("…"))
+            else:
+                assert yaml.safe_load(value) == defaults[name], name
+    for name, doc in {**OTHER_KEYS, **{f"sweep.{key}": doc for key, doc in SWEEP_KEYS.items()}}.items():
+        assert name in ("study", "size", "sweep", "hydra") or lines[name].endswith(f"  {doc}")
+
+
+def test_help_fits_the_terminal(here, monkeypatch):
+    for width in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        keys = here("--help")[1].split("\nKeys ")[1].split("\n\n")[0].splitlines()[1:]
+        assert max(map(len, keys)) <= width
+        assert len(keys) > len(FIELDS)
 
 
 def test_config_yaml_holds_exactly_the_fields():
@@ -182,3 +204,37 @@ def test_recorded_steps():
     assert record(steps=20, measure_at=[10, 5]) == (5, 10)
     assert from_keywords(algorithm="one_step").record == (1,)
     assert from_keywords(algorithm="oracle").record == (0,)
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS))
+def test_a_refused_value_says_what_was_meant(name):
+    """Of every setting: a name misspelt, several values for one, a slice for a sweep."""
+    parse, example = FIELDS[name].type.parse, next(iter(FIELDS[name].type.examples()))
+    if FIELDS[name].type.names is not None:
+        for choice in FIELDS[name].type.names():
+            with pytest.raises(
+                ConfigError, match=rf"^{name}={choice}x: allowed: .*{choice}.* \(did you mean {choice}\?\)$"
+            ):
+                parse(name, f"{choice}x")
+    if FIELDS[name].type.column is int and not isinstance(example, tuple):
+        for text, meant in {"0:8": "0,8", "0..9": "0,10", "2 - 4": "2,5", "0:8:2": "0,8,2"}.items():
+            with pytest.raises(ConfigError, match=rf"is a sweep: mtfl -m '{name}=range\({meant}\)'$"):
+                parse(name, text)
+    with pytest.raises(ConfigError, match=f"^{name}="):
+        parse(name, "0:8")
+    if not isinstance(example, tuple) and name != "measure_at":
+        with pytest.raises(ConfigError, match=rf"several are a sweep: mtfl -m {name}=.*mtfl_jax\.sweep\({name}=\["):
+            parse(name, [example, example])
+
+
+@pytest.mark.parametrize("name", sorted(name for name, field in FIELDS.items() if field.type.column is int))
+def test_an_integer_may_be_written_as_a_float(name):
+    whole = FIELDS[name].type.parse(name, 1000)
+    for value in (1e3, np.float32(1000), np.int64(1000)):
+        found = FIELDS[name].type.parse(name, value)
+        assert found == whole
+        assert all(type(one) is int for one in (found if isinstance(found, tuple) else [found]))
+        assert FIELDS[name].hashed(found) == FIELDS[name].hashed(whole)
+    for value in (1000.5, float("inf"), float("nan"), True, "1000"):
+        with pytest.raises(ConfigError):
+            FIELDS[name].type.parse(name, value)

@@ -155,9 +155,9 @@ def test_every_choice_of_a_config_group_is_a_file_or_of_an_extension():
 def test_every_setting_is_in_the_config_and_in_help(here, monkeypatch):
     assert set(compose.composed({})) == set(FIELDS)
     monkeypatch.syspath_prepend(EXAMPLE)
-    shown = here(f"extensions=[{NAME}]", "--help")[1].splitlines()
+    shown = [line.lstrip() for line in here(f"extensions=[{NAME}]", "--help")[1].splitlines()]
     for name, field in FIELDS.items():
-        assert any(line.startswith(f"{name}:") for line in shown), name
+        assert any(line.startswith((f"{name}:", f"{name} ")) for line in shown), name
         assert field.name == name
         assert len(field.doc.splitlines()) == 1
         assert not field.padded or labelled(name), name

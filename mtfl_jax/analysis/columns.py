@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mtfl_jax.analysis import describe
+from mtfl_jax.records import guess
 
 
 def ok(table: pd.DataFrame) -> pd.DataFrame:
@@ -17,7 +18,8 @@ def ok(table: pd.DataFrame) -> pd.DataFrame:
 def column(table: pd.DataFrame, key: str, name: str) -> pd.Series:
     """A column of a table that has rows. Raises ValueError, as all functions here, that begins with key=name."""
     if name not in table:
-        raise ValueError(f"{key}={name}: allowed: the columns {', '.join(map(str, table.columns))}")
+        known = list(map(str, table.columns))
+        raise ValueError(f"{key}={name}: allowed: the columns {', '.join(known)}{guess(name, known)}")
     if table.empty:
         raise ValueError(f"{key}={name}: the table has no rows; allowed: one or more")
     return table[name]

@@ -5,11 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import mtfl_jax
 from mtfl_jax.analysis import studies
 
 
 class Parser(argparse.ArgumentParser):
     """A parser that says what is wrong in one line, and exits with 2."""
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog, description=description)
+        self.add_argument("--version", action="version", version=f"mtfl_jax {mtfl_jax.__version__}")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")

@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,6 +108,8 @@ def sweep(
     memory_fraction, moments = compose.memory_share(memory_fraction), compose.moments_of(moments)
     extend.load(extensions)
     grid = Grid(axes, compose.composed, grids=grids, zipped=zip, where=where)
+    if said := grid.without_effect(axes):
+        warnings.warn(said, stacklevel=2)
     sink = store.Memory() if folder is None else store.Folder(folder)
     progress = execute(grid, sink, memory_fraction=memory_fraction, moments=moments)
     if progress.failures:

@@ -36,7 +36,8 @@ class Grid:
     The cells are those of the product of `axes`, or, where there are `grids`, of each in turn: of its own axes and of
     `axes`, which go before. blocks: the configs of the combinations of group choices; axes: the values of each other
     axis; block (n,) and at[key] (n,): each cell's block and its position on every axis; ids (n,): each cell's identity.
-    Cells that differ only in what does not bear on them are one cell, measured wherever one of them is.
+    Cells that differ only in what does not bear on them are one cell, measured wherever one of them is:
+    `asked` is how many there were before.
     Raises ConfigError for a bad axis, value or cell.
     """
 
@@ -63,6 +64,7 @@ class Grid:
         if not len(self):
             raise ConfigError("sweep.where", list(where), "leaves no cell; allowed: conditions that some cell meets")
         self._check()
+        self.asked = len(self)
         self._identify()
 
     @classmethod
@@ -185,6 +187,25 @@ class Grid:
         """Whether a field bears on each cell's row: a mask."""
         outcomes, which = self.outcome(config.derived().bears[key])
         return np.asarray(outcomes, bool)[which[cells]]
+
+    def without_effect(self, given: Iterable[str]) -> str:
+        """Which of the settings `given` do not bear on some cells, and which axes on none; because of what, and how
+        many cells became one. A line, empty where there is nothing to say.
+        """
+        why: dict[str, list[str]] = {}
+        given, bears = set(given), config.derived().bears
+        for key in (name for name in FIELDS if name in given or len(self.axes.get(name, ())) > 1):
+            off = np.flatnonzero(~self.bears(key, np.arange(len(self))))
+            if len(off) == 0 or (key not in given and len(off) < len(self)):
+                continue
+            own = [name for name in FIELDS if name in bears[key].reads and self.bears(name, off).all()]
+            chosen = [(name, dict.fromkeys(self.column(name, off, FIELDS[name].type.text).tolist())) for name in own]
+            why.setdefault(" ".join(f"{name}={','.join(values)}" for name, values in chosen), []).append(key)
+        said = [
+            f"{', '.join(keys)} {'has' if len(keys) == 1 else 'have'} no effect with {of}" for of, keys in why.items()
+        ]
+        merged = f": {self.asked:,} cells became {len(self):,}" if said and self.asked > len(self) else ""
+        return "; ".join(said) + merged
 
     def records(self) -> tuple[list[tuple[int, ...]], np.ndarray]:
         """The distinct tuples of recorded steps, and which of them each cell has, (n,)."""

@@ -25,6 +25,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtfl_jax.records import guess
+
 RESULTS = "results.parquet"
 
 
@@ -76,7 +78,7 @@ def load(
     wanted = list(columns) if columns is not None else known
     for name in [*wanted, *(condition[0] for condition in where or ())]:
         if name not in known:
-            raise ValueError(f"column {name!r}: allowed: {', '.join(known)}")
+            raise ValueError(f"column {name!r}: allowed: {', '.join(known)}{guess(name, known)}")
     return frame(pa.concat_tables([_columns(found.schema, wanted).empty_table(), *distinct(found, wanted, where)]))
 
 
