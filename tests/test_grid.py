@@ -1,10 +1,12 @@
 """Grids: axes in every grammar, zips, conditions, identities."""
 
+import differential
 import numpy as np
 import pandas as pd
 import pytest
 
 from mtfl_jax import compose
+from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps.grammar import axis_values
 from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
@@ -211,3 +213,51 @@ def test_bad_cells_name_the_rule():
     with pytest.raises(ConfigError, match=r"r=16: allowed: at most d=8 \(sweep.where can exclude such cells\)"):
         grid(d=[8, 32], r=[4, 16])
     assert len(grid(d=[8, 32], r=[4, 16], where=["r <= d"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"d": [8, 16], "n_test": 64}, ""),
+        ({"steps": [1, 10, 100]}, "steps has no effect with algorithm=one_step: 3 cells became 1"),
+        ({"head_steps": 2, "lr": 0.1}, "head_steps, lr have no effect with algorithm=one_step"),
+        (
+            {"algorithm": "joint", "optimizer": ["adam", "nesterov"], "momentum": [0.1, 0.2]},
+            "momentum has no effect with algorithm=joint optimizer=adam: 4 cells became 3",
+        ),
+        (
+            {"probe": "none", "bias_scale": 2.0, "n_down": [16, 32]},
+            "n_down has no effect with probe=none; bias_scale has no effect with bias=zero: 2 cells became 1",
+        ),
+    ],
+)
+def test_settings_without_effect_are_said(axes, said):
+    assert grid(**axes).without_effect(axes) == said
+
+
+def test_a_setting_is_said_to_have_no_effect_where_another_value_is_the_same_cell():
+    names = {name for name, field in FIELDS.items() if field.identified and len(field.type.examples()) > 1}
+    count = 0
+    for i in range(200, 230):
+        spec, _ = differential.planned_grid(i)
+        cells = differential.planned(spec)
+        if all(cell.refused for cell in cells):
+            continue
+        spec = differential.accepted_only(spec, cells)
+        given = {key: None for own in [spec.fixed, spec.axes, *spec.grids] for key in own if key in names}
+        found = spec.grid()
+        idle = set()
+        for key in given:
+            for k in range(len(found)):
+                own = found.cell(k)
+                values = [FIELDS[key].type.parse(key, value) for value in FIELDS[key].type.examples()]
+                both = [getattr(own, key), next(value for value in values if value != getattr(own, key))]
+                ids = Grid.of_cells({key: both}, {key: np.asarray([0, 1])}, own).identities()
+                if ids[0] == ids[1]:
+                    idle.add(key)
+        said = found.without_effect(given)
+        before = said.split(": ")[0]
+        named = {key for part in before.split("; ") if part for key in part.split(" ha")[0].split(", ")}
+        assert named == idle, said
+        count += len(idle)
+    assert count > 30
