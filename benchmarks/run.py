@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument(
-        "--compare", type=Path, metavar="OLD.json", help="exit 1 where something is 20% slower than in it"
+        "--compare", type=Path, metavar="OLD.json", help="exit 1 where something is 20%% slower than in it"
     )
     given = parser.parse_args()
     chosen = given.names or list(BENCHMARKS)

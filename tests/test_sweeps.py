@@ -1,6 +1,7 @@
 """Sweeps: what compiles, that a cell's row is its own, that nothing is lost."""
 
 import concurrent.futures
+import itertools
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import differential
 import numpy as np
 import pandas as pd
 import pytest
@@ -388,11 +390,11 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     sizes = []
     real = engine._call
 
-    def call(executable, chunk, *rest):
-        sizes.append(chunk.capacity)
-        if chunk.capacity > 2:
+    def call(course, *rest):
+        sizes.append(course.chunk.capacity)
+        if course.chunk.capacity > 2:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return real(executable, chunk, *rest)
+        return real(course, *rest)
 
     monkeypatch.setattr(engine, "_call", call)
     grid = grid_of(seed=range(10))
@@ -400,6 +402,59 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     assert engine.execute(grid, sink, chunk=8).done == 10
     assert sizes[:3] == [8, 4, 2]
     assert sink.table().num_rows == 10
+
+
+def test_chunks_in_flight_that_are_out_of_memory_run_again_in_halves(monkeypatch):
+    """A device says so when results are asked for: the next chunk is on its way by then, just as large."""
+    import jax
+
+    class Full:
+        def keys(self):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    sizes, real = [], engine._call
+
+    def call(course, *rest):
+        sizes.append(course.chunk.capacity)
+        return real(course, *rest)._replace(**{"outputs": Full()} if course.chunk.capacity > 2 else {})
+
+    monkeypatch.setattr(engine, "_call", call)
+    quick = {"algorithm": "oracle", "measure": "recovery", "probe": "none"}
+    grid, sink = grid_of(**quick, width=[8, 12], seed=range(40)), store.Memory()
+    progress = engine.execute(grid, sink, chunk=8)
+    assert (progress.done, progress.failures) == (80, [])
+    assert [size for size in sizes if size > 2] == [8, 8, 4, 4]
+    assert_same_rows(table_of(grid), tables.frame(api.in_order(grid, sink.table())))
+
+
+def test_a_sweep_that_is_stopped_has_the_first_seeds_of_everything(monkeypatch):
+    axes = {"algorithm": ["one_step", "oracle"], "num_tasks": [2, 3, 5], "data": ["gaussian", "rademacher"]}
+    grid = grid_of(**axes, width=[8, 16], seed=range(20))
+    monkeypatch.setattr(engine, "fitting", differential.StandIn(differential.Truth()).fitting)
+    for moments, after in itertools.product(("auto", "never"), (100, 200, 300)):
+        sink, done = store.Memory(), []
+
+        def notify(progress, done=done):
+            done.append(progress.done)
+
+        progress = engine.execute(
+            grid,
+            sink,
+            moments=moments,
+            chunk=1,
+            notify=notify,
+            stop=lambda: done[-1] >= after,  # noqa: B023
+        )
+        assert progress.stopped
+        table = tables.frame(sink.table())
+        assert after <= len(table) == progress.done < len(grid)
+        seeds = [set(own["seed"]) for _, own in table.groupby([*axes, "width"])]
+        assert len(seeds) == 24
+        least = min(map(len, seeds))
+        assert least >= 1
+        assert all(own >= set(range(least)) for own in seeds)
+        # Programs take turns by what they have begun, of which each has its own number of trainings.
+        assert max(map(len, seeds)) <= least + 4
 
 
 def test_a_program_too_large_for_memory_is_refused_by_its_own_analysis():

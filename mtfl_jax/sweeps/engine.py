@@ -1,15 +1,15 @@
 """Runs a grid: one compiled program a bucket, chunks of trainings shared by the local devices.
 
-While a bucket runs, the next one compiles in another thread. Compiled programs are kept in JAX's persistent cache.
+While chunks run, the next bucket compiles in another thread. Compiled programs are kept in JAX's persistent cache.
 """
 
 import collections
-import concurrent.futures
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -17,12 +17,15 @@ import pyarrow as pa
 import pyarrow.compute
 import threadpoolctl
 
-from mtfl_jax.sweeps import compiling
-from mtfl_jax.sweeps.compiling import Chunk, cells_of, chunk_of, fitting, half, job_of
+from mtfl_jax.sweeps import compiling, mappings
+from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, chunk_of, fitting, half, job_of
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, devices
 from mtfl_jax.sweeps.plan import Bucket, plan
 from mtfl_jax.sweeps.rows import Costs, rows_of
+
+STOP_SECONDS = 0.1
+"""How long a stop may go unheard while a program compiles and nothing runs."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +87,41 @@ def remaining(grid: Grid, buckets: Sequence[Bucket], finished: np.ndarray, part:
     return left
 
 
+class _Course:
+    """A bucket in its course: the executable for its chunks, and the lanes that are left, as ranges in order."""
+
+    def __init__(self, bucket: Bucket, executable: Any, chunk: Chunk) -> None:
+        self.bucket, self.executable, self.chunk = bucket, executable, chunk
+        self.left = [(0, len(bucket))]
+
+    @property
+    def begun(self) -> float:
+        """The share of its lanes that have been taken."""
+        return 1 - sum(high - low for low, high in self.left) / len(self.bucket)
+
+    def take(self) -> np.ndarray:
+        """The lanes of the next chunk, which are consecutive."""
+        low, high = self.left.pop(0)
+        most = low + self.chunk.capacity * len(devices())
+        if most < high:
+            self.left.insert(0, (most, high))
+        return np.arange(low, min(most, high))
+
+    def give_back(self, lanes: np.ndarray) -> None:
+        """Put lanes back among those that are left."""
+        self.left = sorted([*self.left, (int(lanes[0]), int(lanes[-1]) + 1)])
+
+
+class _Flight(NamedTuple):
+    """A chunk on its way: its lanes, at which places of the call's outputs they are, and how large a chunk it is."""
+
+    course: _Course
+    lanes: np.ndarray
+    places: np.ndarray
+    capacity: int
+    outputs: Mapping[str, Any]
+
+
 def execute(
     grid: Grid,
     sink: Sink,
@@ -97,8 +135,10 @@ def execute(
 ) -> Progress:
     """Run what is left of a grid into `sink` and say how it went.
 
+    Programs take turns, chunk by chunk, the one that is least far first, and the lanes of each go seed by seed: a sweep
+    that is stopped has some seeds of everything. While a chunk runs, the rows of the one before are made and written.
     `chunk` sets the trainings a call gives each device, one after the other (default: `chunk_of`). `stop()` is asked
-    after every chunk; `notify` hears of every one. A bucket that fails is listed in the result's failures and the
+    before every chunk; `notify` hears of every one. A bucket that fails is listed in the result's failures and the
     others run.
     """
     whole = plan(grid, moments)
@@ -109,89 +149,169 @@ def execute(
     _log.info("%d cells in %d programs, %d there before", every, len(buckets), progress.skipped)
     # From the whole plan, so that a restart compiles the same programs.
     chunks = {job_of(bucket): chunk_of(bucket) if chunk is None else Chunk(chunk, 1) for bucket in whole}
-    costs = Costs(grid)
-
-    def prepare(bucket: Bucket) -> tuple[Any, Chunk, float]:
-        start, job = time.perf_counter(), job_of(bucket)
-        executable, fits = fitting(job, chunks[job], memory_fraction)
-        return executable, fits, time.perf_counter() - start
-
     notify(progress)
+    run = _Run(grid, sink, chunks, memory_fraction, stop, notify, progress, collections.deque(buckets))
     # Every device calls LAPACK from its own core: BLAS threads of their own would only wait for one another.
-    with threadpoolctl.threadpool_limits(1, "blas"), concurrent.futures.ThreadPoolExecutor(1) as ahead:
-        # Only the program that runs and the next one are held: those that have run may be let go of.
-        coming = collections.deque(ahead.submit(prepare, bucket) for bucket in buckets[:1])
-        for i, bucket in enumerate(buckets):
-            if stop():
-                progress.stopped = True
-                break
-            try:
-                try:
-                    executable, fits, seconds = coming.popleft().result()
-                finally:
-                    coming.extend(ahead.submit(prepare, following) for following in buckets[i + 1 : i + 2])
-                progress.compiled += 1
-                progress.compile_seconds += seconds
-                _run_bucket(grid, costs, bucket, executable, fits, sink, progress, memory_fraction, stop, notify)
-            except Exception as error:
-                progress.failures.append(describe(grid, bucket, error))
-                notify(progress)
+    with threadpoolctl.threadpool_limits(1, "blas"):
+        run.all()
     return progress
 
 
-def _run_bucket(
-    grid: Grid,
-    costs: Costs,
-    bucket: Bucket,
-    executable: Any,
-    chunk: Chunk,
-    sink: Sink,
-    progress: Progress,
-    memory_fraction: float,
-    stop: Callable[[], bool],
-    notify: Callable[[Progress], None],
-) -> None:
-    """Run a bucket's lanes chunk by chunk; on an out-of-memory error the chunk halves and goes on."""
-    start, at, held = time.perf_counter(), 0, []
-    written = start
-    while at < len(bucket):
-        lanes = np.arange(at, min(at + chunk.capacity * len(devices()), len(bucket)))
+@dataclasses.dataclass
+class _Run:
+    """Buckets on their way: `waiting`, then `coming` (it compiles, in another thread), then among the `courses` while
+    they have lanes left. `held` are rows that are not written yet.
+    """
+
+    grid: Grid
+    sink: Sink
+    chunks: Mapping[Job, Chunk]
+    memory_fraction: float
+    stop: Callable[[], bool]
+    notify: Callable[[Progress], None]
+    progress: Progress
+    waiting: collections.deque[Bucket]
+    coming: tuple[Bucket, Future[tuple[_Course, float]]] | None = None
+    courses: list[_Course] = dataclasses.field(default_factory=list)
+    held: list[pa.Table] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.costs = Costs(self.grid)
+        self.ahead = ThreadPoolExecutor(1)
+        self.written = self.since = time.perf_counter()
+
+    def all(self) -> None:
+        """Run every bucket, or until `stop`."""
+        flying: _Flight | None = None
         try:
-            measured = _call(executable, chunk, grid, bucket, lanes)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or chunk.capacity == 1:
-                raise
-            _log.info("out of memory at %d trainings a call", chunk.capacity)
-            executable, chunk = fitting(job_of(bucket), half(chunk), memory_fraction)
-            continue
-        rows = rows_of(grid, costs, bucket, lanes, measured)
-        held.append(rows)
-        at += len(lanes)
-        now = time.perf_counter()
-        if now - written > compiling.CHUNK_SECONDS or at == len(bucket) or stop():
-            sink.append(pa.concat_tables(held))
-            held, written = [], now
-        low, high = np.searchsorted(bucket.lane, [lanes[0], at])
-        progress.done += int(high - low)
-        progress.diverged += pyarrow.compute.sum(pyarrow.compute.equal(rows.column("status"), "diverged")).as_py()
-        progress.run_seconds += now - start
-        start = now
-        notify(progress)
-        if stop() and at < len(bucket):
-            progress.stopped = True
+            self._compile_next()
+            while flying or self.courses or self.coming:
+                flight = None
+                if not self.stop():
+                    self._take_compiled(wait=not flying)
+                    flight = self._dispatch()
+                elif not flying:
+                    self.progress.stopped = True
+                    break
+                if flying:
+                    self._collect(flying)
+                flying = flight
+        finally:
+            self.ahead.shutdown(wait=False, cancel_futures=True)
+            self._write()
+
+    def _compile_next(self) -> None:
+        bucket = self.waiting.popleft() if self.waiting else None
+        self.coming = None if bucket is None else (bucket, self.ahead.submit(self._compiled, bucket))
+
+    def _compiled(self, bucket: Bucket) -> tuple[_Course, float]:
+        start, job = time.perf_counter(), job_of(bucket)
+        course = _Course(bucket, *fitting(job, self.chunks[job], self.memory_fraction))
+        return course, time.perf_counter() - start
+
+    def _take_compiled(self, wait: bool) -> None:
+        """Let what has compiled run, where there is room for it; wait for it where nothing else runs, until `stop`."""
+        idle = wait and not self.courses
+        while self.coming and (idle or (self.coming[1].done() and mappings.room())):
+            bucket, future = self.coming
+            try:
+                course, seconds = future.result(timeout=STOP_SECONDS)
+            except TimeoutError:
+                if self.stop():
+                    return
+                continue
+            except Exception as error:
+                self._fail(bucket, error)
+            else:
+                self.courses.append(course)
+                self.progress.compiled += 1
+                self.progress.compile_seconds += seconds
+                idle = False
+            self._compile_next()
+            self.since = time.perf_counter() if wait else self.since
+
+    def _dispatch(self) -> _Flight | None:
+        """Start the next chunk, of the course that is least far."""
+        if not self.courses:
+            return None
+        course = min(self.courses, key=lambda course: course.begun)
+        lanes = course.take()
+        if not course.left:
+            self.courses.remove(course)
+        try:
+            return _call(course, self.grid, lanes)
+        except Exception as error:
+            self._failed(course, lanes, course.chunk.capacity, error)
+            return None
+
+    def _collect(self, flight: _Flight) -> None:
+        """Make rows of a chunk, and write them if the last were written long ago."""
+        bucket, lanes = flight.course.bucket, flight.lanes
+        try:
+            measured = jax.device_get(dict(flight.outputs))
+            rows = rows_of(
+                self.grid,
+                self.costs,
+                bucket,
+                lanes,
+                {name: values[flight.places] for name, values in measured.items()},
+            )
+        except Exception as error:
+            self._failed(flight.course, lanes, flight.capacity, error)
             return
+        self.held.append(rows)
+        now = time.perf_counter()
+        self.progress.run_seconds += now - self.since
+        self.since = now
+        if now - self.written > compiling.CHUNK_SECONDS:
+            self._write()
+        low, high = np.searchsorted(bucket.lane, [lanes[0], lanes[-1] + 1])
+        self.progress.done += int(high - low)
+        diverged = pyarrow.compute.equal(rows.column("status"), "diverged")
+        self.progress.diverged += pyarrow.compute.sum(diverged).as_py()
+        self.notify(self.progress)
+
+    def _write(self) -> None:
+        if self.held:
+            held, self.held = self.held, []
+            self.sink.append(pa.concat_tables(held))
+            self.written = time.perf_counter()
+
+    def _failed(self, course: _Course, lanes: np.ndarray, capacity: int, error: Exception) -> None:
+        """Where a chunk was out of memory, try again in halves of it; else give the bucket up."""
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) and capacity > 1:
+            course.give_back(lanes)
+            try:
+                if capacity == course.chunk.capacity:  # It has not been halved since.
+                    _log.info("out of memory at %d trainings a call", capacity)
+                    job = job_of(course.bucket)
+                    course.executable, course.chunk = fitting(job, half(course.chunk), self.memory_fraction)
+            except Exception as too_large:
+                error = too_large
+            else:
+                if course not in self.courses:
+                    self.courses.append(course)
+                return
+        self._fail(course.bucket, error)
+        if course in self.courses:
+            self.courses.remove(course)
+
+    def _fail(self, bucket: Bucket, error: Exception) -> None:
+        self.progress.failures.append(describe(self.grid, bucket, error))
+        self.notify(self.progress)
 
 
-def _call(executable: Any, chunk: Chunk, grid: Grid, bucket: Bucket, lanes: np.ndarray) -> dict[str, np.ndarray]:
-    """Run lanes, at most one chunk, shared evenly among the devices: their measurements, leading axis lanes."""
+def _call(course: _Course, grid: Grid, lanes: np.ndarray) -> _Flight:
+    """Start a call for lanes, at most one chunk, shared evenly among the devices."""
+    capacity = course.chunk.capacity
     shares = np.array_split(np.arange(len(lanes)), len(devices()))
     # Where each lane stands in the call; the places between are filled with copies that do not run.
-    places = np.concatenate([i * chunk.capacity + np.arange(len(share)) for i, share in enumerate(shares)])
-    filled = np.full(chunk.capacity * len(devices()), lanes[0])
+    places = np.concatenate([i * capacity + np.arange(len(share)) for i, share in enumerate(shares)])
+    filled = np.full(capacity * len(devices()), lanes[0])
     filled[places] = lanes
     counts = np.asarray([len(share) for share in shares], np.int32)
-    measured = jax.device_get(executable(cells_of(grid, bucket, filled), counts))
-    return {name: values[places] for name, values in measured.items()}
+    outputs = course.executable(cells_of(grid, course.bucket, filled), counts)
+    return _Flight(course, lanes, places, capacity, outputs)
 
 
 def describe(grid: Grid, bucket: Bucket, error: Exception) -> str:

@@ -44,12 +44,17 @@ def kept(compile_: Compile) -> Compile:
     return cast(Compile, cached)
 
 
+def room(share: float = SHARE) -> bool:
+    """Whether at most `share` of the allowed mappings are held."""
+    return held() <= share * allowed()
+
+
 def make_room(share: float = SHARE) -> bool:
     """Let go of compiled programs if more than `share` of the allowed mappings are held; say whether any were.
 
-    Programs that somebody holds, such as one that is running, stay.
+    Programs that somebody holds, such as those that run in turn, stay.
     """
-    if held() <= share * allowed():
+    if room(share):
         return False
     for forget in (*_FORGET, jax.clear_caches):
         forget()

@@ -133,10 +133,10 @@ def plan(grid: Grid, moments: str = "auto") -> list[Bucket]:
     moments: whether cells share passes over samples where they can ("auto"), must ("always", which raises ConfigError
     where they cannot) or do not ("never").
     """
-    # Trainings, numbered by first appearance.
+    # Trainings, numbered seed by seed and by first appearance: what is run first is some seeds of everything.
     identities = grid.lanes(moments != "never")
     _, first, lane = np.unique(identities, return_index=True, return_inverse=True)
-    order = np.argsort(first, kind="stable")
+    order = np.lexsort((first, grid.at["seed"][first] if "seed" in grid.at else first))
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     lane, first = rank[lane], first[order]
