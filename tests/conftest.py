@@ -2,8 +2,10 @@
 
 import gc
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jaxlib.version
@@ -18,6 +20,14 @@ flags += ["--xla_cpu_use_fusion_emitters=false"] * (jaxlib.version.__version_inf
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Two devices, so that every sweep of a test is shared between devices.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "2")
+# Compiled programs go into a folder of this process, whatever the environment says: never into the user's, and not
+# into that of another pytest-xdist worker, as JAX writes its entries in place and another would read half of one.
+cache = tempfile.TemporaryDirectory(prefix="mtfl-tests-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+# A shell without job control has what it puts in the background ignore Ctrl-C, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before anything imports them, and in this process only: every annotation of these modules is checked at every call.
 install_import_hook("mtfl_jax.learning", "beartype.beartype")
 

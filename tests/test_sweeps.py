@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import differential
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -23,7 +25,7 @@ from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import data, keys
 from mtfl_jax.learning.measures import MEASURES
-from mtfl_jax.sweeps import api, compiling, engine, store, tables
+from mtfl_jax.sweeps import api, compiling, engine, machine, store, tables
 from mtfl_jax.sweeps.cost import size_names
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import ladder, plan
@@ -224,10 +226,12 @@ print("misses", len(misses))
 
 @pytest.mark.slow
 def test_a_new_process_finds_the_programs_in_the_cache(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+
     def misses(seeds):
         done = subprocess.run(
             [sys.executable, "-c", CACHE, str(seeds)],
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+            env={**environment, "XDG_CACHE_HOME": str(tmp_path)},
             capture_output=True,
             text=True,
             check=True,
@@ -235,7 +239,15 @@ def test_a_new_process_finds_the_programs_in_the_cache(tmp_path):
         return int(done.stdout.split()[-1])
 
     assert misses(3) > 0
+    assert list((tmp_path / "mtfl_jax" / "compiled").iterdir())
     assert misses(3) == 0
+
+
+def test_tests_keep_their_programs_to_themselves():
+    """Not in the user's cache, and where the environment names one not there either."""
+    machine.devices()
+    assert jax.config.jax_compilation_cache_dir == os.environ["JAX_COMPILATION_CACHE_DIR"]
+    assert Path(jax.config.jax_compilation_cache_dir).name.startswith("mtfl-tests-")
 
 
 LAPACK = """
@@ -385,8 +397,6 @@ def test_a_failed_bucket_is_named_and_the_rest_runs(monkeypatch):
 
 @pytest.mark.slow
 def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
-    import jax
-
     sizes = []
     real = engine._call
 
@@ -406,7 +416,6 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
 
 def test_chunks_in_flight_that_are_out_of_memory_run_again_in_halves(monkeypatch):
     """A device says so when results are asked for: the next chunk is on its way by then, just as large."""
-    import jax
 
     class Full:
         def keys(self):
