@@ -10,10 +10,14 @@ A cell goes through one direction: task draw → data → network → multitask 
 (`mtfl_jax.learning`, pure functions), run by `mtfl_jax.sweeps`; `mtfl_jax.analysis` reads the tables.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
+import importlib
+
+TYPE_CHECKING = False  # As typing has it, which takes its time to import.
 if TYPE_CHECKING:
+    from typing import Any
+
     from mtfl_jax.fields import ConfigError as ConfigError
     from mtfl_jax.sweeps.api import run as run
     from mtfl_jax.sweeps.api import sweep as sweep

@@ -83,7 +83,7 @@ def repository():
 @pytest.fixture
 def here(tmp_path, monkeypatch, capsys):
     """Run main() with arguments in an empty folder: (exit status, stdout, stderr)."""
-    from mtfl_jax.__main__ import main
+    from mtfl_jax.app import main
 
     monkeypatch.chdir(tmp_path)
 

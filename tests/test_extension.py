@@ -431,8 +431,8 @@ def assert_of_the_api(table, cell):
 SLOWLY = """
 import sys
 from mtfl_jax.sweeps import compiling, engine
-compiling.CHUNK_SECONDS = 0.0  # a part a training: many moments at which to be killed
-from mtfl_jax.__main__ import main
+compiling.CHUNK_SECONDS = compiling.WRITE_SECONDS = 0.0  # a part a training: many moments at which to be killed
+from mtfl_jax.app import main
 main()
 """
 

@@ -8,9 +8,9 @@ from hydra.plugins.sweeper import Sweeper
 import mtfl_jax
 from mtfl_jax.compose import HYDRA_BASE, conf_dir
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.jobs import overrides_of_jobs
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.sweeps import compiling
-from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
 

@@ -529,7 +529,7 @@ STATUS = "import sys; from mtfl_jax.sweeps.progress import status; sys.argv[0] =
 KILLED = """
 import sys, mtfl_jax
 from mtfl_jax.sweeps import compiling
-compiling.CHUNK_SECONDS = 0.0  # a part a chunk: many moments at which to be killed
+compiling.CHUNK_SECONDS = compiling.WRITE_SECONDS = 0.0  # a part a chunk: many moments at which to be killed
 mtfl_jax.sweep(folder="out", d=8, r=2, width=[8, 16], n1=64, n2=64, n_test=32, probe="none", seed=range(2000))
 """
 

@@ -23,7 +23,7 @@ from mtfl_jax.analysis import describe, plain, studies
 from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.report import holds_numbers
-from mtfl_jax.sweeps import tables
+from mtfl_jax.sweeps import notes, tables
 from mtfl_jax.sweeps.progress import duration
 
 MOST_ROWS = 300_000
@@ -61,7 +61,7 @@ def read(folder: Path) -> Sweep:
     files = tables.files_of(folder)
     if not files:
         raise FileNotFoundError(f"{folder}: {ALLOWED}")
-    runs = _runs(folder)
+    runs = notes.read(folder)
     rows = tables.count(files)
     table = None
     if rows <= MOST_ROWS:
@@ -69,12 +69,6 @@ def read(folder: Path) -> Sweep:
         names.learn(loaded.attrs.get("labels", {}))
         table = describe.measured(loaded.drop(columns="id"))
     return Sweep(folder.resolve().name, table, rows if table is None else len(table), runs)
-
-
-def _runs(folder: Path) -> list[Mapping[str, Any]]:
-    """What the processes of a folder noted, the first one first."""
-    runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
-    return sorted(runs, key=lambda run: (run["started"], run["updated"], run["host"], run["pid"]))
 
 
 def _study(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -153,6 +147,7 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str
         "study": sweep.study,
         "title": found.title if found else "A sweep",
         "claim": found.claim if found else "",
+        "part": _part(sweep.runs),
         "problem": problem,
         "too_many": f"{sweep.rows:,} rows are more than a page is made of ({MOST_ROWS:,})." if table is None else None,
         "statements": [(VERDICTS[said.supported], said.text) for said in found.statements] if found else [],
@@ -168,6 +163,15 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str
         "diverged": _diverged(table) if table is not None and bad else None,
         "commands": _distinct(shlex.join(run["command"]) for run in sweep.runs),
     }
+
+
+def _part(runs: Sequence[Mapping[str, Any]]) -> str:
+    """That there is more to come, where it is so."""
+    said = []
+    for state, what in (("stopped", "were left when it was stopped; the same command goes on"), ("running", "to run")):
+        left = sum(notes.left(note) for note in notes.latest(runs) if note["state"] == state)
+        said += [f"{left:,} of its cells {what}"] * bool(left)
+    return f"Part of the sweep: {'; '.join(said)}." if said else ""
 
 
 def _failures(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -346,7 +350,7 @@ def main() -> None:
         parser.error(f"{given.folders[2]}: one folder too many; allowed: one or two")
     try:
         if given.extensions:
-            load_extensions(parser, given.extensions, [_study(_runs(folder)) for folder in given.folders])
+            load_extensions(parser, given.extensions, [_study(notes.read(folder)) for folder in given.folders])
         if len(given.folders) == 2:
             first, second = given.folders
             files, problem = [compare(first, second, given.out)], None

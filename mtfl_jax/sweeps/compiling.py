@@ -20,8 +20,10 @@ from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices, memory_limit
 from mtfl_jax.sweeps.plan import Bucket, ladder
 
-CHUNK_SECONDS = 1.0
-"""What a chunk should take on a CPU by the planner's model, and how long rows wait to be written."""
+CHUNK_SECONDS = 0.5
+"""What a chunk should take on a CPU by the planner's model. A stop waits for two of them, as one more is on its way."""
+WRITE_SECONDS = 1.0
+"""How long rows wait to be written."""
 MAX_LANES = 1024
 """Trainings of one call on each device at most."""
 

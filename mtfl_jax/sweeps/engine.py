@@ -263,7 +263,7 @@ class _Run:
         now = time.perf_counter()
         self.progress.run_seconds += now - self.since
         self.since = now
-        if now - self.written > compiling.CHUNK_SECONDS:
+        if now - self.written > compiling.WRITE_SECONDS:
             self._write()
         low, high = np.searchsorted(bucket.lane, [lanes[0], lanes[-1] + 1])
         self.progress.done += int(high - low)

@@ -42,6 +42,10 @@ class Memory:
         return pa.concat_tables([schema().empty_table(), *self.parts])
 
 
+class UnwrittenError(OSError):
+    """What could not be written in mid-run, said in one line."""
+
+
 class Folder:
     """A results folder, which the user named by `key`; made where it is to be written. Raises ConfigError where it
     cannot be, or holds what cannot be one table with ours.
@@ -67,8 +71,9 @@ class Folder:
         # The process's number tells forks apart.
         name = f"{self._name}-{os.getpid()}-{self._count:06d}.parquet"
         self._count += 1
-        (self.path / "parts").mkdir(parents=True, exist_ok=True)
-        tables.append(self.path / "parts" / name, part)
+        with self._written():
+            (self.path / "parts").mkdir(parents=True, exist_ok=True)
+            tables.append(self.path / "parts" / name, part)
 
     def finished(self) -> np.ndarray:
         """Identities of the rows here, sorted; those that an earlier version wrote by their columns."""
@@ -88,7 +93,7 @@ class Folder:
 
     def merge(self) -> Path:
         """Write every row once into results.parquet; its path."""
-        with self._one_table():
+        with self._one_table(), self._written():
             return tables.merge(self.path, schema())
 
     def _stored(self) -> tables.Stored:
@@ -103,10 +108,21 @@ class Folder:
             allowed = "allowed: a new folder, or one with results only"
             raise ConfigError(self.key, self.path, f"{error}; {allowed}") from None
 
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raises UnwrittenError where the folder cannot be written, as on a disk that is full."""
+        try:
+            yield
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
+            goes_on = "the rows that were written are kept, and the same sweep goes on once it can be written"
+            raise UnwrittenError(f"{self.key}={self.path}: {why}; {goes_on}") from error
+
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in runs/ what this process runs and how far it is."""
         text = json.dumps(facts, indent=2) + "\n"
-        tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
+        with self._written():
+            tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
 
 
 def unwritable(folder: str | os.PathLike[str], error: OSError, key: str = "folder") -> ConfigError:

@@ -1,0 +1,126 @@
+"""What processes note in the runs/ of a results folder, read again: how far each is, and all of them together.
+
+Imports no jax, so that a folder can be looked at in a moment.
+"""
+
+import json
+import math
+import os
+import socket
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_HOW = ("plan", "moments", "memory_fraction")
+"""Keys of a config that say how its cells are run, not which."""
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < 2e11
+
+
+def _axes(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _config(value: Any) -> bool:
+    """Whether it says of which study and grid a run is."""
+    if not (isinstance(value, dict) and "study" in value and isinstance(value.get("sweep"), dict)):
+        return False
+    sweep = value["sweep"]
+    grids = sweep.get("grids") or []
+    return {"axes", "zip", "where"} <= set(sweep) and _axes(sweep["axes"]) and all(map(_axes, grids))
+
+
+NOTED: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("state", "host", "platform", "numerics", "matmul_precision"), _text),
+    **dict.fromkeys(("command", "devices", "failures"), _texts),
+    **dict.fromkeys(("pid", "cells", "skipped", "done", "diverged", "compiled", "draws_schema"), _count),
+    **dict.fromkeys(("started", "updated", "compile_seconds", "run_seconds"), _seconds),
+    "versions": lambda value: isinstance(value, dict),
+    "config": _config,
+}
+"""What every note has, and what of it is as it must be."""
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The notes of a folder, that of the process which started first the first; a file in runs/ that is none is named
+    in a warning and left out.
+    """
+    found = []
+    for path in sorted((folder / "runs").glob("*.json")):
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            problem = f"{type(error).__name__}: {str(error) or 'too deep'}"
+        else:
+            problem = _problem(note)
+        if problem:
+            warnings.warn(f"{path}: left out, it is no note of a run ({problem})", stacklevel=2)
+        else:
+            found.append(note)
+    return sorted(found, key=lambda note: (note["started"], note["updated"], note["host"], note["pid"]))
+
+
+def _problem(note: Any) -> str:
+    """Why something is no note, else nothing."""
+    if not isinstance(note, dict):
+        return "not a JSON object"
+    wrong = [name for name, right in NOTED.items() if name not in note or not right(note[name])]
+    return f"{', '.join(wrong)}: missing, or of another kind" if wrong else ""
+
+
+def here(note: Mapping[str, Any]) -> bool:
+    """Whether a process is one of this host."""
+    return bool(note["host"] == socket.gethostname())
+
+
+def dead(note: Mapping[str, Any]) -> bool:
+    """Whether a process that noted that it runs is one of this host and is there no more."""
+    if note["state"] != "running" or not here(note):
+        return False
+    try:
+        os.kill(note["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass  # It is another user's, or of a number that no process has here.
+    return False
+
+
+def latest(notes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of every grid that was run the notes that say what is left of it: those of its last run, one a share."""
+    found: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    for note in notes:
+        config, part = note["config"], note["config"]["sweep"].get("part")
+        own = {key: value for key, value in config.items() if key not in _HOW}
+        grid = json.dumps({**own, "sweep": {**config["sweep"], "part": None}}, sort_keys=True)
+        shares = found.setdefault(grid, {})
+        # A grid that is run in other shares than before is another run of all of it.
+        if any(_shares(other) != _shares(part) for other in shares):
+            shares.clear()
+        shares[part] = note
+    return [note for shares in found.values() for note in shares.values()]
+
+
+def _shares(part: Any) -> str:
+    """Of how many shares a part "k/K" is one."""
+    return str(part or "1/1").partition("/")[2]
+
+
+def left(note: Mapping[str, Any]) -> int:
+    """Cells that a process had still to run when it wrote its note."""
+    return int(note["cells"] - note["skipped"] - note["done"])
