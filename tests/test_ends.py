@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import mtfl_jax
+from mtfl_jax.analysis import page
 from mtfl_jax.sweeps import notes, tables
 
 SMALL = {"d": 12, "r": 2, "width": 8, "n1": 64, "n2": 64, "n_down": 16, "n_test": 32, "probe": "none"}
@@ -83,8 +84,14 @@ def check_stop(mtfl, cwd, stage, number, times=1):
             assert "of 40 cells left" in lines[-1]
             assert [note["state"] for note in notes.read(cwd / "out")] == ["stopped"]
     assert not list(cwd.glob("out/*/.*partial"))
+    if stage == "running" and times == 1:
+        (note,) = notes.read(cwd / "out")
+        page.write(cwd / "out")
+        said = f"Part of the sweep: {notes.left(note)} of its cells were left when it was stopped"
+        assert said in (cwd / "out" / "report" / "index.html").read_text()
     again = mtfl(*CELLS)
     assert (again.returncode, again.stderr) == (0, "")
+    assert "Part of the sweep" not in (cwd / "out" / "report" / "index.html").read_text()
     table = mtfl_jax.load(cwd / "out")
     assert sorted(zip(table["num_tasks"], table["seed"], strict=True)) == [(t, s) for t in (1, 2) for s in range(1, 21)]
 
@@ -93,6 +100,7 @@ def test_a_signal_stops_a_run_and_the_same_command_goes_on(mtfl, tmp_path):
     check_stop(mtfl, tmp_path, "running", signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_second_signal_stops_at_once(mtfl, tmp_path):
     check_stop(mtfl, tmp_path, "compiling", signal.SIGINT, times=2)
 
@@ -247,6 +255,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_is_there(here, tmp_path, monkeyp
     assert len(mtfl_jax.load("out")) == 40
 
 
+@pytest.mark.slow
 def test_jobs_of_other_processes_print_what_a_run_prints(mtfl, tmp_path):
     done = mtfl(*CELLS, "hydra.sweeper.jobs=2", "hydra/launcher=joblib")
     assert (done.returncode, done.stderr) == (0, "")
@@ -258,14 +267,3 @@ def test_jobs_of_other_processes_print_what_a_run_prints(mtfl, tmp_path):
     assert {tuple(note["command"]) for note in notes.read(tmp_path / "out")} == {
         ("mtfl", *CELLS, "hydra.sweeper.jobs=2", "hydra/launcher=joblib")
     }
-
-
-def test_a_page_of_a_part_says_so(mtfl, tmp_path):
-    assert stopped(tmp_path, "running", signal.SIGTERM).returncode == 128 + signal.SIGTERM
-    assert run_command("report", tmp_path / "out").returncode == 0
-    page = tmp_path / "out" / "report" / "index.html"
-    (note,) = notes.read(tmp_path / "out")
-    said = f"Part of the sweep: {notes.left(note)} of its cells were left when it was stopped"
-    assert said in page.read_text()
-    assert mtfl(*CELLS).returncode == 0
-    assert "Part of the sweep" not in page.read_text()

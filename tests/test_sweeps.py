@@ -414,6 +414,7 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     assert sink.table().num_rows == 10
 
 
+@pytest.mark.slow
 def test_chunks_in_flight_that_are_out_of_memory_run_again_in_halves(monkeypatch):
     """A device says so when results are asked for: the next chunk is on its way by then, just as large."""
 
