@@ -24,6 +24,8 @@ from mtfl_jax.sweeps.machine import MEMORY_FRACTION, devices
 from mtfl_jax.sweeps.plan import Bucket, plan
 from mtfl_jax.sweeps.rows import Costs, rows_of
 
+FEW = 4
+"""Programs that may always take turns."""
 STOP_SECONDS = 0.1
 """How long a stop may go unheard while a program compiles and nothing runs."""
 
@@ -212,7 +214,8 @@ class _Run:
     def _take_compiled(self, wait: bool) -> None:
         """Let what has compiled run, where there is room for it; wait for it where nothing else runs, until `stop`."""
         idle = wait and not self.courses
-        while self.coming and (idle or (self.coming[1].done() and mappings.room())):
+        # Counting mappings takes its time where there are many; there is room for a few.
+        while self.coming and (idle or (self.coming[1].done() and (len(self.courses) < FEW or mappings.room()))):
             bucket, future = self.coming
             try:
                 course, seconds = future.result(timeout=STOP_SECONDS)
