@@ -1,11 +1,10 @@
-"""README.md as a reader follows it: its links, its examples in order, and what they print."""
+"""README.md and the manual as a reader follows them: links, examples in order, and what they print."""
 
 import os
 import re
 import shlex
 import site
 import subprocess
-import sys
 import sysconfig
 import tomllib
 import venv
@@ -41,14 +40,20 @@ def commands(text):
                 yield Step("run", tuple(words), comment.group() if comment else "")
 
 
-def steps():
-    """What the fenced blocks say to do, in order."""
-    for kind, text in FENCE.findall(README):
+def steps(text):
+    """What the fenced blocks say to do, in order. Code whose first lines name a file is that file; the rest of a page's
+    Python goes on from what stands above it.
+    """
+    script = ""
+    for kind, block in FENCE.findall(text):
+        named = re.match(r"(?:# @.*\n)?# (\S+\.(?:py|yaml))\b", block)
         if kind == "":
-            yield from commands(text)
+            yield from commands(block)
+        elif named:
+            yield Step("write", (named.group(1), block))
         elif kind == "python":
-            named = re.match(r"# (\S+\.py)\n", text)
-            yield Step("write", (named.group(1), text)) if named else Step("python", (text,))
+            script += block
+            yield Step("python", (script,))
 
 
 def spans():
@@ -56,12 +61,22 @@ def spans():
     return re.findall(r"`([^`\n]+)`", FENCE.sub("", README))
 
 
-STEPS = list(steps())
+STEPS = list(steps(README))
+MANUAL = {path.stem: list(steps(path.read_text(encoding="utf-8"))) for path in sorted((ROOT / "docs").rglob("*.md"))}
 INLINE = [
-    step for span in spans() if span.startswith("mtfl ") and not PLACEHOLDER.search(span) for step in commands(span)
+    step for text in spans() if text.startswith("mtfl ") and not PLACEHOLDER.search(text) for step in commands(text)
 ]
-CELLS = [step.words[1:] for step in [*STEPS, *INLINE] if step.kind == "run" and step.words[0] == "mtfl"]
-"""The arguments of every `mtfl`."""
+EVERY = [*STEPS, *INLINE, *(step for page in MANUAL.values() for step in page)]
+CELLS = [step.words[1:] for step in EVERY if step.kind == "run" and step.words[0] == "mtfl"]
+CELLS = [arguments for arguments in dict.fromkeys(CELLS) if "--hydra-help" not in arguments]
+"""The arguments of every `mtfl`, less Hydra's own help, which would turn on Hydra's log in this process."""
+
+
+def write(folder, step):
+    """The file of a step, in a folder."""
+    path = folder / step.words[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(step.words[1])
 
 
 def made_by(step):
@@ -99,15 +114,27 @@ def test_the_first_success_is_on_the_first_screen():
     assert "wrote …/report/index.html" in README.splitlines()[:FIRST_SUCCESS]
 
 
-@pytest.mark.parametrize("arguments", list(dict.fromkeys(CELLS)), ids=" ".join)
+@pytest.mark.parametrize("arguments", CELLS, ids=" ".join)
 def test_every_mtfl_command_can_be_planned(here, tmp_path, arguments):
-    for step in STEPS:
+    """Here, and without running: launchers and what a shell puts in are left out."""
+    (page,) = [page for page in (STEPS + INLINE, *MANUAL.values()) if ("mtfl", *arguments) in [s.words for s in page]][
+        :1
+    ]
+    for step in page:
         if step.kind == "write":
-            (tmp_path / step.words[0]).write_text(step.words[1])
+            write(tmp_path, step)
+    kept = [word for word in arguments if not re.search(r"^plan=|\$|^hydra.launcher", word)]
     asked = () if any("help" in word for word in arguments) else ("plan=only",)
-    status, out, err = here(*(word for word in arguments if not word.startswith("plan=")), *asked)
+    status, out, err = here(*kept, *asked)
     assert (status, err) == (0, "")
     assert not asked or re.search(r"cells? to run", " ".join(out.split()))
+
+
+@pytest.mark.parametrize("page", MANUAL)
+def test_python_of_the_manual_parses(page):
+    for step in MANUAL[page]:
+        if step.kind == "python" or step.words[0].endswith(".py"):
+            compile(step.words[-1], page, "exec")
 
 
 def test_every_example_reads_what_one_above_it_made():
@@ -203,17 +230,16 @@ def user(tmp_path_factory):
     return run
 
 
-@pytest.mark.slow
-def test_every_example_does_what_is_said(user):
-    """All blocks in order. What installs or tests the checkout is not run: the tests are run by it."""
-    where = user("python", "-c", "import mtfl_jax; print(mtfl_jax.__file__)").stdout
-    assert str(user.here.parent / "venv") in where
-    for step in STEPS:
+def follow(steps, user):
+    """Do the steps in order. What installs or tests the checkout is not run: the tests are run by it. Nor is what a
+    shell fills in, or a launcher needs a cluster for.
+    """
+    for step in steps:
         if step.kind == "write":
-            (user.here / step.words[0]).write_text(step.words[1])
+            write(user.here, step)
             continue
         words = ("python", "-c", *step.words) if step.kind == "python" else step.words
-        if words[0] in ("pip", "pytest", "pre-commit"):
+        if words[0] in ("pip", "pytest", "pre-commit") or any("$" in word for word in step.words):
             continue
         if words[0] == "mtfl":
             words = shortened(words, user)
@@ -223,7 +249,22 @@ def test_every_example_does_what_is_said(user):
         assert all(path.exists() for path in wrote), (words, done.stdout)
         for path in re.findall(r"[\w-]+(?:/[\w.-]+)+/?", step.comment):
             assert (user.here / path).exists(), (words, path)
-        if words[0] == "mtfl" and "-m" not in words and not any("study=" in word for word in words) and wrote:
+        if words[0] == "mtfl" and wrote and not {"-m", "--config-dir"} & {*words} and "study=quickstart" not in words:
             last = pd.read_parquet(next(path for path in wrote if path.name == "results.parquet")).iloc[-1]
             assert last["downstream_error"] < 0.3, words
-    assert sys.prefix not in where
+
+
+@pytest.mark.slow
+def test_every_example_of_the_readme_does_what_is_said(user):
+    where = user("python", "-c", "import mtfl_jax; print(mtfl_jax.__file__)").stdout
+    assert str(user.here.parent / "venv") in where
+    follow(STEPS, user)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", MANUAL)
+def test_every_example_of_the_manual_does_what_is_said(user, page):
+    for step in MANUAL[page]:
+        for name in re.findall(r"^import (\w+)$", step.words[-1], re.MULTILINE) if step.kind == "python" else ():
+            pytest.importorskip(name)
+    follow(MANUAL[page], user)
