@@ -75,11 +75,14 @@ def users(name: str) -> str:
     found = []
     for kind in kinds.KINDS:
         own = name.removeprefix(kind.prefix) if name.startswith(kind.prefix) else None
-        records = [record.name for record in kind.registry.values() if own in kinds.names_of(record)]
+        records = [record for record in kind.registry.values() if own in kinds.names_of(record)]
+        what = f"{kind.prefix and 'downstream '}{kind.registry.kind}"
+        when = [rule for record in records if (rule := getattr(record, "when", {}).get(own))]
+        by = f" (by {listed(sorted(frozenset().union(*(rule.reads for rule in when))))})" if when else ""
         if records and len(records) == len(kind.registry):
-            found.append(f"every {kind.prefix and 'downstream '}{kind.registry.kind}")
+            found.append(f"every {what}{by}")
         elif records:
-            found.append(f"{kind.prefix and 'downstream '}{kind.registry.kind} {listed(records)}")
+            found.append(f"{what} {listed(record.name for record in records)}{by}")
     return "; ".join(dict.fromkeys(found))
 
 
@@ -243,7 +246,8 @@ def with_formulas(text: str) -> str:
         block, inline = found.groups()
         if block:
             return f'<div class="formula">{convert(block.strip(), display="block")}</div>'
-        return convert(inline)
+        # A line that begins with <math> would be a block of its own.
+        return f"<span>{convert(inline)}</span>"
 
     parts = CODE.split(text)
     return "".join(part if i % 2 else FORMULA.sub(shown, part) for i, part in enumerate(parts))
