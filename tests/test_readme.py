@@ -14,6 +14,9 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
+from mtfl_jax import extend
+from mtfl_jax.analysis.studies import STUDIES
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -41,10 +44,7 @@ def commands(text):
 
 
 def steps(text):
-    """What the fenced blocks say to do, in order. Code whose first lines name a file is that file; the rest of a page's
-    Python goes on from what stands above it.
-    """
-    script = ""
+    """What the fenced blocks say to do, in order. Code whose first lines name a file is that file."""
     for kind, block in FENCE.findall(text):
         named = re.match(r"(?:# @.*\n)?# (\S+\.(?:py|yaml))\b", block)
         if kind == "":
@@ -52,8 +52,7 @@ def steps(text):
         elif named:
             yield Step("write", (named.group(1), block))
         elif kind == "python":
-            script += block
-            yield Step("python", (script,))
+            yield Step("python", (block,))
 
 
 def spans():
@@ -114,12 +113,21 @@ def test_the_first_success_is_on_the_first_screen():
     assert "wrote …/report/index.html" in README.splitlines()[:FIRST_SUCCESS]
 
 
+@pytest.fixture
+def no_extension_afterwards():
+    """Take out what an example registered."""
+    known = dict(STUDIES)
+    yield
+    for name in STUDIES.keys() - known.keys():
+        del STUDIES[name]
+    extend.unload()
+
+
+@pytest.mark.usefixtures("no_extension_afterwards")
 @pytest.mark.parametrize("arguments", CELLS, ids=" ".join)
 def test_every_mtfl_command_can_be_planned(here, tmp_path, arguments):
     """Here, and without running: launchers and what a shell puts in are left out."""
-    (page,) = [page for page in (STEPS + INLINE, *MANUAL.values()) if ("mtfl", *arguments) in [s.words for s in page]][
-        :1
-    ]
+    page = next(page for page in (STEPS + INLINE, *MANUAL.values()) if ("mtfl", *arguments) in [s.words for s in page])
     for step in page:
         if step.kind == "write":
             write(tmp_path, step)
