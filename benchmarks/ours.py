@@ -147,8 +147,14 @@ def swept(axes: dict[str, Any]) -> dict[str, Any]:
 
 
 def grid() -> dict[str, Any]:
-    """The 8640-cell grid of the README, with everything measured, from a cold cache."""
-    axes = {"d": [32, 64, 128], "r": [2, 3, 4], "width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256]}
+    """The 8640-cell grid of the README on Gaussian inputs, with everything measured, from a cold cache."""
+    axes = {
+        "data": "gaussian",
+        "d": [32, 64, 128],
+        "r": [2, 3, 4],
+        "width": [64, 256, 1024],
+        "num_tasks": [1, 4, 16, 64, 256],
+    }
     return swept({**axes, "seed": range(64)})
 
 
@@ -195,7 +201,9 @@ def measuring() -> dict[str, Any]:
     from mtfl_jax.sweeps.grid import Grid
     from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices
 
-    cells = Grid({"n_down": [[16, 32, 64, 128, 256]], "seed": range(8 * len(devices()))}, compose.composed)
+    cells = Grid(
+        {"data": "gaussian", "n_down": [[16, 32, 64, 128, 256]], "seed": range(8 * len(devices()))}, compose.composed
+    )
     (bucket,) = plan.plan(cells, "never")
     p = bucket.program
     mesh, spec = Mesh(np.asarray(devices()), ("lanes",)), PartitionSpec("lanes")
@@ -218,7 +226,8 @@ def measuring() -> dict[str, Any]:
 
 def scaling() -> dict[str, Any]:
     """Time a cell against the grid's size, and exponents of a warm training's time in d, width, n and seeds."""
-    small = {"d": 16, "r": 2, "width": 16, "n1": 256, "n2": 256, "measure": "recovery", "probe": "none"}
+    common = {"data": "gaussian", "measure": "recovery", "probe": "none"}
+    small = {**common, "d": 16, "r": 2, "width": 16, "n1": 256, "n2": 256}
     out: dict[str, Any] = {"microseconds_per_cell": {}, "exponents": {}}
     executed({**small, "num_tasks": [1, 2, 4, 8], "seed": range(2)})
     for cells in (1000, 10_000, 100_000):
@@ -226,7 +235,7 @@ def scaling() -> dict[str, Any]:
         executed(axes)
         median = float(np.median(seconds_of(lambda axes=axes: executed(axes))))
         out["microseconds_per_cell"][cells] = median / cells * 1e6
-    base = {"d": 64, "width": 256, "n1": 8192, "n2": 8192, "measure": "recovery", "probe": "none", "seed": range(16)}
+    base = {**common, "d": 64, "width": 256, "n1": 8192, "n2": 8192, "seed": range(16)}
     for name, values in (("d", [64, 128, 256]), ("width", [128, 256, 512]), ("n", [4096, 8192, 16384])):
         times = []
         for value in values:

@@ -1,7 +1,7 @@
-"""Write the README's benchmark tables from benchmarks/results/: `python scripts/benchmark_table.py [--check]`.
+"""Write what benchmarks/results/ says: `python scripts/benchmark_table.py [--check]`.
 
-What stands between the markers is replaced. With --check nothing is written, and the exit status is 1 where it would
-be.
+All tables go into benchmarks/README.md, the ratios to others into README.md; what stands between the markers there is
+replaced. With --check nothing is written, and the exit status is 1 where it would be.
 """
 
 import argparse
@@ -85,7 +85,14 @@ def rows_of(found: dict[str, Any]) -> Iterator[Row]:
     if of := found.get("grid"):
         text = f"{size(of['wall_seconds'])} s, compiles {size(of['compile_seconds'])} s, "
         text += f"{of['cells_per_second']:.0f} cells a second, {of['share_of_peak']:.0%} of sgemm peak"
-        yield f"the {of['cells']}-cell grid above, everything measured, cold", text, "", "", "", memory(of)
+        yield (
+            f"the README's {of['cells']}-cell grid on Gaussian inputs, everything measured, cold",
+            text,
+            "",
+            "",
+            "",
+            memory(of),
+        )
     if of := found.get("scaling"):
         cells = ", ".join(f"{each:.0f}" for each in of["microseconds_per_cell"].values())
         yield "µs a cell of a small cell, 10³, 10⁴, 10⁵ cells", cells, "", "", "flat", memory(of)
@@ -122,16 +129,27 @@ def precisions(of: dict[str, Any]) -> str:
     return table([f"mean of {of['runs']} seeds", "float32", "tensorfloat32 less it", "bfloat16 less it"], rows)
 
 
+def results() -> Iterator[tuple[str, dict[str, Any]]]:
+    """The files of results by name."""
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        yield path.name, json.loads(path.read_text())
+
+
+def machine_of(found: dict[str, Any]) -> str:
+    """What was measured on."""
+    machine = next(iter(found.values()))["machine"]
+    return f"{len(machine['devices'])} × {machine['devices'][0]}, JAX {machine['versions']['jax']}, float32"
+
+
 def text() -> str:
     """All tables, a section a device."""
     parts = []
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        found = json.loads(path.read_text())
+    for name, found in results():
         machine = next(iter(found.values()))["machine"]
         parts.append(
-            f"`{path.name}`: {len(machine['devices'])} × {machine['devices'][0]}, JAX {machine['versions']['jax']},"
-            f" float32; when the run began, matrix products {machine['sgemm_peak'] / 1e9:,.0f} GFLOP/s and copies"
-            f" {machine['copy_bandwidth'] / 1e9:.3g} GB/s. Rates are medians (least–greatest)."
+            f"`{name}`: {machine_of(found)}; when the run began, matrix products"
+            f" {machine['sgemm_peak'] / 1e9:,.0f} GFLOP/s and copies {machine['copy_bandwidth'] / 1e9:.3g} GB/s."
+            " Rates are medians (least–greatest)."
         )
         parts.append(table(["work", "ours", "best other", "ratio", "aim", "peak memory"], list(rows_of(found))))
         if "precision" in found:
@@ -141,21 +159,57 @@ def text() -> str:
     return "\n\n".join(parts)
 
 
+def ratios_of(found: dict[str, Any]) -> Iterator[Row]:
+    """The ratios to others of one device: work, how many times faster."""
+    inputs = ("gaussian", "rademacher")
+    if of := found.get("alternating"):
+        ratios = " and ".join(f"{of['ratio_to_best_torch'][data]:.2f}" for data in inputs)
+        shares = " and ".join(f"{of[data]['share_of_peak']:.0%}" for data in inputs)
+        yield (
+            "`alternating`, 200 rounds, Gaussian and Rademacher inputs",
+            f"{ratios} times the best PyTorch, at {shares} of the machine's matrix-product peak",
+        )
+    if of := found.get("one_step"):
+        ratios = " and ".join(f"{of['ratio_to_best_torch'][data]:.1f}" for data in inputs)
+        yield (
+            f"`one_step`, {of['gaussian']['cells']:,} cells, recovery only, cold",
+            f"{ratios} times the best PyTorch; {of['ratio_to_torch_by_moments']:.1f} times PyTorch given our algorithm",
+        )
+    if of := found.get("hydra"):
+        yield f"a {of['cells']}-cell grid, cold", f"{of['ratio']:.1f} times Hydra's stock sweeper"
+    if of := found.get("normals"):
+        ratio = of["nanoseconds"]["jax.random.normal"] / of["nanoseconds"]["ours"]
+        yield f"{of['draws']:.1e} normal draws", f"{ratio:.1f} times `jax.random.normal`"
+
+
+def claims() -> str:
+    """The ratios, a section a device."""
+    parts = []
+    for _, found in results():
+        parts += [f"{machine_of(found)}:", table(["work", "speed"], list(ratios_of(found)))]
+    return "\n\n".join(parts)
+
+
+FILES = {ROOT / "README.md": claims, ROOT / "benchmarks" / "README.md": text}
+"""Files with markers, and what goes between them."""
+
+
 def main() -> None:
     """Replace what stands between the markers, or check it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where the README is not up to date")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where a file is not up to date")
     given = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    head, _, rest = before.partition(START)
-    _, end, tail = rest.partition(END)
-    if not end:
-        sys.exit(f"{readme}: the markers are missing; allowed: {START} … {END}")
-    after = f"{head}{START}\n\n{text()}\n\n{END}{tail}"
-    if given.check:
-        sys.exit(0 if after == before else f"{readme}: not up to date; run scripts/benchmark_table.py")
-    readme.write_text(after, encoding="utf-8")
+    for path, made in FILES.items():
+        before = path.read_text(encoding="utf-8")
+        head, _, rest = before.partition(START)
+        _, end, tail = rest.partition(END)
+        if not end:
+            sys.exit(f"{path}: the markers are missing; allowed: {START} … {END}")
+        after = f"{head}{START}\n\n{made()}\n\n{END}{tail}"
+        if not given.check:
+            path.write_text(after, encoding="utf-8")
+        elif after != before:
+            sys.exit(f"{path}: not up to date; run scripts/benchmark_table.py")
 
 
 if __name__ == "__main__":

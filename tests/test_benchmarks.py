@@ -1,4 +1,4 @@
-"""The benchmarks' bookkeeping: what counts as slower, and the README's tables."""
+"""The benchmarks' bookkeeping: what counts as slower, and the tables of both READMEs."""
 
 import importlib.util
 import subprocess
@@ -39,6 +39,6 @@ def test_slower_by_more_than_the_threshold(now, said):
     assert run.slower({}, measured(*now)) == []
 
 
-def test_the_readme_shows_what_was_measured():
+def test_the_readmes_show_what_was_measured():
     command = [sys.executable, str(ROOT / "scripts" / "benchmark_table.py"), "--check"]
     assert subprocess.run(command, check=False).returncode == 0
