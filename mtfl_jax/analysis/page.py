@@ -23,7 +23,7 @@ from mtfl_jax.analysis import describe, plain, studies
 from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.report import holds_numbers
-from mtfl_jax.sweeps import tables
+from mtfl_jax.sweeps import notes, tables
 from mtfl_jax.sweeps.progress import duration
 
 MOST_ROWS = 300_000
@@ -61,7 +61,7 @@ def read(folder: Path) -> Sweep:
     files = tables.files_of(folder)
     if not files:
         raise FileNotFoundError(f"{folder}: {ALLOWED}")
-    runs = _runs(folder)
+    runs = notes.read(folder)
     rows = tables.count(files)
     table = None
     if rows <= MOST_ROWS:
@@ -69,12 +69,6 @@ def read(folder: Path) -> Sweep:
         names.learn(loaded.attrs.get("labels", {}))
         table = describe.measured(loaded.drop(columns="id"))
     return Sweep(folder.resolve().name, table, rows if table is None else len(table), runs)
-
-
-def _runs(folder: Path) -> list[Mapping[str, Any]]:
-    """What the processes of a folder noted, the first one first."""
-    runs = [json.loads(path.read_text()) for path in (folder / "runs").glob("*.json")]
-    return sorted(runs, key=lambda run: (run["started"], run["updated"], run["host"], run["pid"]))
 
 
 def _study(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -346,17 +340,17 @@ def main() -> None:
         parser.error(f"{given.folders[2]}: one folder too many; allowed: one or two")
     try:
         if given.extensions:
-            load_extensions(parser, given.extensions, [_study(_runs(folder)) for folder in given.folders])
+            load_extensions(parser, given.extensions, [_study(notes.read(folder)) for folder in given.folders])
         if len(given.folders) == 2:
             first, second = given.folders
             files, problem = [compare(first, second, given.out)], None
         else:
             _, files, problem = write(given.folders[0], given.out)
     except OSError as error:
-        at = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
-        parser.error(at)
+        at = error.filename or given.out or given.folders[0] / "report"
+        parser.error(f"{at}: {error.strerror}" if error.strerror else str(error))
     except (ValueError, KeyError) as error:
-        parser.error(f"{' '.join(map(str, given.folders))}: runs/ or a part cannot be read: {error!r}")
+        parser.error(f"{' '.join(map(str, given.folders))}: a part cannot be read: {error!r}")
     if problem:
         print(f"mtfl-report: {problem}", file=sys.stderr)
     for path in files:

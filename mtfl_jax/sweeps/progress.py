@@ -1,21 +1,16 @@
-"""How a sweep shows itself while it runs: a live display, plain lines where there is no terminal, and `mtfl-status`."""
+"""How a sweep shows itself while it runs: a live display, or plain lines where there is no terminal."""
 
 import dataclasses
-import json
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType, SimpleNamespace
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-SILENT_SECONDS = 120.0
-"""A running process that has said nothing for so long may be dead."""
+from mtfl_jax import ends
+
 PLAIN_SECONDS = 5.0
 """Seconds between lines where there is no terminal."""
 
@@ -41,6 +36,11 @@ def line(progress: Any, now: float | None = None) -> str:
     return ", ".join(parts)
 
 
+def console(stream: IO[str], **options: Any) -> Console:
+    """A console of a stream, which goes on where nobody reads any more."""
+    return Console(file=cast(IO[str], ends.Steady(stream)), **options)
+
+
 @contextmanager
 def display(console: Console) -> Iterator[Callable[[Any], None]]:
     """Show every progress it hears of: live on a terminal, else a line at most every PLAIN_SECONDS."""
@@ -62,55 +62,6 @@ def display(console: Console) -> Iterator[Callable[[Any], None]]:
     yield plain
 
 
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], int]]:
-    """Ctrl-C or SIGTERM asks the sweep to stop after its chunk: gives a function that says which signal came, else 0.
-
-    A second signal ends the process as usual.
-    """
-    came = [0]
-    before: dict[signal.Signals, Any] = {}
-
-    def hear(number: int, frame: FrameType | None) -> None:
-        came[0] = number
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-    try:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            before[name] = signal.signal(name, hear)
-    except ValueError:
-        pass  # Not the main thread, which alone may handle signals.
-    try:
-        yield lambda: came[0]
-    finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
 def facts(progress: Any, state: str) -> dict[str, Any]:
     """A progress as plain values for runs/."""
     return {"state": state, "updated": time.time(), **dataclasses.asdict(progress)}
-
-
-def status() -> None:
-    """Entry point `mtfl-status FOLDER`: what the processes of a results folder are doing."""
-    console = Console()
-    plainly: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
-        console.print("usage: mtfl-status FOLDER   shows how far the sweeps in a results folder are", highlight=False)
-        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
-    files = sorted((Path(sys.argv[1]) / "runs").glob("*.json"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        print(f"mtfl-status: {sys.argv[1]}: no runs there; allowed: the folder of a sweep", file=sys.stderr)
-        sys.exit(2)
-    for path in files:
-        run = json.loads(path.read_text())
-        state, process = run["state"], f"process {run['pid']} on {run['host']}"
-        silent = time.time() - run["updated"]
-        if state == "running" and silent > SILENT_SECONDS:
-            state = f"silent for {duration(silent)}"
-        run["left"] = run["cells"] - run["skipped"] - run["done"] if state == "running" else 0
-        console.print(f"{state}: {line(SimpleNamespace(**run), run['updated'])} ({process})", **plainly)
-        for failure in run["failures"]:
-            console.print(f"  failed: {failure}", style="red", **plainly)

@@ -67,8 +67,9 @@ class Folder:
         # The process's number tells forks apart.
         name = f"{self._name}-{os.getpid()}-{self._count:06d}.parquet"
         self._count += 1
-        (self.path / "parts").mkdir(parents=True, exist_ok=True)
-        tables.append(self.path / "parts" / name, part)
+        with self._written():
+            (self.path / "parts").mkdir(parents=True, exist_ok=True)
+            tables.append(self.path / "parts" / name, part)
 
     def finished(self) -> np.ndarray:
         """Identities of the rows here, sorted; those that an earlier version wrote by their columns."""
@@ -88,7 +89,7 @@ class Folder:
 
     def merge(self) -> Path:
         """Write every row once into results.parquet; its path."""
-        with self._one_table():
+        with self._one_table(), self._written():
             return tables.merge(self.path, schema())
 
     def _stored(self) -> tables.Stored:
@@ -106,7 +107,17 @@ class Folder:
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in runs/ what this process runs and how far it is."""
         text = json.dumps(facts, indent=2) + "\n"
-        tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
+        with self._written():
+            tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raise ConfigError where a write fails: the disk is full, or a quota, or it has become read-only."""
+        try:
+            yield
+        except OSError as error:
+            allowed = "allowed: a folder with room that can be written; its rows are kept, and the same command goes on"
+            raise ConfigError(self.key, self.path, f"{error.strerror or error}; {allowed}") from None
 
 
 def unwritable(folder: str | os.PathLike[str], error: OSError, key: str = "folder") -> ConfigError:

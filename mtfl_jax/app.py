@@ -1,0 +1,357 @@
+"""What the command `mtfl` does, by Hydra: compose, check, run, write, show."""
+
+import argparse
+import contextlib
+import io
+import itertools
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.text import Text
+
+import mtfl_jax
+from mtfl_jax import ends, extend, help
+from mtfl_jax.analysis import describe, page, report, studies
+from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
+from mtfl_jax.config import FIELDS, require_field
+from mtfl_jax.fields import ConfigError, one_of
+from mtfl_jax.names import SWEEP_KEYS
+from mtfl_jax.records import guess
+from mtfl_jax.sweeps import api, engine, jobs, machine, progress, store, tables
+from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
+
+SHOWN_CELLS = 100_000
+"""A table of more cells than this is not read back to be shown."""
+
+PLANS = ("run", "only", "compile")
+"""Whether to run, or only to say what would run, without or with compiling it."""
+
+PRESETS = "study/sizes"
+"""Where conf/ keeps STUDY_SIZE.yaml: what a study changes at another size than its default."""
+
+BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, OSError)
+
+
+_SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?: requires --multirun|$)")
+"""What Hydra says of several values without -m."""
+
+
+def grid_of(composed: DictConfig) -> Grid:
+    """The grid of a composed config: `sweep.axes` and `sweep.grids`, less the axes whose key the command line fixes."""
+    overrides, given = list(HydraConfig.get().overrides.task), given_keys()
+    sweep = plain(composed.sweep)
+    for key in sweep:
+        if key not in SWEEP_KEYS:
+            allowed = f"unknown key{guess(key, SWEEP_KEYS)}; allowed: {', '.join(SWEEP_KEYS)}"
+            raise ConfigError(f"sweep.{key}", sweep[key], allowed)
+
+    def free(axes: dict[str, Any] | None) -> dict[str, Any]:
+        return {key: spec for key, spec in (axes or {}).items() if key not in given}
+
+    axes, grids = free(sweep["axes"]), [free(own) for own in sweep["grids"] or ()]
+    values = {**extend.defaults(), **cell_values(composed)}
+    preset = f"{composed.study}_{composed.size}"
+    if composed.size != "default" and preset not in GlobalHydra.instance().config_loader().get_group_options(PRESETS):
+        raise ConfigError("size", composed.size, f"allowed with study={composed.study}: default")
+
+    def compose(choices: Mapping[str, str]) -> Mapping[str, Any]:
+        if not choices:
+            return values
+        chosen = [f"{key}={name}" for key, name in choices.items()]
+        return {**extend.defaults(), **cell_values(hydra.compose("config", [*overrides, *chosen]))}
+
+    return Grid(axes, compose, grids=grids, zipped=sweep["zip"] or (), where=sweep["where"] or ())
+
+
+def given_keys() -> set[str]:
+    """The keys that the command line names; those that it sweeps are sweep.axes.KEY."""
+    return {text.split("=")[0].lstrip("+~") for text in HydraConfig.get().overrides.task}
+
+
+def own_study(name: str) -> None:
+    """Import what a study of the user's own finds: NAME.py beside its YAML in a --config-dir. Raises ConfigError."""
+    for entry in GlobalHydra.instance().config_loader().get_search_path().get_path():
+        file = Path(str(entry.path).removeprefix("file://")) / "study" / f"{name}.py"
+        if file.is_file():
+            try:
+                studies.from_file(name, file)
+            except Exception as error:  # It is the user's code.
+                raise ConfigError("study", name, f"{file} says nothing of it ({page.one_line(error)})") from error
+
+
+def task(composed: DictConfig, alone: bool = True) -> None:
+    """Run the grid of one composed config into Hydra's output folder, and show it, unless the process that launched
+    this one does (not `alone`).
+    """
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    console = progress.console(sys.stdout, quiet=not alone)
+    with ends.listening(ends.BEGUN, clean=lambda: remove_if_empty(folder), say=alone) as stop:
+        _run(composed, folder, console, stop)
+
+
+def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) -> None:
+    try:
+        extensions = extend.load(composed.extensions)
+        extend.store_nodes(conf_dir())
+        own_study(composed.study)
+        grid = grid_of(composed)
+        if said := grid.without_effect(key.removeprefix("sweep.axes.") for key in given_keys()):
+            console.print(said, style="yellow", soft_wrap=True, highlight=False, markup=False)
+        memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
+        moments = moments_of(composed.moments)
+        how = str(one_of(*PLANS).parse("plan", composed.plan))
+        if how != "run":
+            there = store.Folder(folder, _folder_key(), write=False).finished()
+            remove_if_empty(folder)
+            found = api.forecast(
+                grid, there, memory_fraction=memory_fraction, part=part, moments=moments, compiled=how == "compile"
+            )
+            console.print(report.plan(found))
+            if any(item.problem for item in found.left):
+                raise JobsFailedError("some programs cannot run")
+            return
+        sink = store.Folder(folder, _folder_key())
+    except ConfigError:
+        remove_if_empty(folder)
+        raise
+
+    go_on = jobs.go_on(_folder_key(), folder)
+    stop.now, stop.soon = f"stopped at once, the rows that were written are kept; {go_on}", jobs.SOON
+    about = {
+        "command": ["mtfl", *sys.argv[1:]],
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "config": plain(composed),
+        "extensions": list(extensions),
+        **machine.environment(),
+    }
+    with progress.display(console) as show:
+
+        def notify(state: engine.Progress) -> None:
+            show(state)
+            sink.note({**about, **progress.facts(state, "running")})
+
+        outcome = engine.execute(
+            grid,
+            sink,
+            memory_fraction=memory_fraction,
+            part=part,
+            moments=moments,
+            stop=lambda: stop.came != 0,
+            notify=notify,
+        )
+    stop.now, stop.soon = f"stopped before the report was written, every row is kept; {go_on}", ""
+    state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"
+    sink.note({**about, **progress.facts(outcome, state)})
+    if stop.came:
+        raise StoppedError(outcome.left, outcome.cells, go_on, stop.came)
+    finish(grid, sink, console)
+    if outcome.failures:
+        raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
+
+
+def _folder_key() -> str:
+    """The key that names the folder of this run."""
+    return "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
+
+
+def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
+    """Merge the parts into results.parquet, write the report, and print what its study found or the grid's rows (None:
+    all that are there).
+    """
+    files, found, problem = [sink.merge()], None, None
+    try:
+        made = page.write(sink.path)
+    except Exception as error:  # The results are on disk, and a report can be made again.
+        problem = f"no report: {page.one_line(error)}; mtfl-report {sink.path} tries again"
+    else:
+        found, problem = made.findings, made.problem
+        files += made.files
+    if found is not None and found.claim:
+        console.print(report.findings(found))
+    elif grid is None or len(grid) <= SHOWN_CELLS:
+        rows = sink.table()
+        table = tables.frame(rows if grid is None else api.in_order(grid, rows)).drop(columns="id")
+        table = table.sort_values(describe.telling(table), kind="stable") if grid is None else table
+        if 0 < len(table) <= SHOWN_CELLS:
+            console.print(report.rows(table))
+    if problem is not None:
+        console.print(problem, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    for path in files:
+        console.print(Text.assemble(("wrote", "green"), f" {path}"), soft_wrap=True)
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder Hydra made for a run that never started, and parents left empty."""
+    try:
+        while folder != Path.cwd():
+            folder.rmdir()
+            folder = folder.parent
+    except OSError:
+        pass  # Not empty: it was somebody's before.
+
+
+def one_line(error: Exception) -> str:
+    """What a user needs of an error, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, ConfigError) or not lines:
+        return str(error)
+    if isinstance(error, MissingConfigException) and "Available options" in str(error):
+        # "In 'config': Could not find 'data/x'", the options, then where Hydra looked.
+        group, _, choice = lines[0].rsplit("'", 2)[1].rpartition("/")
+        options = list(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines[2:]))
+        return str(ConfigError(group, choice, f"allowed: {', '.join(options)}{guess(choice, options)}"))
+    if several := _SEVERAL.match(lines[0]):
+        key, value = several[1].split("=", 1)
+        hint = f"several are a sweep: mtfl -m '{key}={value}'"
+        with contextlib.suppress(KeyError, ConfigError, HydraException):
+            listed = OverridesParser.create().parse_override(f"{key}=[{value}]")
+            FIELDS[key].type.parse(key, listed.value())
+            hint += f", a list is '{key}=[{value}]'"
+        return str(ConfigError(key, value, f"allowed: one value; {hint}"))
+    if lines[0].startswith("Could not override"):
+        key = lines[0].split("'")[1]
+        value = next((text.split("=", 1)[1] for text in sys.argv if text.startswith(f"{key}=")), "")
+        if key.startswith("hydra."):
+            return str(ConfigError(key, value, "unknown key; allowed: the keys that --hydra-help names"))
+        try:
+            require_field(key, value)
+        except ConfigError as unknown:
+            return str(unknown)
+    if isinstance(error, OSError) and error.filename is not None:
+        return str(store.unwritable(error.filename, error, "hydra.run.dir"))
+    return " ".join(lines)
+
+
+def job_of(raised: list[Exception], main_process: int) -> Callable[[DictConfig], None]:
+    """The function Hydra runs. In this process errors go to `raised`: Hydra would print lines of its own about them.
+    In a launcher's worker they are raised, to travel back. After a signal no job begins.
+    """
+
+    def job(composed: DictConfig) -> None:
+        if any(isinstance(error, StoppedError) for error in raised):
+            return
+        try:
+            task(composed, alone=os.getppid() != main_process or not jobs.shown(HydraConfig.get()))
+        except (*BAD_INPUT, StoppedError, JobsFailedError) as error:
+            if os.getpid() != main_process:
+                raise
+            raised.append(error)
+
+    return job
+
+
+def main() -> None:
+    """Run `mtfl`. A bad input is one line on stderr and exit status 2, failed cells are 1, a stop is 128 + its signal.
+
+    HYDRA_FULL_ERROR=1 shows where an error rose.
+    """
+    before = os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing.
+    raised: list[Exception] = []
+    if "--version" in sys.argv[1:]:
+        print(f"mtfl_jax {mtfl_jax.__version__}")
+        return
+    try:
+        try:
+            sys.argv[1:] = options_first(sys.argv[1:])
+            extend.load(named_extensions(sys.argv[1:]))
+            extend.store_nodes(conf_dir())
+            help.register()
+        except BAD_INPUT as error:
+            raised.append(error)
+        entry = hydra.main(config_path=str(conf_dir()), config_name="config", **HYDRA_BASE)
+        jobs.LAUNCHED.clear()
+        try:
+            if not raised:
+                entry(job_of(raised, os.getpid()))()
+        except (*BAD_INPUT, StoppedError, JobsFailedError) as error:
+            if isinstance(error, OSError) and error.errno in ends.GONE:
+                raise
+            raised.append(error)
+        if not any(isinstance(problem, StoppedError) for problem in raised):
+            raised += _finish_launched()
+        if raised and before == "1":
+            raise raised[0]
+        stderr = progress.console(sys.stderr, soft_wrap=True, highlight=False, markup=False)
+        for problem in raised:
+            whole = isinstance(problem, JobsFailedError | StoppedError)
+            for line in str(problem).splitlines() if whole else [one_line(problem)]:
+                stderr.print(f"mtfl: {line}", style="red")
+        if raised:
+            ends.leave(max(exit_status(problem) for problem in raised))
+    finally:
+        os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _finish_launched() -> list[Exception]:
+    """Show what jobs in other processes have made, as of a run in this one; what went wrong."""
+    console, problems = progress.console(sys.stdout), list[Exception]()
+    for key, folder in jobs.LAUNCHED:
+        if not tables.files_of(folder):
+            continue
+        with ends.listening(f"stopped before the report was written, every row is kept; {jobs.go_on(key, folder)}"):
+            try:
+                finish(None, store.Folder(folder, key), console)
+            except BAD_INPUT as error:
+                problems.append(error)
+    return problems
+
+
+def options_first(arguments: list[str]) -> list[str]:
+    """The arguments with their options before all KEY=VALUE: between them Hydra's parser does not find them."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            given, _ = get_args_parser().parse_known_intermixed_args(arguments)
+    except SystemExit:
+        return arguments  # Hydra will say what is wrong.
+    overrides, options, left = given.overrides, list[str](), list(given.overrides)
+    for argument in arguments:
+        if left and argument == left[0]:
+            left.pop(0)
+        else:
+            options.append(argument)
+    return [*options, *overrides]
+
+
+def named_extensions(arguments: list[str]) -> list[str]:
+    """The extensions that a command line names, else those of the YAML of the study it names: Hydra must know of their
+    settings before it reads the rest. Raises ConfigError where they are swept.
+    """
+    given = {text.split("=")[0].lstrip("+"): text for text in arguments}
+    if "extensions" in given:
+        override = OverridesParser.create().parse_override(given["extensions"])
+        if override.is_sweep_override():
+            raise ConfigError("extensions", given["extensions"].split("=", 1)[1], "allowed: one list, not a sweep")
+        value = override.value()
+        return [str(one) for one in (value if isinstance(value, list) else [value] if value else [])]
+    if "study" not in given:
+        return []
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--config-dir", "-cd")
+    folders = [conf_dir(), *filter(None, [parser.parse_known_args(arguments)[0].config_dir])]
+    named = given["study"].split("=", 1)[1].split(",")
+    files = [Path(folder) / "study" / f"{name}.yaml" for name in named for folder in folders]
+    studies = [OmegaConf.load(file) for file in files if file.is_file()]
+    return [str(one) for study in studies for one in OmegaConf.select(study, "extensions") or ()]
+
+
+def exit_status(error: Exception) -> int:
+    """The status that says what went wrong."""
+    return 128 + error.number if isinstance(error, StoppedError) else 1 if isinstance(error, JobsFailedError) else 2

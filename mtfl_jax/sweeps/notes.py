@@ -1,0 +1,135 @@
+"""What processes note in the runs/ of a results folder, read again: how far each is, and all of them together.
+
+Imports no jax, so that a folder can be looked at in a moment.
+"""
+
+import json
+import math
+import os
+import socket
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _count(value: Any) -> bool:
+    return isinstance(value, int) and value >= 0
+
+
+def _seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and 0 <= value < 2e11
+
+
+def _axes(value: Any) -> bool:
+    return value is None or isinstance(value, dict)
+
+
+def _grids(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(map(_axes, value)))
+
+
+def _config(value: Any) -> bool:
+    """Whether it says of which study and grid a run is."""
+    if not (isinstance(value, dict) and "study" in value and isinstance(value.get("sweep"), dict)):
+        return False
+    sweep = value["sweep"]
+    return {"axes", "zip", "where"} <= set(sweep) and _axes(sweep["axes"]) and _grids(sweep.get("grids"))
+
+
+NOTED: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("state", "host", "platform", "numerics", "matmul_precision"), _text),
+    **dict.fromkeys(("command", "devices", "failures"), _texts),
+    **dict.fromkeys(("pid", "cells", "skipped", "done", "diverged", "compiled", "draws_schema"), _count),
+    **dict.fromkeys(("started", "updated", "compile_seconds", "run_seconds"), _seconds),
+    "versions": lambda value: isinstance(value, dict),
+    "config": _config,
+}
+"""What every note has, and what of it is as it must be."""
+
+
+def read(folder: Path, warn: bool = True) -> list[dict[str, Any]]:
+    """The notes of a folder, that of the process which started first the first; a file in runs/ that is none is left
+    out, and named in a warning.
+    """
+    found = []
+    for path in sorted((folder / "runs").glob("*.json")):
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            problem = f"{type(error).__name__}: {str(error) or 'too deep'}"
+        else:
+            problem = _problem(note)
+        if not problem:
+            found.append(note)
+        elif warn:
+            warnings.warn(f"{path}: left out, it is no note of a run ({problem})", stacklevel=2)
+    return sorted(found, key=lambda note: (note["started"], note["updated"], note["host"], note["pid"]))
+
+
+def _problem(note: Any) -> str:
+    """Why something is no note, else nothing."""
+    if not isinstance(note, dict):
+        return "not a JSON object"
+    wrong = [name for name, right in NOTED.items() if name not in note or not right(note[name])]
+    wrong += ["extensions"] * (not _texts(note.get("extensions", [])))
+    return f"{', '.join(wrong)}: missing, or of another kind" if wrong else ""
+
+
+def dead(note: Mapping[str, Any]) -> bool:
+    """Whether a process that noted that it runs is one of this host and is there no more."""
+    if note["state"] != "running" or note["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(note["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        pass  # It is another user's, or of a number that no process has here.
+    return _another(note["pid"], note["updated"])
+
+
+def _another(pid: int, since: float) -> bool:
+    """Whether the process of a number has ended and only its parent does not know, or began after a time; False where
+    the system does not say.
+    """
+    try:
+        # After the name, which may hold anything, in brackets: the state, and as the 20th when it started.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+        began = int(booted.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return False
+    return fields[0] in "ZX" or began > since + 60  # The boot is known to the second, and clocks are set.
+
+
+def latest(notes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of every grid that was run the notes that say what is left of it: those of its last run, one a share."""
+    found: dict[str, dict[Any, Mapping[str, Any]]] = {}
+    for note in notes:
+        config, part = note["config"], note["config"]["sweep"].get("part")
+        grid = json.dumps({**config, "sweep": {**config["sweep"], "part": None}}, sort_keys=True)
+        shares = found.setdefault(grid, {})
+        # A grid that is run in other shares than before is another run of all of it.
+        if any(_shares(other) != _shares(part) for other in shares):
+            shares.clear()
+        shares[part] = note
+    return [note for shares in found.values() for note in shares.values()]
+
+
+def _shares(part: Any) -> str:
+    """Of how many shares a part "k/K" is one."""
+    return str(part or "1/1").partition("/")[2]
+
+
+def left(note: Mapping[str, Any]) -> int:
+    """Cells that a process had still to run when it wrote its note."""
+    return int(note["cells"] - note["skipped"] - note["done"])

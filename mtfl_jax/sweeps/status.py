@@ -1,0 +1,89 @@
+"""`mtfl-status FOLDER`: what a results folder holds, and what the processes are doing that write there.
+
+Imports no jax, so that it answers in a moment.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from mtfl_jax.sweeps import notes, tables
+from mtfl_jax.sweeps.progress import duration, line
+
+USAGE = "usage: mtfl-status FOLDER   shows how far the sweeps in a results folder are"
+SILENT_SECONDS = 120.0
+"""A running process that has said nothing for so long may be dead."""
+SHOWN = 20
+"""Processes listed at most, beside those that run; the others are counted."""
+RUNS, DEAD = "running", "ended without a word"
+"""The states of a process that runs, and of one of this host that noted so and is there no more."""
+
+
+def main() -> None:
+    """Entry point `mtfl-status`."""
+    given = sys.argv[1:]
+    if len(given) != 1 or given[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if given in (["-h"], ["--help"]) else 2)
+    folder = Path(given[0])
+    try:
+        found = notes.read(folder)
+        rows = tables.count(tables.files_of(folder)) if found else 0
+    except OSError as error:
+        _refuse(f"{folder}: {error.strerror or error}; allowed: the folder of a sweep")
+    except tables.IncompatibleError as error:
+        _refuse(f"{error}; allowed: the folder of a sweep")
+    if not found:
+        _refuse(f"{folder}: no runs there; allowed: the folder of a sweep")
+    show(found, rows, Console(soft_wrap=True, highlight=False, markup=False))
+
+
+def _refuse(problem: str) -> None:
+    print(f"mtfl-status: {problem}", file=sys.stderr)
+    sys.exit(2)
+
+
+def state(note: Mapping[str, Any]) -> str:
+    """What a process does, as far as its note and this host say."""
+    return DEAD if notes.dead(note) else str(note["state"])
+
+
+def show(found: Sequence[Mapping[str, Any]], rows: int, console: Console) -> None:
+    """Print the folder in one line, and then its processes, those that run the last."""
+    states = [(state(note), note) for note in found]
+    running = [note for said, note in states if said == RUNS]
+    others = [(said, note) for said, note in states if said != RUNS]
+    if len(found) > 1:
+        console.print(summary(found, rows, Counter(said for said, _ in states)))
+    else:
+        console.print(f"{rows:,} {_plural(rows, 'row')}")
+    if len(others) > SHOWN:
+        console.print(f"… {len(others) - SHOWN} earlier processes")
+    for said, note in [*others[-SHOWN:], *((RUNS, note) for note in running)]:
+        silent = time.time() - note["updated"]
+        left = notes.left(note) if said == RUNS else 0
+        far = line(SimpleNamespace(**{**note, "left": left}), note["updated"])
+        name = f"silent for {duration(silent)}" if said == RUNS and silent > SILENT_SECONDS else said
+        console.print(f"{name}: {far} (process {note['pid']} on {note['host']})")
+        for failure in note["failures"]:
+            console.print(Text(f"  failed: {failure}", style="red"))
+
+
+def summary(found: Sequence[Mapping[str, Any]], rows: int, states: Mapping[str, int]) -> str:
+    """The whole folder: its rows, the cells of every grid as its last run counts them, and the processes by state."""
+    last = notes.latest(found)
+    cells = sum(note["cells"] for note in last)
+    done = cells - sum(map(notes.left, last))
+    counted = ", ".join(f"{count} {said}" for said, count in states.items())
+    return f"{rows:,} {_plural(rows, 'row')}, {done}/{cells} cells, {len(found)} processes: {counted}"
+
+
+def _plural(count: int, what: str) -> str:
+    return what if count == 1 else f"{what}s"
