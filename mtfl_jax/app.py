@@ -141,21 +141,28 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         "extensions": list(extensions),
         **machine.environment(),
     }
+    last: list[engine.Progress] = []
     with progress.display(console) as show:
 
         def notify(state: engine.Progress) -> None:
+            last[:] = [state]
             show(state)
             sink.note({**about, **progress.facts(state, "running")})
 
-        outcome = engine.execute(
-            grid,
-            sink,
-            memory_fraction=memory_fraction,
-            part=part,
-            moments=moments,
-            stop=lambda: stop.came != 0,
-            notify=notify,
-        )
+        try:
+            outcome = engine.execute(
+                grid,
+                sink,
+                memory_fraction=memory_fraction,
+                part=part,
+                moments=moments,
+                stop=lambda: stop.came != 0,
+                notify=notify,
+            )
+        except ConfigError:  # The folder can be written no more; a note may yet find room.
+            with contextlib.suppress(ConfigError):
+                sink.note({**about, **progress.facts(last[0], "failed")})
+            raise
     stop.now, stop.soon = f"stopped before the report was written, every row is kept; {go_on}", ""
     state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"
     sink.note({**about, **progress.facts(outcome, state)})

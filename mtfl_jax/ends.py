@@ -22,6 +22,8 @@ TOGETHER = 1.0
 """Seconds in which more signals than one are one request: a closed terminal sends SIGHUP, and so does its shell."""
 GONE = (errno.EPIPE, errno.EIO)
 """What writing raises where nobody reads any more: a pipe (`| head -1`) and a terminal."""
+COMPILES = "mtfl-compiles"
+"""How the name of a thread begins that compiles, which may take a minute, and whose end nobody awaits."""
 
 UNFINISHED: set[str] = set()
 """Files that are being written under temporary names, which a process that ends at once removes."""
@@ -149,12 +151,20 @@ def listening(
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Processes that are started here hear signals only when they are `listening`; until then signals wait."""
+    """Processes that are started here hear signals only when they are `listening`; until then signals wait. Nor do
+    those say what they clean up that joblib keeps for this, where this process ends at once.
+    """
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join([*filter(None, [before]), "ignore:resource_tracker:UserWarning"])
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 class Steady:
@@ -196,9 +206,8 @@ def _drop(stream: Any) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process with a status, without waiting for threads that compile."""
-    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread() and not thread.daemon]
-    if others:
+    """End the process with a status, without waiting for a thread that compiles."""
+    if any(thread.name.startswith(COMPILES) for thread in threading.enumerate()):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError):
                 stream.flush()

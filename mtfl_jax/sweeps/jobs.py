@@ -51,6 +51,8 @@ class StoppedError(Exception):
         self.left, self.cells, self.go_on, self.number = left, cells, go_on, number
 
     def __str__(self) -> str:
+        if self.cells and not self.left:
+            return f"stopped before the report was written, every row is kept; {self.go_on}"
         how = f"stopped with {self.left} of {self.cells} cells left" if self.cells else "stopped"
         return f"{how}; {self.go_on}"
 
@@ -173,8 +175,14 @@ def _elsewhere(
     with ends.listening(now, "" if queue else SOON, clean=lambda: None if queue else _tell(signal.SIGKILL)) as stop:
         stop.first = lambda: None if queue else _tell(signal.SIGTERM)
         with _watched(folders, console), ends.held_back():
+            if not queue:
+                with contextlib.suppress(ImportError):  # Of another joblib, or none.
+                    from joblib.externals.loky.backend import resource_tracker
+
+                    resource_tracker.ensure_running()  # It lets some signals through again, now and not later.
             try:
-                returns = launcher.launch(batch, initial_job_idx=0)
+                with ends.held_back():
+                    returns = launcher.launch(batch, initial_job_idx=0)
             except Exception:
                 if not stop.came:
                     raise

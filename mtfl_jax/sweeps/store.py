@@ -116,8 +116,9 @@ class Folder:
         try:
             yield
         except OSError as error:
+            reason = str(error) if error.errno is None else os.strerror(error.errno)
             allowed = "allowed: a folder with room that can be written; its rows are kept, and the same command goes on"
-            raise ConfigError(self.key, self.path, f"{error.strerror or error}; {allowed}") from None
+            raise ConfigError(self.key, self.path, f"{reason}; {allowed}") from None
 
 
 def unwritable(folder: str | os.PathLike[str], error: OSError, key: str = "folder") -> ConfigError:
