@@ -161,7 +161,8 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
             )
         except ConfigError:  # The folder can be written no more; a note may yet find room.
             with contextlib.suppress(ConfigError):
-                sink.note({**about, **progress.facts(last[0], "failed")})
+                for reached in last:
+                    sink.note({**about, **progress.facts(reached, "failed")})
             raise
     stop.now, stop.soon = f"stopped before the report was written, every row is kept; {go_on}", ""
     state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"

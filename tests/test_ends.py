@@ -1,14 +1,29 @@
 """How commands end: by a signal at any moment, by a reader that goes, by a full disk; never with a traceback."""
 
+import copy
+import errno
 import itertools
+import json
 import os
+import re
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
 
+import differential
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_page import RUN
 
-from mtfl_jax.sweeps import notes, tables
+import mtfl_jax
+from mtfl_jax import __main__
+from mtfl_jax.analysis import page
+from mtfl_jax.sweeps import engine, notes, tables
+from mtfl_jax.sweeps import status as status_of_folder
 
 SMALL = ["d=12", "r=2", "width=8", "n1=64", "n2=64", "n_test=32", "n_down=16", "num_tasks=2", "measure=recovery"]
 
@@ -33,6 +48,7 @@ def play(stage, numbers):
         "planning": (engine, "plan", 1),
         "compiling": (engine, "fitting", 1),
         "running": (engine, "_call", 3),
+        "jobs": (engine, "_call", 3),
         "writing": (tables.pq, "write_table", 2),
         "merging": (tables, "merge", 1),
         "reporting": (app.page, "write", 1),
@@ -49,6 +65,7 @@ def play(stage, numbers):
 
     setattr(owner, name, halfway)
     sys.argv = ["mtfl", "-m", *{small!r}, "seed=range(0,12)", "hydra.sweep.dir=out"]
+    sys.argv += ["hydra.sweeper.jobs=2"] * (stage == "jobs")
     __main__.main()
 
 
@@ -85,7 +102,7 @@ while children:
 TWICE = (signal.SIGINT, signal.SIGINT)
 SIGNALS = [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGHUP,), (signal.SIGUSR1,), TWICE]
 """What a process is sent: the first is answered and obeyed, a second one ends it at once."""
-STAGES_OF_A_RUN = ["planning", "compiling", "running", "writing", "merging", "reporting"]
+STAGES_OF_A_RUN = ["planning", "compiling", "running", "jobs", "writing", "merging", "reporting"]
 
 
 def played(tmp_path, cases):
@@ -123,9 +140,11 @@ def assert_clean_end(case, folder):
         assert (folder / "out" / "results.parquet").exists() == (stage == "reporting")
         rows = tables.count(tables.files_of(folder / "out"))
         assert rows == note["done"]
-        if stage in ("running", "writing"):
-            assert 0 < rows < 12
-            assert f"stopped with {12 - rows} of 12 cells left" in lines[-1]
+        if stage in ("running", "jobs", "writing"):
+            # Of jobs in this process the first, and no other begins.
+            cells = 6 if stage == "jobs" else 12
+            assert 0 < rows < cells
+            assert f"stopped with {cells - rows} of {cells} cells left" in lines[-1]
 
 
 def test_a_signal_at_any_stage_is_a_clean_end(tmp_path):
@@ -141,3 +160,266 @@ def test_every_signal_at_every_stage_is_a_clean_end(tmp_path):
     cases = list(itertools.product(STAGES_OF_A_RUN, SIGNALS))
     for case, folder in zip(cases, played(tmp_path, cases), strict=True):
         assert_clean_end(case, folder)
+
+
+# Imports
+
+BEGINS = """
+import os, signal, sys, threading
+
+
+class Finder:
+    '''Sends this process its signals when a module is first asked for, as imports take a second or more.'''
+
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r} and numbers:
+            while numbers:
+                os.kill(os.getpid(), numbers.pop(0))
+            threading.Event().wait(20)
+
+
+numbers = list(map(int, sys.argv.pop(1).split(",")))
+sys.meta_path.insert(0, Finder())
+from mtfl_jax import __main__
+
+__main__.{command}()
+"""
+
+
+def begun(tmp_path, command, numbers, module="numpy"):
+    code = BEGINS.format(command=command, module=module)
+    given = [sys.executable, "-c", code, ",".join(map(str, map(int, numbers))), "out"]
+    start = time.monotonic()
+    done = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    return done, time.monotonic() - start
+
+
+@pytest.mark.parametrize("numbers", SIGNALS, ids=str)
+def test_a_signal_while_imports_run_is_a_clean_end(tmp_path, numbers):
+    done, seconds = begun(tmp_path, "main", numbers)
+    assert done.returncode == 128 + numbers[0]
+    assert done.stderr == f"mtfl: {signal.Signals(numbers[0]).name}: stopped\n"
+    assert done.stdout == ""
+    assert seconds < 15, "it must not wait until the imports are done"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["report", "status", "fit"])
+def test_the_other_commands_stop_at_once(tmp_path, command):
+    done, _ = begun(tmp_path, command, [signal.SIGINT])
+    assert (done.returncode, done.stderr) == (130, f"mtfl-{command}: SIGINT: stopped\n")
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As of nohup."""
+    code = (
+        "import os, signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from mtfl_jax import ends\n"
+        "with ends.listening('no') as stop: os.kill(os.getpid(), signal.SIGHUP); print(stop.came)\n"
+        "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\nTrue\n", "")
+
+
+NOTEBOOK = """
+import os, signal, sys
+
+sys.path.insert(0, {tests!r})
+import differential
+import mtfl_jax
+from mtfl_jax.sweeps import compiling, engine
+
+engine.fitting = differential.StandIn(differential.Truth()).fitting
+engine.chunk_of = lambda bucket: compiling.Chunk(1, 1)
+real, calls = engine._call, []
+
+
+def call(*args):
+    calls.append(0)
+    if len(calls) == 4:
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(*args)
+
+
+engine._call = call
+try:
+    mtfl_jax.sweep(d=8, r=2, n1=64, n2=64, n_down=8, n_test=32, seed=range(12), folder="out")
+except KeyboardInterrupt:
+    print("interrupted with", len(mtfl_jax.load("out")))
+"""
+
+
+def test_python_keeps_its_own_ctrl_c(tmp_path):
+    """A sweep in a notebook raises KeyboardInterrupt, and keeps the rows that were made."""
+    code = NOTEBOOK.format(tests=os.path.dirname(__file__))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"interrupted with [1-9]\d*\n", done.stdout), done
+    assert done.stderr == ""
+
+
+# Readers that go
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """A folder that a sweep was run into: of a name that is rich's markup."""
+    folder = tmp_path_factory.mktemp("ends") / "[b]" / "[/red] out"
+    mtfl_jax.sweep(d=[8, 12], r=2, width=8, n1=64, n2=64, n_test=32, measure="recovery", probe="none", folder=folder)
+    for number, change in enumerate(({"failures": ["1 cells (x=[/b]): [bold]no"]}, {"state": "stopped"})):
+        note = RUN | change | {"config": RUN["config"] | {"study": "none"}}
+        (folder / "runs" / f"{number}.json").write_text(json.dumps(note))
+    return folder
+
+
+def piped(code, *args, to, cwd=None):
+    """Run Python code with arguments whose stdout a reader reads: the finished process, with the code's status."""
+    line = shlex.join([sys.executable, "-c", code, *map(str, args)])
+    command = ["bash", "-c", f"{line} {to}; exit ${{PIPESTATUS[0]}}"]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "to"),
+    [
+        ("status FOLDER", "| true"),
+        ("status FOLDER", "2>&1 | head -c 1"),
+        ("report FOLDER", "| true"),
+        ("fit FOLDER --x d --y num_params", "| true"),
+        ("main --help", "| head -c 1"),
+    ],
+)
+def test_a_reader_that_goes_ends_a_command_without_a_word(swept, command, to):
+    name, *args = command.split()
+    done = piped(
+        f"from mtfl_jax import __main__; __main__.{name}()", *(swept if arg == "FOLDER" else arg for arg in args), to=to
+    )
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)
+
+
+def test_a_run_goes_on_without_its_reader(tmp_path):
+    """The rows are what it is for."""
+    run = f"sys.argv = ['mtfl', '-m', *{SMALL!r}, 'seed=range(0,3)', 'hydra.sweep.dir=out']; __main__.main()"
+    done = piped(STAGES.format(tests=os.path.dirname(__file__), small=SMALL) + run, to="| true", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(mtfl_jax.load(tmp_path / "out")) == 3
+    assert (tmp_path / "out" / "report" / "index.html").exists()
+
+
+def test_markup_in_a_path_is_a_path(swept, here, monkeypatch, capsys):
+    for command in ("status", "report"):
+        monkeypatch.setattr(sys, "argv", [f"mtfl-{command}", str(swept)])
+        getattr(__main__, command)()
+    out, err = capsys.readouterr()
+    assert "Traceback" not in err
+    assert f"wrote {swept}/report/index.html" in out
+    assert "failed: 1 cells (x=[/b]): [bold]no" in out
+    result, out, err = here(*SMALL, f"hydra.run.dir='{swept}'", "plan=only")
+    assert (result, err) == (0, "")
+
+
+# What is in runs/
+
+SOME = [None, True, -1, 2**70, 1e308, float("nan"), "[/b]", [], [1], {}, {"axes": 3}]
+
+
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(drawn=st.data())
+@pytest.mark.filterwarnings("ignore:.*left out, it is no note:UserWarning")
+def test_whatever_a_note_holds_commands_go_on(swept, capsys, monkeypatch, drawn):
+    """Anything in the place of anything: it is shown or left out, with a line, and nothing raises."""
+    note = copy.deepcopy(RUN)
+    for _ in range(drawn.draw(st.integers(1, 3))):
+        place = note
+        key = drawn.draw(st.sampled_from(sorted(place)))
+        while isinstance(place[key], dict) and place[key] and drawn.draw(st.booleans()):
+            place = place[key]
+            key = drawn.draw(st.sampled_from(sorted(place)))
+        place[key] = drawn.draw(st.sampled_from(SOME))
+    (swept / "runs" / "7.json").write_text(json.dumps(note))
+    found = notes.read(swept, warn=False)
+    assert len(found) in (2, 3)
+    assert page._facts(page.Sweep("name", None, 3, found), {})
+    page._processes(found)
+    page._failures(found)
+    monkeypatch.setattr(sys, "argv", ["mtfl-status", str(swept)])
+    status_of_folder.main()
+    assert " rows, " in capsys.readouterr().out
+    (swept / "runs" / "7.json").unlink()
+
+
+@pytest.mark.filterwarnings("default:.*left out, it is no note:UserWarning")
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", '"a"', "[" * 100_000, "\0", "{}"])
+def test_a_file_that_is_no_note_is_named_in_a_line(swept, monkeypatch, capsys, text):
+    path = swept / "runs" / "x.json"
+    path.write_text(text)
+    try:
+        monkeypatch.setattr(sys, "argv", ["mtfl-status", str(swept)])
+        __main__.status()
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"mtfl-status: {path}: left out, it is no note of a run (")
+    finally:
+        path.unlink()
+
+
+# mtfl-status
+
+
+def test_status_sums_up_and_knows_the_dead(tmp_path, monkeypatch, capsys):
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    own = {"host": socket.gethostname(), "state": "running", "updated": time.time(), "done": 6, "skipped": 0}
+    while not notes.dead(own | {"pid": child.pid}):
+        time.sleep(0.01)  # Nobody has waited for it: it is there, and has ended.
+
+    def part(k, **changes):
+        config = copy.deepcopy(RUN["config"])
+        config["sweep"]["part"] = f"{k}/3"
+        return RUN | own | {"cells": 8, "config": config, "started": time.time() - 60} | changes
+
+    made = [RUN | {"config": part(1)["config"], "state": "stopped", "done": 2, "cells": 8}]
+    made += [part(1, pid=os.getpid()), part(2, pid=child.pid), part(3, host="elsewhere", updated=time.time() - 600)]
+    (tmp_path / "runs").mkdir()
+    for number, note in enumerate(made):
+        (tmp_path / "runs" / f"{number}.json").write_text(json.dumps(note))
+    monkeypatch.setattr(sys, "argv", ["mtfl-status", str(tmp_path)])
+    __main__.status()
+    out, err = capsys.readouterr()
+    assert err == ""
+    first, *lines = out.splitlines()
+    assert first == "0 rows, 18/24 cells, 4 processes: 1 stopped, 2 running, 1 ended without a word"
+    states = [line.partition(":")[0] for line in lines]
+    assert states == ["stopped", "ended without a word", "running", "silent for 10m00s"]
+    assert ["to go" in line for line in lines] == [False, False, True, True]
+    child.wait()
+    assert notes.dead(made[2])
+    assert not notes.dead(made[1])
+    # The number of a process is given again.
+    assert notes.dead({**made[1], "updated": 1e9})
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES], ids=errno.errorcode.get)
+@pytest.mark.parametrize("at", ["write_table", "ParquetWriter"])
+def test_a_full_disk_is_one_line_that_names_the_folder(here, tmp_path, monkeypatch, number, at):
+    """As pyarrow says it, of a part and of results.parquet."""
+
+    def full(*_, **__):
+        raise OSError(number, "Error writing bytes to file")
+
+    monkeypatch.setattr(engine, "fitting", differential.StandIn(differential.Truth()).fitting)
+    monkeypatch.setattr(tables.pq, at, full)
+    result, _, err = here("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=out")
+    assert result == 2
+    assert err.startswith(f"mtfl: hydra.sweep.dir={tmp_path}/out: {os.strerror(number)}; allowed: a folder with room")
+    assert err.endswith("its rows are kept, and the same command goes on\n")
+    assert err.count("\n") == 1
+    (note,) = notes.read(tmp_path / "out")
+    assert note["state"] == ("failed" if at == "write_table" else "finished")
+    if at == "write_table":
+        with pytest.raises(ValueError, match="folder=out: "):
+            mtfl_jax.sweep(d=8, r=2, n1=64, n2=64, n_down=8, n_test=32, folder="out")

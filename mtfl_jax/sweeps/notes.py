@@ -81,7 +81,8 @@ def _problem(note: Any) -> str:
         return "not a JSON object"
     wrong = [name for name, right in NOTED.items() if name not in note or not right(note[name])]
     wrong += ["extensions"] * (not _texts(note.get("extensions", [])))
-    return f"{', '.join(wrong)}: missing, or of another kind" if wrong else ""
+    shown = ", ".join(wrong[:3]) + ", …" * (len(wrong) > 3)
+    return f"{shown}: missing, or of another kind" if wrong else ""
 
 
 def dead(note: Mapping[str, Any]) -> bool:
