@@ -64,7 +64,7 @@ def play(stage, numbers):
         return real(*args, **kwargs)
 
     setattr(owner, name, halfway)
-    sys.argv = ["mtfl", "-m", *{small!r}, "seed=range(0,12)", "hydra.sweep.dir=out"]
+    sys.argv = ["mtfl", "-m", *{small!r}, "seed=range(0,24)", "hydra.sweep.dir=out"]
     sys.argv += ["hydra.sweeper.jobs=2"] * (stage == "jobs")
     __main__.main()
 
@@ -142,7 +142,7 @@ def assert_clean_end(case, folder):
         assert rows == note["done"]
         if stage in ("running", "jobs", "writing"):
             # Of jobs in this process the first, and no other begins.
-            cells = 6 if stage == "jobs" else 12
+            cells = 12 if stage == "jobs" else 24
             assert 0 < rows < cells
             assert f"stopped with {cells - rows} of {cells} cells left" in lines[-1]
 
