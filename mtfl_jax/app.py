@@ -142,6 +142,12 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         **machine.environment(),
     }
     last: list[engine.Progress] = []
+
+    def note_end(state: str) -> None:
+        for reached in last:
+            sink.note({**about, **progress.facts(reached, state)})
+
+    stop.clean = lambda: note_end("stopped")
     with progress.display(console) as show:
 
         def notify(state: engine.Progress) -> None:
@@ -161,10 +167,10 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
             )
         except ConfigError:  # The folder can be written no more; a note may yet find room.
             with contextlib.suppress(ConfigError):
-                for reached in last:
-                    sink.note({**about, **progress.facts(reached, "failed")})
+                note_end("failed")
             raise
     stop.now, stop.soon = f"stopped before the report was written, every row is kept; {go_on}", ""
+    stop.clean = lambda: None
     state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"
     sink.note({**about, **progress.facts(outcome, state)})
     if stop.came:
