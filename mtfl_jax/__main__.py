@@ -1,54 +1,42 @@
-"""The commands: each hears signals, and says what it must in a line, before it imports what takes time."""
+"""The commands `mtfl`, `mtfl-report`, `mtfl-status` and `mtfl-fit`.
 
-import signal
+What each does is imported inside `ends.command`: imports take a second, in which it may be told to stop.
+"""
 
-signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends what follows without a traceback.
-
-import os  # noqa: E402
-import sys  # noqa: E402
-
-from mtfl_jax import ends  # noqa: E402
+from mtfl_jax import ends
 
 
-def mtfl() -> None:
+def main() -> None:
     """Entry point `mtfl`."""
-    with ends.command("mtfl"), ends.listening("stopped"):
-        from mtfl_jax.app import main
+    with ends.command("mtfl"):
+        from mtfl_jax import app
 
-        try:
-            main()
-        except SystemExit as end:
-            if isinstance(end.code, int) and end.code > 128:
-                # A program that still compiles would hold the process up.
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(end.code)
-            raise
+        app.main()
 
 
 def report() -> None:
     """Entry point `mtfl-report`."""
     with ends.command("mtfl-report"):
-        from mtfl_jax.analysis.page import main
+        from mtfl_jax.analysis import page
 
-        main()
-
-
-def fit() -> None:
-    """Entry point `mtfl-fit`."""
-    with ends.command("mtfl-fit"):
-        from mtfl_jax.analysis.fit_command import main
-
-        main()
+        page.main()
 
 
 def status() -> None:
     """Entry point `mtfl-status`."""
     with ends.command("mtfl-status"):
-        from mtfl_jax.analysis.status import main
+        from mtfl_jax.analysis import status
 
-        main()
+        status.main()
+
+
+def fit() -> None:
+    """Entry point `mtfl-fit`."""
+    with ends.command("mtfl-fit"):
+        from mtfl_jax.analysis import fit_command
+
+        fit_command.main()
 
 
 if __name__ == "__main__":
-    mtfl()
+    main()

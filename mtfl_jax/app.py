@@ -1,4 +1,4 @@
-"""The Hydra entry point `mtfl`: compose, check, run, write, show."""
+"""What the command `mtfl` does, by Hydra: compose, check, run, write, show."""
 
 import argparse
 import contextlib
@@ -22,19 +22,22 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from rich.text import Text
 
 import mtfl_jax
-from mtfl_jax import ends, extend, help, jobs
-from mtfl_jax.analysis import page, report, studies
+from mtfl_jax import ends, extend, help
+from mtfl_jax.analysis import describe, page, report, studies
 from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
 from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
-from mtfl_jax.finish import finish
-from mtfl_jax.jobs import JobsFailedError, StoppedError
 from mtfl_jax.names import SWEEP_KEYS
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import api, engine, machine, progress, store
+from mtfl_jax.sweeps import api, engine, jobs, machine, progress, store, tables
 from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
+
+SHOWN_CELLS = 100_000
+"""A table of more cells than this is not read back to be shown."""
 
 PLANS = ("run", "only", "compile")
 """Whether to run, or only to say what would run, without or with compiling it."""
@@ -92,10 +95,17 @@ def own_study(name: str) -> None:
                 raise ConfigError("study", name, f"{file} says nothing of it ({page.one_line(error)})") from error
 
 
-def task(composed: DictConfig) -> None:
-    """Run the grid of one composed config into Hydra's output folder, and show it."""
+def task(composed: DictConfig, alone: bool = True) -> None:
+    """Run the grid of one composed config into Hydra's output folder, and show it, unless the process that launched
+    this one does (not `alone`).
+    """
     folder = Path(HydraConfig.get().runtime.output_dir)
-    console = Console(quiet=not jobs.speaks())
+    console = progress.console(sys.stdout, quiet=not alone)
+    with ends.listening(ends.BEGUN, clean=lambda: remove_if_empty(folder), say=alone) as stop:
+        _run(composed, folder, console, stop)
+
+
+def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) -> None:
     try:
         extensions = extend.load(composed.extensions)
         extend.store_nodes(conf_dir())
@@ -121,6 +131,8 @@ def task(composed: DictConfig) -> None:
         remove_if_empty(folder)
         raise
 
+    go_on = jobs.go_on(_folder_key(), folder)
+    stop.now, stop.soon = f"stopped at once, the rows that were written are kept; {go_on}", jobs.SOON
     about = {
         "command": jobs.command(),
         "pid": os.getpid(),
@@ -129,37 +141,41 @@ def task(composed: DictConfig) -> None:
         "extensions": list(extensions),
         **machine.environment(),
     }
-    again = f"the same command with {_folder_key()}={folder} goes on"
-    soon = "stopping after the chunk that runs (once more: at once)"
-    noted = dict[str, Any]()
+    last: list[engine.Progress] = []
 
-    def clean() -> None:
-        if noted:
-            sink.note({**noted, "state": "stopped"})
+    def note_end(state: str) -> None:
+        for reached in last:
+            sink.note({**about, **progress.facts(reached, state)})
 
-    with ends.listening(f"stopped at once; {again}", soon, clean=clean) as signal, progress.display(console) as show:
+    stop.clean = lambda: note_end("stopped")
+    with progress.display(console) as show:
 
         def notify(state: engine.Progress) -> None:
+            last[:] = [state]
             show(state)
-            noted.update({**about, **progress.facts(state, "running")})
-            sink.note(noted)
+            sink.note({**about, **progress.facts(state, "running")})
 
-        outcome = engine.execute(
-            grid,
-            sink,
-            memory_fraction=memory_fraction,
-            part=part,
-            moments=moments,
-            stop=lambda: bool(signal.came),
-            notify=notify,
-        )
+        try:
+            outcome = engine.execute(
+                grid,
+                sink,
+                memory_fraction=memory_fraction,
+                part=part,
+                moments=moments,
+                stop=lambda: stop.came != 0,
+                notify=notify,
+            )
+        except ConfigError:  # The folder can be written no more; a note may yet find room.
+            with contextlib.suppress(ConfigError):
+                note_end("failed")
+            raise
+    stop.now, stop.soon = f"stopped before the report was written, every row is kept; {go_on}", ""
+    stop.clean = lambda: None
     state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"
     sink.note({**about, **progress.facts(outcome, state)})
-    if outcome.stopped:
-        left = f"{outcome.left} of {outcome.cells} cells left"
-        raise StoppedError(f"stopped with {left}; {again}", signal.came)
-    with ends.listening(f"stopped; the rows are kept, and mtfl-report {folder} makes their page"):
-        finish(grid, sink, console)
+    if stop.came:
+        raise StoppedError(outcome.left, outcome.cells, go_on, stop.came)
+    finish(grid, sink, console)
     if outcome.failures:
         raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
 
@@ -167,6 +183,32 @@ def task(composed: DictConfig) -> None:
 def _folder_key() -> str:
     """The key that names the folder of this run."""
     return "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
+
+
+def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
+    """Merge the parts into results.parquet, write the report, and print what its study found or the grid's rows (None:
+    all that are there).
+    """
+    files, found, problem = [sink.merge()], None, None
+    try:
+        made = page.write(sink.path)
+    except Exception as error:  # The results are on disk, and a report can be made again.
+        problem = f"no report: {page.one_line(error)}; mtfl-report {sink.path} tries again"
+    else:
+        found, problem = made.findings, made.problem
+        files += made.files
+    if found is not None and found.claim:
+        console.print(report.findings(found))
+    elif grid is None or len(grid) <= SHOWN_CELLS:
+        rows = sink.table()
+        table = tables.frame(rows if grid is None else api.in_order(grid, rows)).drop(columns="id")
+        table = table.sort_values(describe.telling(table), kind="stable") if grid is None else table
+        if 0 < len(table) <= SHOWN_CELLS:
+            console.print(report.rows(table))
+    if problem is not None:
+        console.print(problem, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    for path in files:
+        console.print(Text.assemble(("wrote", "green"), f" {path}"), soft_wrap=True)
 
 
 def remove_if_empty(folder: Path) -> None:
@@ -182,7 +224,7 @@ def remove_if_empty(folder: Path) -> None:
 def one_line(error: Exception) -> str:
     """What a user needs of an error, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, ConfigError | store.UnwrittenError) or not lines:
+    if isinstance(error, ConfigError) or not lines:
         return str(error)
     if isinstance(error, MissingConfigException) and "Available options" in str(error):
         # "In 'config': Could not find 'data/x'", the options, then where Hydra looked.
@@ -213,14 +255,14 @@ def one_line(error: Exception) -> str:
 
 def job_of(raised: list[Exception], main_process: int) -> Callable[[DictConfig], None]:
     """The function Hydra runs. In this process errors go to `raised`: Hydra would print lines of its own about them.
-    In a launcher's worker they are raised, to travel back.
+    In a launcher's worker they are raised, to travel back. After a signal no job begins.
     """
 
     def job(composed: DictConfig) -> None:
         if any(isinstance(error, StoppedError) for error in raised):
             return
         try:
-            task(composed)
+            task(composed, alone=os.getppid() != main_process or not jobs.shown(HydraConfig.get()))
         except (*BAD_INPUT, StoppedError, JobsFailedError) as error:
             if os.getpid() != main_process:
                 raise
@@ -249,22 +291,41 @@ def main() -> None:
         except BAD_INPUT as error:
             raised.append(error)
         entry = hydra.main(config_path=str(conf_dir()), config_name="config", **HYDRA_BASE)
+        jobs.LAUNCHED.clear()
         try:
             if not raised:
                 entry(job_of(raised, os.getpid()))()
-        except (*BAD_INPUT, JobsFailedError, StoppedError) as error:
+        except (*BAD_INPUT, StoppedError, JobsFailedError) as error:
+            if isinstance(error, OSError) and error.errno in ends.GONE:
+                raise
             raised.append(error)
+        if not any(isinstance(problem, StoppedError) for problem in raised):
+            raised += _finish_launched()
         if raised and before == "1":
             raise raised[0]
-        stderr = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        stderr = progress.console(sys.stderr, soft_wrap=True, highlight=False, markup=False)
         for problem in raised:
             whole = isinstance(problem, JobsFailedError | StoppedError)
             for line in str(problem).splitlines() if whole else [one_line(problem)]:
                 stderr.print(f"mtfl: {line}", style="red")
         if raised:
-            sys.exit(max(exit_status(problem) for problem in raised))
+            ends.leave(max(exit_status(problem) for problem in raised))
     finally:
         os.environ["HYDRA_FULL_ERROR"] = before
+
+
+def _finish_launched() -> list[Exception]:
+    """Show what jobs in other processes have made, as of a run in this one; what went wrong."""
+    console, problems = progress.console(sys.stdout), list[Exception]()
+    for key, folder in jobs.LAUNCHED:
+        if not tables.files_of(folder):
+            continue
+        with ends.listening(f"stopped before the report was written, every row is kept; {jobs.go_on(key, folder)}"):
+            try:
+                finish(None, store.Folder(folder, key), console)
+            except BAD_INPUT as error:
+                problems.append(error)
+    return problems
 
 
 def options_first(arguments: list[str]) -> list[str]:
@@ -307,10 +368,4 @@ def named_extensions(arguments: list[str]) -> list[str]:
 
 def exit_status(error: Exception) -> int:
     """The status that says what went wrong."""
-    if isinstance(error, StoppedError):
-        return 128 + error.number
-    return 1 if isinstance(error, JobsFailedError | store.UnwrittenError) else 2
-
-
-if __name__ == "__main__":
-    main()
+    return 128 + error.number if isinstance(error, StoppedError) else 1 if isinstance(error, JobsFailedError) else 2

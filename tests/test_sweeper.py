@@ -1,5 +1,12 @@
 """The fused sweeper: found by Hydra, faithful to its grammar, and kind to the stock tools."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -8,9 +15,9 @@ from hydra.plugins.sweeper import Sweeper
 import mtfl_jax
 from mtfl_jax.compose import HYDRA_BASE, conf_dir
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.jobs import overrides_of_jobs
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.sweeps import compiling
+from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
 
@@ -62,6 +69,12 @@ def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
     sweep = ["-m", *SMALL, "seed=range(0,5)", "num_tasks=1,2", "hydra.sweeper.jobs=2", "hydra.sweep.dir=out"]
     done = mtfl(*sweep, f"hydra/launcher={launcher}")
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    # What a plain run prints: progress, the rows, where they and the report are.
+    for text in ("10/10 cells" if launcher != "basic" else "4/4 cells", "subspace_distance", "out/report/index.html"):
+        assert text in done.stdout
+    assert done.stdout.count("wrote") == (1 if launcher != "basic" else 2) * 4
+    assert ("logs in out/.submitit" in done.stdout) == (launcher == "submitit_local")
     table = mtfl_jax.load(tmp_path / "out")
     assert sorted(zip(table["num_tasks"], table["seed"], strict=True)) == [(t, s) for t in (1, 2) for s in range(5)]
 
@@ -111,3 +124,26 @@ def test_a_plan_compiles_where_it_is_asked_to_and_counts_what_is_there(here, mon
     assert out == "4 of 4 cells there before\n"
     status, _, err = here(*sweep, "seed=range(0,3)", "plan=compile", "memory_fraction=1e-9")
     assert (status, err) == (1, "mtfl: some programs cannot run\n")
+
+
+@pytest.mark.slow
+def test_a_signal_stops_jobs_that_joblib_runs(tmp_path):
+    """They finish their chunks, one line says what is left of all of them, and no process stays."""
+    sweep = [*SMALL, "seed=range(0,200000)", "hydra.sweeper.jobs=2", "hydra/launcher=joblib", "hydra.sweep.dir=out"]
+    command = [sys.executable, "-m", "mtfl_jax", "-m", *sweep]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        before, deadline = len(list(tmp_path.glob("out/parts/*"))), time.monotonic() + 120
+        while len(list(tmp_path.glob("out/parts/*"))) < before + 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        # A terminal sends Ctrl-C to all processes of the command; kill sends to one.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, err = process.communicate(timeout=120)  # Until no process holds the streams.
+        assert process.returncode == 128 + number, err
+        first, second = err.splitlines()
+        assert first.startswith(f"mtfl: {number.name}: stops when what runs is finished")
+        assert "cells left; the same command with hydra.sweep.dir=" in second
+    states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("out/runs/*")]
+    assert states == ["stopped"] * 4

@@ -524,7 +524,7 @@ def test_a_signal_finishes_the_chunk_and_the_sweep_goes_on_after_it(tmp_path, mt
     assert "16000/16000" in status.stdout
 
 
-STATUS = "import sys; from mtfl_jax.sweeps.progress import status; sys.argv[0] = 'mtfl-status'; status()"
+STATUS = "from mtfl_jax.__main__ import status; status()"
 
 
 KILLED = """

@@ -357,10 +357,10 @@ def main() -> None:
         else:
             _, files, problem = write(given.folders[0], given.out)
     except OSError as error:
-        at = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
-        parser.error(at)
+        at = error.filename or given.out or given.folders[0] / "report"
+        parser.error(f"{at}: {error.strerror}" if error.strerror else str(error))
     except (ValueError, KeyError) as error:
-        parser.error(f"{' '.join(map(str, given.folders))}: runs/ or a part cannot be read: {error!r}")
+        parser.error(f"{' '.join(map(str, given.folders))}: a part cannot be read: {error!r}")
     if problem:
         print(f"mtfl-report: {problem}", file=sys.stderr)
     for path in files:

@@ -1,52 +1,81 @@
-"""`mtfl-status`: how far the sweeps of a results folder are, from what their processes noted there."""
+"""`mtfl-status FOLDER`: what a results folder holds, and what the processes are doing that write there.
+
+Imports no jax, so that it answers in a moment.
+"""
 
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from mtfl_jax.analysis.command import Parser
 from mtfl_jax.sweeps import notes, tables
 from mtfl_jax.sweeps.progress import duration, line
 
 SILENT_SECONDS = 120.0
-"""A process of another host that has noted nothing for so long may be dead."""
-
-
-def state(note: Mapping[str, Any], now: float) -> str:
-    """What a process does, as far as its note and this host tell."""
-    if notes.dead(note):
-        return "ended without a word"
-    silent = now - note["updated"]
-    if note["state"] == "running" and not notes.here(note) and silent > SILENT_SECONDS:
-        return f"silent for {duration(silent)}"
-    return str(note["state"])
+"""A running process that has said nothing for so long may be dead."""
+SHOWN = 20
+"""Processes listed at most, beside those that run; the others are counted."""
+RUNS, DEAD = "running", "ended without a word"
+"""The states of a process that runs, and of one of this host that noted so and is there no more."""
 
 
 def main() -> None:
-    """Entry point `mtfl-status FOLDER`: how far the sweeps in a results folder are."""
+    """Entry point `mtfl-status`."""
     parser = Parser("mtfl-status", "Show how far the sweeps in a results folder are, and what runs there.")
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of a sweep")
     folder: Path = parser.parse_args().folder
-    found, now = notes.read(folder), time.time()
+    try:
+        found = notes.read(folder)
+        rows = tables.count(tables.files_of(folder)) if found else 0
+    except OSError as error:
+        parser.error(f"{folder}: {error.strerror or error}; allowed: the folder of a sweep")
+    except tables.IncompatibleError as error:
+        parser.error(f"{error}; allowed: the folder of a sweep")
     if not found:
         parser.error(f"{folder}: no runs there; allowed: the folder of a sweep")
-    plainly: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-    console = Console()
-    shown = notes.latest(found)
-    states = [state(note, now) for note in shown]
-    rows, left, running = tables.count(tables.files_of(folder)), sum(map(notes.left, shown)), states.count("running")
-    parts = [f"{rows:,} rows", f"{left:,} cells left" if left else "nothing left"]
-    parts += [f"{running} {'process runs' if running == 1 else 'processes run'}"] * bool(running)
-    console.print(f"{folder}: {', '.join(parts)}", **plainly)
-    for note, doing in zip(shown, states, strict=True):
-        at = SimpleNamespace(**note, left=notes.left(note) if doing == "running" else 0)
-        console.print(f"{doing}: {line(at, note['updated'])} (process {note['pid']} on {note['host']})", **plainly)
-        console.print(f"  {' '.join(note['command'])}", style="dim", **plainly)
+    show(found, rows, Console(soft_wrap=True, highlight=False, markup=False))
+
+
+def state(note: Mapping[str, Any]) -> str:
+    """What a process does, as far as its note and this host say."""
+    return DEAD if notes.dead(note) else str(note["state"])
+
+
+def show(found: Sequence[Mapping[str, Any]], rows: int, console: Console) -> None:
+    """Print the folder in one line, and then its processes, those that run the last."""
+    states = [(state(note), note) for note in found]
+    running = [note for said, note in states if said == RUNS]
+    others = [(said, note) for said, note in states if said != RUNS]
+    if len(found) > 1:
+        console.print(summary(found, rows, Counter(said for said, _ in states)))
+    else:
+        console.print(f"{rows:,} {_plural(rows, 'row')}")
+    if len(others) > SHOWN:
+        console.print(f"… {len(others) - SHOWN} earlier processes")
+    for said, note in [*others[-SHOWN:], *((RUNS, note) for note in running)]:
+        silent = time.time() - note["updated"]
+        left = notes.left(note) if said == RUNS else 0
+        far = line(SimpleNamespace(**{**note, "left": left}), note["updated"])
+        name = f"silent for {duration(silent)}" if said == RUNS and silent > SILENT_SECONDS else said
+        console.print(f"{name}: {far} (process {note['pid']} on {note['host']})")
         for failure in note["failures"]:
-            console.print(f"  failed: {failure}", style="red", **plainly)
-    if len(found) > len(shown):
-        console.print(f"and {len(found) - len(shown)} earlier", **plainly)
+            console.print(Text(f"  failed: {failure}", style="red"))
+
+
+def summary(found: Sequence[Mapping[str, Any]], rows: int, states: Mapping[str, int]) -> str:
+    """The whole folder: its rows, the cells of every grid as its last run counts them, and the processes by state."""
+    last = notes.latest(found)
+    cells = sum(note["cells"] for note in last)
+    done = cells - sum(map(notes.left, last))
+    counted = ", ".join(f"{count} {said}" for said, count in states.items())
+    return f"{rows:,} {_plural(rows, 'row')}, {done}/{cells} cells, {len(found)} processes: {counted}"
+
+
+def _plural(count: int, what: str) -> str:
+    return what if count == 1 else f"{what}s"

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute
 import threadpoolctl
 
+from mtfl_jax import ends
 from mtfl_jax.sweeps import compiling, mappings
 from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, chunk_of, fitting, half, job_of
 from mtfl_jax.sweeps.grid import Grid, row_ids
@@ -179,7 +180,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.costs = Costs(self.grid)
-        self.ahead = ThreadPoolExecutor(1)
+        self.ahead = ThreadPoolExecutor(1, ends.COMPILES)
         self.written = self.since = time.perf_counter()
 
     def all(self) -> None:

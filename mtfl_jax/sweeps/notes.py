@@ -36,13 +36,16 @@ def _axes(value: Any) -> bool:
     return value is None or isinstance(value, dict)
 
 
+def _grids(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(map(_axes, value)))
+
+
 def _config(value: Any) -> bool:
     """Whether it says of which study and grid a run is."""
     if not (isinstance(value, dict) and "study" in value and isinstance(value.get("sweep"), dict)):
         return False
     sweep = value["sweep"]
-    grids = sweep.get("grids") or []
-    return {"axes", "zip", "where"} <= set(sweep) and _axes(sweep["axes"]) and all(map(_axes, grids))
+    return {"axes", "zip", "where"} <= set(sweep) and _axes(sweep["axes"]) and _grids(sweep.get("grids"))
 
 
 NOTED: Mapping[str, Callable[[Any], bool]] = {
@@ -56,9 +59,9 @@ NOTED: Mapping[str, Callable[[Any], bool]] = {
 """What every note has, and what of it is as it must be."""
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The notes of a folder, that of the process which started first the first; a file in runs/ that is none is named
-    in a warning and left out.
+def read(folder: Path, warn: bool = True) -> list[dict[str, Any]]:
+    """The notes of a folder, that of the process which started first the first; a file in runs/ that is none is left
+    out, and named in a warning.
     """
     found = []
     for path in sorted((folder / "runs").glob("*.json")):
@@ -68,10 +71,10 @@ def read(folder: Path) -> list[dict[str, Any]]:
             problem = f"{type(error).__name__}: {str(error) or 'too deep'}"
         else:
             problem = _problem(note)
-        if problem:
-            warnings.warn(f"{path}: left out, it is no note of a run ({problem})", stacklevel=2)
-        else:
+        if not problem:
             found.append(note)
+        elif warn:
+            warnings.warn(f"{path}: left out, it is no note of a run ({problem})", stacklevel=2)
     return sorted(found, key=lambda note: (note["started"], note["updated"], note["host"], note["pid"]))
 
 
@@ -80,17 +83,14 @@ def _problem(note: Any) -> str:
     if not isinstance(note, dict):
         return "not a JSON object"
     wrong = [name for name, right in NOTED.items() if name not in note or not right(note[name])]
-    return f"{', '.join(wrong)}: missing, or of another kind" if wrong else ""
-
-
-def here(note: Mapping[str, Any]) -> bool:
-    """Whether a process is one of this host."""
-    return bool(note["host"] == socket.gethostname())
+    wrong += ["extensions"] * (not _texts(note.get("extensions", [])))
+    shown = ", ".join(wrong[:3]) + ", …" * (len(wrong) > 3)
+    return f"{shown}: missing, or of another kind" if wrong else ""
 
 
 def dead(note: Mapping[str, Any]) -> bool:
     """Whether a process that noted that it runs is one of this host and is there no more."""
-    if note["state"] != "running" or not here(note):
+    if note["state"] != "running" or note["host"] != socket.gethostname():
         return False
     try:
         os.kill(note["pid"], 0)
@@ -98,7 +98,21 @@ def dead(note: Mapping[str, Any]) -> bool:
         return True
     except (OSError, OverflowError):
         pass  # It is another user's, or of a number that no process has here.
-    return False
+    return _another(note["pid"], note["updated"])
+
+
+def _another(pid: int, since: float) -> bool:
+    """Whether the process of a number has ended and only its parent does not know, or began after a time; False where
+    the system does not say.
+    """
+    try:
+        # After the name, which may hold anything, in brackets: the state, and as the 20th when it started.
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        booted = next(line for line in Path("/proc/stat").read_text().splitlines() if line.startswith("btime "))
+        began = int(booted.split()[1]) + int(fields[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError, StopIteration):
+        return False
+    return fields[0] in "ZX" or began > since + 60  # The boot is known to the second, and clocks are set.
 
 
 def latest(notes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -4,10 +4,12 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from mtfl_jax import ends
 
 PLAIN_SECONDS = 5.0
 """Seconds between lines where there is no terminal."""
@@ -32,6 +34,11 @@ def line(progress: Any, now: float | None = None) -> str:
     parts += [f"{progress.diverged} rows diverged"] * bool(progress.diverged)
     parts += [f"{len(progress.failures)} buckets failed"] * bool(progress.failures)
     return ", ".join(parts)
+
+
+def console(stream: IO[str], **options: Any) -> Console:
+    """A console of a stream, which goes on where nobody reads any more."""
+    return Console(file=cast(IO[str], ends.Steady(stream)), **options)
 
 
 @contextmanager

@@ -42,10 +42,6 @@ class Memory:
         return pa.concat_tables([schema().empty_table(), *self.parts])
 
 
-class UnwrittenError(OSError):
-    """What could not be written in mid-run, said in one line."""
-
-
 class Folder:
     """A results folder, which the user named by `key`; made where it is to be written. Raises ConfigError where it
     cannot be, or holds what cannot be one table with ours.
@@ -108,21 +104,21 @@ class Folder:
             allowed = "allowed: a new folder, or one with results only"
             raise ConfigError(self.key, self.path, f"{error}; {allowed}") from None
 
-    @contextlib.contextmanager
-    def _written(self) -> Iterator[None]:
-        """Raises UnwrittenError where the folder cannot be written, as on a disk that is full."""
-        try:
-            yield
-        except OSError as error:
-            why = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
-            goes_on = "the rows that were written are kept, and the same sweep goes on once it can be written"
-            raise UnwrittenError(f"{self.key}={self.path}: {why}; {goes_on}") from error
-
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in runs/ what this process runs and how far it is."""
         text = json.dumps(facts, indent=2) + "\n"
         with self._written():
             tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
+
+    @contextlib.contextmanager
+    def _written(self) -> Iterator[None]:
+        """Raise ConfigError where a write fails: the disk is full, or a quota, or it has become read-only."""
+        try:
+            yield
+        except OSError as error:
+            reason = str(error) if error.errno is None else os.strerror(error.errno)
+            allowed = "allowed: a folder with room that can be written; its rows are kept, and the same command goes on"
+            raise ConfigError(self.key, self.path, f"{reason}; {allowed}") from None
 
 
 def unwritable(folder: str | os.PathLike[str], error: OSError, key: str = "folder") -> ConfigError:

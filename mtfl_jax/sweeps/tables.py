@@ -25,6 +25,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtfl_jax import ends
 from mtfl_jax.records import guess
 
 RESULTS = "results.parquet"
@@ -206,11 +207,13 @@ def whole(path: Path, write_to: Callable[[Path], object]) -> None:
     """Write a file under a temporary name in its folder that no other writer has, then rename it."""
     writer = f"{socket.gethostname()[:64]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     partial = path.with_name(f".{path.name}.{writer}.partial")
+    ends.UNFINISHED.add(str(partial))
     try:
         write_to(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+        ends.UNFINISHED.discard(str(partial))
 
 
 # Files

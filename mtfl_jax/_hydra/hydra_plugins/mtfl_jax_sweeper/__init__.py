@@ -1,5 +1,5 @@
 """Hydra's hook for `hydra/sweeper: fused`. Hydra imports this in every Hydra app of the environment, so it holds no
-logic and imports nothing heavy: the work is in mtfl_jax.jobs.
+logic and imports nothing heavy: the work is in mtfl_jax.sweeps.jobs.
 """
 
 from dataclasses import dataclass, field
@@ -34,6 +34,6 @@ class FusedSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch the jobs of the command line."""
-        from mtfl_jax import jobs
+        from mtfl_jax.sweeps import jobs
 
         return jobs.launch(arguments, self.params, self.split, self.jobs, **self.context)
