@@ -200,7 +200,9 @@ class _Run:
                     self._collect(flying)
                 flying = flight
         finally:
-            self.ahead.shutdown(wait=False, cancel_futures=True)
+            # A program that still compiles is not awaited.
+            compiles = self.coming is not None and not self.coming[1].done()
+            self.ahead.shutdown(wait=not compiles, cancel_futures=True)
             self._write()
 
     def _compile_next(self) -> None:
