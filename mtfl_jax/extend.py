@@ -80,9 +80,6 @@ def _load(found: _Found) -> str:
     source = f"{name}:{_hash(found)}"
     if _loaded.get(name) == source:
         return source
-    if name not in _loaded and name in sys.modules:
-        taken = "a module of this name is there already; allowed: another name, or before the extension that needs it"
-        raise ConfigError("extensions", given, taken)
     _forget(name)
     _near[name] = tuple(found.near)
     try:
@@ -108,8 +105,10 @@ def _found(given: str) -> _Found:
         path = Path(given).resolve()
         if not path.is_file():
             raise ConfigError("extensions", given, "there is no such file; allowed: a module, or a path to a .py file")
+        _require_free(given, path.stem)
         _reach(path.parent)
         return _Found(given, path.stem, [path], path, _imported(path.stem, [path]))
+    _require_free(given, given)
     _reach(Path.cwd())
     try:
         spec = importlib.util.find_spec(given)
@@ -126,6 +125,13 @@ def _found(given: str) -> _Found:
     origin, package = Path(spec.origin), bool(spec.submodule_search_locations)
     files = sorted(origin.parent.rglob("*.py")) if package else [origin]
     return _Found(given, given, files, origin.parent if package else origin, _imported(given, files))
+
+
+def _require_free(given: str, name: str) -> None:
+    """Raise ConfigError where a module that is no extension has the name."""
+    if name not in _loaded and name in sys.modules:
+        taken = "a module of this name is there already; allowed: another name, or before the extension that needs it"
+        raise ConfigError("extensions", given, taken)
 
 
 def _reach(folder: Path) -> None:

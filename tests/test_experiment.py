@@ -191,7 +191,10 @@ def measured_of(p, cell, heads):
     return measuring.measure(p, cell, of, params | {"A": heads}, batch)
 
 
-@pytest.mark.parametrize(("n_test", "padded"), [(40, 300), (SIMILARITY_SAMPLES + 4, SIMILARITY_SAMPLES + 50)])
+@pytest.mark.parametrize(
+    ("n_test", "padded"),
+    [pytest.param(40, 300, marks=pytest.mark.slow), (SIMILARITY_SAMPLES + 4, SIMILARITY_SAMPLES + 50)],
+)
 @float64
 def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded):
     """Every measurement of a network, and where they are few every probe."""

@@ -184,6 +184,7 @@ def censored_campaign(rng):
     return table.assign(hit=table["y"] > ceiling, y=table["y"].clip(upper=ceiling))
 
 
+@pytest.mark.slow
 def test_censored_points_count():
     true, tables = EXAMPLE["power"]["exponent"], 100
     found = {"counted": [], "dropped": [], "taken as exact": []}

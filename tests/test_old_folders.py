@@ -78,7 +78,13 @@ def test_an_old_folder_loads_merges_and_reports(copied, name):
     assert (folder / "report" / "index.html").stat().st_size > 1000
 
 
-@pytest.mark.parametrize(("name", "axes"), GRIDS, ids=[f"{name}-{k}" for k, (name, _) in enumerate(GRIDS)])
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        pytest.param(name, axes, id=f"{name}-{k}", marks=[pytest.mark.slow] * (k in (2, 4, 5)))
+        for k, (name, axes) in enumerate(GRIDS)
+    ],
+)
 def test_finished_cells_of_an_old_folder_count_and_are_what_is_computed_now(copied, name, axes):
     folder = copied(name)
     grid, progress = resumed(folder, axes)

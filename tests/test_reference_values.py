@@ -25,12 +25,14 @@ def assert_within_standard_errors(values, mean, error, count=5):
 @pytest.mark.parametrize(
     ("data", "tasks", "num_tasks", "feature_energy", "spectral_ratio", "subspace_distance"),
     [
-        ("gaussian", "balanced", 1, (0.902, 0.007), (0.182, 0.009), (0.917, 0.015)),
-        ("gaussian", "balanced", 16, (0.965, 0.001), (2.04, 0.09), (0.204, 0.004)),
+        pytest.param("gaussian", "balanced", 1, (0.902, 0.007), (0.182, 0.009), (0.917, 0.015), marks=pytest.mark.slow),
+        pytest.param("gaussian", "balanced", 16, (0.965, 0.001), (2.04, 0.09), (0.204, 0.004), marks=pytest.mark.slow),
         ("gaussian", "balanced", 256, (0.975, 0.001), (5.51, 0.08), (0.130, 0.001)),
         ("gaussian", "uniform", 256, (0.222, 0.003), (1.01, 0.01), (0.581, 0.009)),
         ("rademacher", "balanced", 256, (0.984, 0.001), (6.97, 0.09), (0.104, 0.001)),
-        ("rademacher", "halfspace", 64, (0.985, 0.001), (5.91, 0.12), (0.102, 0.001)),
+        pytest.param(
+            "rademacher", "halfspace", 64, (0.985, 0.001), (5.91, 0.12), (0.102, 0.001), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_one_step(data, tasks, num_tasks, feature_energy, spectral_ratio, subspace_distance):

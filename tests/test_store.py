@@ -429,7 +429,7 @@ def test_a_sweep_goes_on_from_what_is_left_of_its_folder(tmp_path):
 
 
 @settings(
-    max_examples=20,
+    max_examples=12,
     stateful_step_count=25,
     deadline=None,
     derandomize=True,
@@ -596,6 +596,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_eight_processes_that_merge_at_once_leave_a_whole_file_every_time(tmp_path):
     done = subprocess.run([sys.executable, "-c", MERGERS], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -739,6 +740,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_however_many_rows(tmp_path):
     """Ten times the rows: 180,000 more of 600 bytes each (100 MiB) may cost some of their 8-byte identities, and a row
     group of results.parquet where there was less than one, only.
