@@ -107,6 +107,9 @@ def task(composed: DictConfig, alone: bool = True) -> None:
 
 def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) -> None:
     try:
+        if not isinstance(composed.study, str):
+            name = HydraConfig.get().runtime.choices.get("study")
+            raise ConfigError("study", name, "its YAML must begin with the line '# @package _global_'")
         extensions = extend.load(composed.extensions)
         extend.store_nodes(conf_dir())
         own_study(composed.study)
@@ -295,8 +298,11 @@ def main() -> None:
         try:
             if not raised:
                 entry(job_of(raised, os.getpid()))()
-        except (*BAD_INPUT, StoppedError, JobsFailedError) as error:
-            if isinstance(error, OSError) and error.errno in ends.GONE:
+        except (*BAD_INPUT, StoppedError, JobsFailedError, ValueError) as error:
+            gone = isinstance(error, OSError) and error.errno in ends.GONE
+            # Hydra's word on its options; other errors of this kind are faults of ours.
+            known = isinstance(error, BAD_INPUT) or str(error).startswith("Only one of --")
+            if gone or (isinstance(error, ValueError) and not known):
                 raise
             raised.append(error)
         if not any(isinstance(problem, StoppedError) for problem in raised):

@@ -45,6 +45,7 @@ BAD = [
     (["hydra.run.dir=/dev/null/x"], "/dev/null/x", "written"),
     (["hydra.run.dir=/proc/x"], "/proc/x", "written"),
     (["d=3", "--config-dir", "/nowhere", "r=2"], "/nowhere", ""),
+    (["-m", "d=8,16", "--cfg", "job"], "--multirun", "Only one of"),
     (["hydra.run.dirr=x"], "hydra.run.dirr=x", "--hydra-help"),
     (["study=quickstart", "sweep.axes.dd=[1,2]"], "dd", "allowed"),
     (["study=quickstart", "width=0"], "width=0", "integer from 1"),
@@ -62,6 +63,14 @@ BAD = [
     (["plan=some"], "plan=some", "run, only"),
     (["sweep.axis={}"], "sweep.axis", "allowed"),
 ]
+
+
+def test_a_study_in_a_package_of_its_own_is_refused(here, tmp_path):
+    (tmp_path / "mine" / "study").mkdir(parents=True)
+    (tmp_path / "mine" / "study" / "own.yaml").write_text("sweep:\n  axes:\n    seed: [0, 1]\n")
+    status, out, err = here("--config-dir", "mine", "study=own", *SMALL)
+    assert (status, out) == (2, "")
+    assert err == "mtfl: study=own: its YAML must begin with the line '# @package _global_'\n"
 
 
 @pytest.mark.parametrize(("args", "named", "allowed"), BAD)

@@ -85,7 +85,8 @@ def write(folder: Path, out: Path | None = None) -> Report:
     found, problem = _findings(sweep)
     out = folder / "report" if out is None else out
     if sweep.study != names.NO_STUDY and not studies.known(sweep.study) and (out / "index.html").exists():
-        return Report(found, [], f"{problem}; {out / 'index.html'} stays as it is")
+        unknown = problem or f"the findings of study {sweep.study} are not here"
+        return Report(found, [], f"{unknown}; {out / 'index.html'} stays as it is")
     out.mkdir(parents=True, exist_ok=True)
     files = [_render(out, [_side(sweep, found, problem)], [])]
     if found is not None and found.drawings:
