@@ -467,6 +467,43 @@ def test_a_sweep_that_is_stopped_has_the_first_seeds_of_everything(monkeypatch):
         assert max(map(len, seeds)) <= least + 4
 
 
+def test_a_program_that_the_compiler_refuses_for_its_memory_is_halved(monkeypatch):
+    tried, real = [], compiling.compiled
+
+    def refused(job, chunk):
+        tried.append(chunk.batch)
+        if chunk.batch > most:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
+        return real(job, chunk)
+
+    monkeypatch.setattr(compiling, "compiled", refused)
+    (bucket,) = plan(grid_of(algorithm="oracle", measure="recovery", probe="none"))
+    most = 3
+    executable, chunk = compiling.fitting(compiling.job_of(bucket), compiling.Chunk(24, 24), 0.5)
+    assert (tried, chunk, executable is not None) == ([24, 12, 6, 3], compiling.Chunk(3, 3), True)
+    most = 0
+    with pytest.raises(compiling.TooLargeError, match="one training needs more than there is; allowed: "):
+        compiling.fitting(compiling.job_of(bucket), compiling.Chunk(4, 4), 0.5)
+
+
+def test_chunks_of_an_accelerator_are_of_one_size(monkeypatch):
+    class Device:
+        platform = "gpu"
+
+    for count in (1, 4):
+        monkeypatch.setattr(compiling, "devices", lambda count=count: (Device,) * count)
+        sizes = set()
+        for lanes in [*range(1, 3000), 10_000, 123_456]:
+            capacity, batch = compiling.chunk_of([None] * lanes)
+            share = -(-lanes // count)
+            calls = -(-share // capacity)
+            assert batch == capacity <= compiling.MAX_LANES
+            assert calls == -(-share // compiling.MAX_LANES)
+            assert calls * capacity <= share * 9 / 8 + calls or share <= 16
+            sizes.add(capacity)
+        assert len(sizes) < 64
+
+
 def test_a_program_too_large_for_memory_is_refused_by_its_own_analysis():
     progress = engine.execute(grid_of(), store.Memory(), memory_fraction=1e-9)
     assert "TooLargeError: one training needs" in progress.failures[0]

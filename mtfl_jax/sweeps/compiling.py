@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -47,8 +48,18 @@ def chunk_of(bucket: Bucket) -> Chunk:
     """
     if devices()[0].platform == "cpu":
         return Chunk(min(ladder(max(1, int(CHUNK_SECONDS / bucket.seconds))), MAX_LANES), 1)
-    share = min(ladder(-(-len(bucket) // len(devices()))), MAX_LANES)
-    return Chunk(share, share)
+    share = -(-len(bucket) // len(devices()))
+    # Chunks of one size: a last one that is half empty takes as long as a full one.
+    batch = _padded(-(-share // -(-share // MAX_LANES)))
+    return Chunk(batch, batch)
+
+
+def _padded(lanes: int) -> int:
+    """The lanes of a batch, at most an eighth more: few sizes, so that other grids find its program in the cache."""
+    if lanes <= 16:
+        return ladder(lanes)
+    step = 1 << (lanes.bit_length() - 4)
+    return -(-lanes // step) * step
 
 
 def half(chunk: Chunk) -> Chunk:
@@ -150,23 +161,31 @@ def compiled(job: Job, chunk: Chunk) -> Any:
 
 
 def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> tuple[Any, Chunk]:
-    """The program's executable and its chunk, its batch halved until the program's own memory analysis fits into
-    `memory_fraction` of the device. Raises TooLargeError.
+    """The program's executable and its chunk, its batch halved until the compiler takes it and its own memory analysis
+    fits into `memory_fraction` of the device. Raises TooLargeError.
     """
     limit = memory_fraction * memory_limit()
     while True:
         mappings.make_room()
-        executable = compiled(job, chunk)
-        needs = memory_of(executable)
+        try:
+            executable = compiled(job, chunk)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            # A TPU's compiler refuses what does not fit.
+            needs = math.inf
+        else:
+            needs = memory_of(executable)
         if needs <= limit:
             return executable, chunk
         if chunk.batch == 1:
+            said = "more than there is" if needs == math.inf else f"{needs / 2**30:.2g} GiB"
             raise TooLargeError(
-                f"one training needs {needs / 2**30:.2g} GiB; allowed: {limit / 2**30:.2g} GiB a device"
+                f"one training needs {said}; allowed: {limit / 2**30:.2g} GiB a device"
                 f" (memory_fraction={memory_fraction:g})"
             )
         chunk = half(chunk)
-        _log.info("halved to %d trainings a call: %d bytes of %d", chunk.capacity, needs, limit)
+        _log.info("halved to %d trainings a call: %g bytes of %g", chunk.capacity, needs, limit)
 
 
 def memory_of(executable: Any) -> int:
