@@ -243,6 +243,17 @@ def test_a_new_process_finds_the_programs_in_the_cache(tmp_path):
     assert misses(3) == 0
 
 
+@pytest.mark.slow
+def test_processes_that_start_together_compile_each_program_once(tmp_path):
+    """The others wait for the first and find it in the cache."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    command = [sys.executable, "-c", CACHE, "3"]
+    options = {"env": {**environment, "XDG_CACHE_HOME": str(tmp_path)}, "stdout": subprocess.PIPE, "text": True}
+    together = [subprocess.Popen(command, **options) for _ in range(3)]
+    misses = [int(process.communicate(timeout=240)[0].split()[-1]) for process in together]
+    assert sum(misses) == 1
+
+
 def test_tests_keep_their_programs_to_themselves():
     """Not in the user's cache, and where the environment names one not there either."""
     machine.devices()

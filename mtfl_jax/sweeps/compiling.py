@@ -1,10 +1,17 @@
 """Compiled programs: what they take, and how large a chunk of trainings fits into memory."""
 
+import contextlib
 import dataclasses
+import fcntl
 import functools
+import hashlib
 import logging
 import math
+import os
+import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -121,6 +128,24 @@ def _dtype(leaf: Leaf) -> type:
     return np.int32 if leaf.whole else np.float32
 
 
+@contextlib.contextmanager
+def _first_on_host(program: str) -> Iterator[None]:
+    """Wait while another process of this host and user compiles the same, which is in the cache then: jobs that start
+    together would each compile it.
+    """
+    name = hashlib.blake2b(program.encode(), digest_size=12).hexdigest()
+    folder = Path(tempfile.gettempdir()) / f"mtfl_jax-{os.getuid()}"
+    with contextlib.ExitStack() as held:
+        if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+            yield
+            return
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, exist_ok=True)
+            file = held.enter_context((folder / f"{name}.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)  # The system lets go of it where a process dies.
+        yield
+
+
 @mappings.kept
 def compiled(job: Job, chunk: Chunk) -> Any:
     """The executable of a program: (Cell, counts) -> measurements.
@@ -154,7 +179,7 @@ def compiled(job: Job, chunk: Chunk) -> Any:
     lanes = chunk.capacity * len(devices())
     example = Cell(**{leaf.name: np.zeros((lanes, *leaf.shape), _dtype(leaf)) for leaf in job.leaves})
     start = time.perf_counter()
-    with jax.default_matmul_precision(MATMUL_PRECISION):
+    with jax.default_matmul_precision(MATMUL_PRECISION), _first_on_host(f"{job} {chunk} {jax.__version__} {mesh}"):
         executable = jax.jit(sharded).lower(example, np.zeros(len(devices()), np.int32)).compile()
     _log.info("compiled %s in %.1f s", job.program, time.perf_counter() - start)
     return executable
