@@ -85,7 +85,12 @@ def given_keys() -> set[str]:
 
 
 def own_study(name: str) -> None:
-    """Import what a study of the user's own finds: NAME.py beside its YAML in a --config-dir. Raises ConfigError."""
+    """Import what a study of the user's own finds: NAME.py beside its YAML in a --config-dir. Raises ConfigError, also
+    where the YAML calls itself by another name.
+    """
+    chosen = HydraConfig.get().runtime.choices.get("study")
+    if chosen != name:
+        raise ConfigError("study", chosen, f"its YAML says study: {name}; allowed: study: {chosen}")
     for entry in GlobalHydra.instance().config_loader().get_search_path().get_path():
         file = Path(str(entry.path).removeprefix("file://")) / "study" / f"{name}.py"
         if file.is_file():
@@ -110,6 +115,7 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         if not isinstance(composed.study, str):
             name = HydraConfig.get().runtime.choices.get("study")
             raise ConfigError("study", name, "its YAML must begin with the line '# @package _global_'")
+        _require_own_folder()
         extensions = extend.load(composed.extensions)
         extend.store_nodes(conf_dir())
         own_study(composed.study)
@@ -142,6 +148,7 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         "host": socket.gethostname(),
         "config": plain(composed),
         "extensions": list(extensions),
+        "findings": studies.known(composed.study),
         **machine.environment(),
     }
     last: list[engine.Progress] = []
@@ -186,6 +193,14 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
 def _folder_key() -> str:
     """The key that names the folder of this run."""
     return "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
+
+
+def _require_own_folder() -> None:
+    """Raise ConfigError where the command line names the folder of a sweep for a run that is none."""
+    for text in HydraConfig.get().overrides.hydra:
+        key, _, value = text.lstrip("+~").partition("=")
+        if key == "hydra.sweep.dir" and HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise ConfigError(key, value, "allowed with -m; without it hydra.run.dir")
 
 
 def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
@@ -235,13 +250,16 @@ def one_line(error: Exception) -> str:
         options = list(itertools.takewhile(lambda line: not line.startswith("Config search path"), lines[2:]))
         return str(ConfigError(group, choice, f"allowed: {', '.join(options)}{guess(choice, options)}"))
     if several := _SEVERAL.match(lines[0]):
-        key, value = several[1].split("=", 1)
+        key, value = several[1].removeprefix("sweep.axes.").split("=", 1)
         hint = f"several are a sweep: mtfl -m '{key}={value}'"
         with contextlib.suppress(KeyError, ConfigError, HydraException):
             listed = OverridesParser.create().parse_override(f"{key}=[{value}]")
             FIELDS[key].type.parse(key, listed.value())
             hint += f", a list is '{key}=[{value}]'"
         return str(ConfigError(key, value, f"allowed: one value; {hint}"))
+    if lines[0].startswith("Interpolation key 'study' not found"):
+        name = next((text.split("=", 1)[1] for text in sys.argv if text.startswith("study=")), "")
+        return str(ConfigError("study", name, f"its YAML does not say so; allowed: a line study: {name}"))
     if lines[0].startswith("Could not override"):
         key = lines[0].split("'")[1]
         value = next((text.split("=", 1)[1] for text in sys.argv if text.startswith(f"{key}=")), "")

@@ -20,6 +20,8 @@ BEGUN = "stopped before anything ran"
 """What is said of a signal that comes before a run begins."""
 TOGETHER = 1.0
 """Seconds in which more signals than one are one request: a closed terminal sends SIGHUP, and so does its shell."""
+ONCE = 0.3
+"""Seconds in which Ctrl-C is one: a program that started this one may pass it on beside the terminal."""
 GONE = (errno.EPIPE, errno.EIO)
 """What writing raises where nobody reads any more: a pipe (`| head -1`) and a terminal."""
 COMPILES = "mtfl-compiles"
@@ -56,7 +58,7 @@ class Stop:
             drop_lost()
             again = self.came != 0
             # Ctrl-C twice is meant; the others come from several senders.
-            twice = number == signal.SIGINT == self.came
+            twice = number == signal.SIGINT == self.came and time.monotonic() - since > ONCE
             if again and not twice and time.monotonic() - since < TOGETHER:
                 continue
             self.came, since = self.came or number, time.monotonic()

@@ -110,7 +110,12 @@ ALWAYS = (
         "losses of a mixture; task t takes the (t mod k)-th",
         when=rule("loss")(lambda c: c.loss == MIXTURE),
     ),
-    Field("measure", "choice", _sets(), "recovery: of the first layer only; and the probe"),
+    Field(
+        "measure",
+        "choice",
+        _sets(),
+        "recovery: of the first layer only, and the probe; contrastive: all, and the kernel of the tasks",
+    ),
     Field("probe", "choice", of(PROBES, NONE), "downstream classifier"),
 )
 """Settings that bear on every row, but where `when` says otherwise."""

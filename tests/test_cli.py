@@ -42,6 +42,8 @@ BAD = [
     (["lr_a=-1"], "lr_a=-1", "from 0"),
     (["n_down=0"], "n_down=0", "integer from 1"),
     (["algorithm=alternating", "loss=linear"], "loss=linear", "weight_decay"),
+    (["hydra.sweep.dir=x"], "hydra.sweep.dir=x", "hydra.run.dir"),
+    (["study=quickstart", "sweep.axes.seed=range(0,2)"], "seed=range(0,2)", "mtfl -m 'seed=range(0,2)'"),
     (["hydra.run.dir=/dev/null/x"], "/dev/null/x", "written"),
     (["hydra.run.dir=/proc/x"], "/proc/x", "written"),
     (["d=3", "--config-dir", "/nowhere", "r=2"], "/nowhere", ""),
@@ -65,12 +67,34 @@ BAD = [
 ]
 
 
-def test_a_study_in_a_package_of_its_own_is_refused(here, tmp_path):
+PACKAGE = "# @package _global_\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "its YAML must begin with the line '# @package _global_'"),
+        (PACKAGE, "its YAML does not say so; allowed: a line study: own"),
+        (f"{PACKAGE}study: quickstart\n", "its YAML says study: quickstart; allowed: study: own"),
+    ],
+)
+def test_a_study_that_is_not_called_what_it_is_is_refused(here, tmp_path, text, line):
     (tmp_path / "mine" / "study").mkdir(parents=True)
-    (tmp_path / "mine" / "study" / "own.yaml").write_text("sweep:\n  axes:\n    seed: [0, 1]\n")
+    (tmp_path / "mine" / "study" / "own.yaml").write_text(f"{text}sweep:\n  axes:\n    seed: [0, 1]\n")
     status, out, err = here("--config-dir", "mine", "study=own", *SMALL)
-    assert (status, out) == (2, "")
-    assert err == "mtfl: study=own: its YAML must begin with the line '# @package _global_'\n"
+    assert (status, out, err) == (2, "", f"mtfl: study=own: {line}\n")
+
+
+def test_a_study_of_a_yaml_alone_is_a_grid(here, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine" / "study").mkdir(parents=True)
+    text = f"{PACKAGE}study: own\nsweep:\n  axes:\n    seed: [0, 1]\n"
+    (tmp_path / "mine" / "study" / "own.yaml").write_text(text)
+    status, out, err = here("--config-dir", "mine", "study=own", *SMALL, "hydra.run.dir=a")
+    assert (status, err) == (0, "")
+    assert "findings" not in out
+    monkeypatch.setattr(sys, "argv", ["mtfl-report", "a"])
+    page.main()
+    assert capsys.readouterr() == ("wrote a/report/index.html\n", "")
 
 
 @pytest.mark.parametrize(("args", "named", "allowed"), BAD)

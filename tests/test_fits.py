@@ -587,3 +587,12 @@ def test_bad_tables_are_one_line(command, tmp_path, name, text):
 def test_fits_need_no_jax():
     code = "import sys, mtfl_jax.analysis.fit_command; assert not {'jax', 'matplotlib', 'hydra'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_law_that_may_be_none_is_called_so():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"x": np.repeat([1.0, 2, 4, 8, 16], 8), "seed": np.tile(np.arange(8), 5)})
+    noise = np.exp(0.001 * rng.standard_normal(40))
+    flat, steep = (fits.fit(table.assign(y=table["x"] ** power * noise), "x", "y") for power in (0, 0.5))
+    said = "supported, and so is no dependence at all: the interval of exponent holds 0"
+    assert (fit_command.lines(flat)[-1], fit_command.lines(steep)[-1]) == (said, "supported")

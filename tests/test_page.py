@@ -296,7 +296,7 @@ def test_a_study_that_is_not_here_leaves_the_plain_page_and_says_how_to_get_it(f
     monkeypatch.setattr(studies, "STUDIES", copy.deepcopy(studies.STUDIES))
     path = folder(quick(), "its folder", [{**RUN, "config": {**RUN["config"], "study": "mine"}}])
     (path / "mine.py").write_text("raise SystemExit('a report runs no code that it was not given')")
-    line = "the findings of study mine are not here: mtfl-report 'its folder' --extensions MODULE gives them"
+    line = "the findings of study mine are not here: mtfl-report FOLDER --extensions MODULE gives them"
     status, _, err = command(path)
     assert (status, err) == (0, f"mtfl-report: {line}\n")
     said = text_of(path / "report" / "index.html")

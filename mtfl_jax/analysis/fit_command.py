@@ -107,8 +107,17 @@ def lines(fit: fits.Fit) -> list[str]:
         f"points: {fit.points}; at least: {fit.censored}, at most: {fit.at_most}",
         *([fit.left_out()] if fit.diverged else []),
         f"held-out error, of the largest {names}: {errors}",
-        "supported" if fit.supported else f"not supported: {fit.why}",
+        _verdict(fit),
     ]
+
+
+def _verdict(fit: fits.Fit) -> str:
+    if not fit.supported:
+        return f"not supported: {fit.why}"
+    exponents = [name for name in MODELS[fit.model].exponents if name in fit.intervals]
+    if exponents and all(fit.intervals[name][0] <= 0 <= fit.intervals[name][1] for name in exponents):
+        return f"supported, and so is no dependence at all: the interval of {', '.join(exponents)} holds 0"
+    return "supported"
 
 
 def pooled(table: pd.DataFrame, options: argparse.Namespace) -> list[str]:

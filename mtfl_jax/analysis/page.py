@@ -84,9 +84,8 @@ def write(folder: Path, out: Path | None = None) -> Report:
     sweep = read(folder)
     found, problem = _findings(sweep)
     out = folder / "report" if out is None else out
-    if sweep.study != names.NO_STUDY and not studies.known(sweep.study) and (out / "index.html").exists():
-        unknown = problem or f"the findings of study {sweep.study} are not here"
-        return Report(found, [], f"{unknown}; {out / 'index.html'} stays as it is")
+    if problem and not studies.known(sweep.study) and (out / "index.html").exists():
+        return Report(found, [], f"{problem}; {out / 'index.html'} stays as it is")
     out.mkdir(parents=True, exist_ok=True)
     files = [_render(out, [_side(sweep, found, problem)], [])]
     if found is not None and found.drawings:
@@ -113,7 +112,9 @@ def _findings(sweep: Sweep) -> tuple[Findings | None, str | None]:
         return plain.findings(sweep.table), None
     if not studies.known(sweep.study):
         # A report runs no code because a folder names it: the user does, with --extensions.
-        gives = f"mtfl-report {shlex.quote(sweep.name)} --extensions MODULE gives them"
+        if not sweep.runs[-1].get("findings", True):
+            return plain.findings(sweep.table), None  # It is a grid and says nothing of its own.
+        gives = "mtfl-report FOLDER --extensions MODULE gives them"
         return plain.findings(sweep.table), f"the findings of study {sweep.study} are not here: {gives}"
     try:
         return studies.of(sweep.study, sweep.table), None

@@ -88,12 +88,13 @@ def overrides_of_jobs(
         if key not in parsed or not parsed[key].is_sweep_override():
             raise ConfigError("hydra.sweeper.split", list(split), "allowed: keys that are swept")
     for key, override in parsed.items():
+        axis = key.removeprefix("sweep.axes.")
         if not override.is_sweep_override():
             fixed.append(str(override.input_line))
-        elif key in split or key not in FIELDS:
+        elif key in split or axis not in FIELDS:
             alternatives.append([f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()])
         else:
-            fixed.append(f"++sweep.axes.{key}={_quoted(_sweep_text(override))}")
+            fixed.append(f"++sweep.axes.{axis}={_quoted(_sweep_text(override))}")
     shares = [[f"++sweep.part={k}/{jobs}"] for k in range(1, jobs + 1)] if jobs > 1 else [[]]
     return [[*fixed, *choice, *share] for choice in itertools.product(*alternatives) for share in shares]
 
