@@ -425,6 +425,18 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     assert sink.table().num_rows == 10
 
 
+def test_a_bucket_that_fails_with_two_chunks_on_their_way_is_listed_once(monkeypatch):
+    class Broken:
+        def keys(self):
+            raise RuntimeError("no such luck")
+
+    real = engine._call
+    monkeypatch.setattr(engine, "fitting", differential.StandIn(differential.Truth()).fitting)
+    monkeypatch.setattr(engine, "_call", lambda *args: real(*args)._replace(outputs=Broken()))
+    progress = engine.execute(grid_of(seed=range(9)), store.Memory(), chunk=1)
+    assert (progress.done, len(progress.failures)) == (0, 1)
+
+
 @pytest.mark.slow
 def test_chunks_in_flight_that_are_out_of_memory_run_again_in_halves(monkeypatch):
     """A device says so when results are asked for: the next chunk is on its way by then, just as large."""

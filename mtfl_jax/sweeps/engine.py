@@ -96,6 +96,7 @@ class _Course:
     def __init__(self, bucket: Bucket, executable: Any, chunk: Chunk) -> None:
         self.bucket, self.executable, self.chunk = bucket, executable, chunk
         self.left = [(0, len(bucket))]
+        self.given_up = False
 
     @property
     def begun(self) -> float:
@@ -284,7 +285,9 @@ class _Run:
             self.written = time.perf_counter()
 
     def _failed(self, course: _Course, lanes: np.ndarray, capacity: int, error: Exception) -> None:
-        """Where a chunk was out of memory, try again in halves of it; else give the bucket up."""
+        """Where a chunk was out of memory, try again in halves of it; else give the bucket up, once."""
+        if course.given_up:  # Of two chunks on their way this is the second.
+            return
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) and capacity > 1:
             course.give_back(lanes)
             try:
@@ -298,6 +301,7 @@ class _Run:
                 if course not in self.courses:
                     self.courses.append(course)
                 return
+        course.given_up = True
         self._fail(course.bucket, error)
         if course in self.courses:
             self.courses.remove(course)
