@@ -199,7 +199,7 @@ def _require_own_folder() -> None:
     """Raise ConfigError where the command line names the folder of a sweep for a run that is none."""
     for text in HydraConfig.get().overrides.hydra:
         key, _, value = text.lstrip("+~").partition("=")
-        if key == "hydra.sweep.dir" and HydraConfig.get().mode != RunMode.MULTIRUN:
+        if key == "hydra.sweep.dir" != _folder_key():
             raise ConfigError(key, value, "allowed with -m; without it hydra.run.dir")
 
 

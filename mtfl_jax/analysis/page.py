@@ -169,9 +169,9 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str
 
 def _part(runs: Sequence[Mapping[str, Any]]) -> str:
     """That there is more to come, where it is so."""
-    said = []
+    said, last = [], notes.latest(runs)
     for state, what in (("stopped", "were left when it was stopped; the same command goes on"), ("running", "to run")):
-        left = sum(notes.left(note) for note in notes.latest(runs) if note["state"] == state)
+        left = sum(notes.left(note) for note in last if note["state"] == state)
         said += [f"{left:,} of its cells {what}"] * bool(left)
     return f"Part of the sweep: {'; '.join(said)}." if said else ""
 

@@ -14,7 +14,7 @@ from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.describe import number
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.plain import MAIN
-from mtfl_jax.sweeps.progress import duration
+from mtfl_jax.sweeps.progress import duration, several
 
 _PLAIN = r"[-−+]?[\d.]+(?:e[-+]?\d+)?%?"
 _OF = r"(?: \(\d+ of \d+\))?"
@@ -68,11 +68,11 @@ def plan(found: Any) -> RenderableType:
         out.add_row(*map(Text, cells))
     left, seconds = found.cells - found.done, sum(item.seconds for item in found.left)
     trainings, flops = sum(len(item.bucket) for item in found.left), sum(item.flops for item in found.left)
-    lines = [f"{found.done:,} of {_several(found.cells, 'cell')} there before"] * bool(found.done)
+    lines = [f"{found.done:,} of {several(found.cells, 'cell')} there before"] * bool(found.done)
     if left:
         lines += [
-            f"{_several(left, 'cell')} to run: {_several(trainings, 'training')}, {flops / 1e12:.3g} TFLOP,"
-            f" {_several(len(found.left), 'program')}",
+            f"{several(left, 'cell')} to run: {several(trainings, 'training')}, {flops / 1e12:.3g} TFLOP,"
+            f" {several(len(found.left), 'program')}",
             f"about {duration(found.compile_seconds)} to compile where nothing is cached and {duration(seconds)} to run"
             " (the planner's model of two CPU cores)",
         ]
@@ -80,10 +80,6 @@ def plan(found: Any) -> RenderableType:
     parts: list[RenderableType] = [Text("what would run", style="bold"), out] if left else []
     failed = [Text(f"failed: {item.problem}", style="red") for item in found.left if item.problem]
     return Group(*parts, *map(Text, lines), *failed)
-
-
-def _several(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def rows(table: pd.DataFrame) -> RenderableType:

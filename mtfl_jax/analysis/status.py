@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mtfl_jax.analysis.command import Parser
 from mtfl_jax.sweeps import notes, tables
-from mtfl_jax.sweeps.progress import duration, line
+from mtfl_jax.sweeps.progress import duration, line, several
 
 SILENT_SECONDS = 120.0
 """A running process that has said nothing for so long may be dead."""
@@ -55,7 +55,7 @@ def show(found: Sequence[Mapping[str, Any]], rows: int, console: Console) -> Non
     if len(found) > 1:
         console.print(summary(found, rows, Counter(said for said, _ in states)))
     else:
-        console.print(f"{rows:,} {_plural(rows, 'row')}")
+        console.print(several(rows, "row"))
     if len(others) > SHOWN:
         console.print(f"… {len(others) - SHOWN} earlier processes")
     for said, note in [*others[-SHOWN:], *((RUNS, note) for note in running)]:
@@ -74,8 +74,4 @@ def summary(found: Sequence[Mapping[str, Any]], rows: int, states: Mapping[str, 
     cells = sum(note["cells"] for note in last)
     done = cells - sum(map(notes.left, last))
     counted = ", ".join(f"{count} {said}" for said, count in states.items())
-    return f"{rows:,} {_plural(rows, 'row')}, {done}/{cells} cells, {len(found)} processes: {counted}"
-
-
-def _plural(count: int, what: str) -> str:
-    return what if count == 1 else f"{what}s"
+    return f"{several(rows, 'row')}, {done}/{cells} cells, {len(found)} processes: {counted}"

@@ -23,6 +23,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole < 3600 else f"{whole // 3600}h{whole // 60 % 60:02d}m"
 
 
+def several(count: int, what: str) -> str:
+    """A number of things, in words."""
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
 def line(progress: Any, now: float | None = None) -> str:
     """Cells done, cells a second, time to go, and compile and run seconds apart."""
     elapsed = max((time.time() if now is None else now) - progress.started, 1e-9)
