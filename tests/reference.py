@@ -304,12 +304,18 @@ def recovery(W, M):
     return sines.max(), int((sines < 0.5).sum()), (W @ M).ravel() @ (W @ M).ravel() / (W**2).sum(), ratio
 
 
+def cosine(h, i, j):
+    """Of the i-th and the j-th feature; 0 where one of them is zero or rounding beside the largest."""
+    norm = np.sqrt((h**2).sum(axis=1))
+    some = min(norm[i], norm[j]) > 16 * np.finfo(h.dtype).eps * norm.max()
+    return h[i] @ h[j] / (norm[i] * norm[j]) if some else 0.0
+
+
 def feature_similarity(h, z):
     """Mean cosine of pairs of distinct samples by Hamming distance 0 … r of z (n, r); NaN where there is no pair."""
     found = [[] for _ in range(z.shape[1] + 1)]
     for i, j in itertools.combinations(range(len(h)), 2):
-        size = math.sqrt(h[i] @ h[i]) * math.sqrt(h[j] @ h[j])
-        found[int((z[i] != z[j]).sum())].append(h[i] @ h[j] / size if size > 0 else 0.0)
+        found[int((z[i] != z[j]).sum())].append(cosine(h, i, j))
     return np.array([np.mean(values) if values else math.nan for values in found])
 
 
@@ -317,8 +323,7 @@ def contrastive_loss(h, y):
     """−mean over pairs of distinct samples of (1/T) Σ_t y_t y'_t times the cosine of their features."""
     found = []
     for i, j in itertools.combinations(range(len(h)), 2):
-        size = math.sqrt(h[i] @ h[i]) * math.sqrt(h[j] @ h[j])
-        found.append(-np.mean(y[i] * y[j]) * (h[i] @ h[j] / size if size > 0 else 0.0))
+        found.append(-np.mean(y[i] * y[j]) * cosine(h, i, j))
     return np.mean(found)
 
 

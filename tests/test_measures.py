@@ -297,6 +297,27 @@ def test_contrastive_loss_of_aligned_features():
     np.testing.assert_allclose(measures.contrastive_loss(jnp.ones((3, 2)), jnp.asarray(y), 2), 1 / 3, rtol=1e-6)
 
 
+def test_a_feature_of_rounding_is_zero():
+    """A sample that is orthogonal to W, as happens with ±1 inputs, has 0 or 1e-8, by the order of a sum."""
+    rng = np.random.default_rng(0)
+    h, y = rng.uniform(0.1, 1, (6, 5)).astype(np.float32), rng.choice([-1.0, 1.0], (6, 3)).astype(np.float32)
+    h[2] = 0
+    z = rng.choice([-1.0, 1.0], (6, 2))
+    near = h.copy()
+    near[2, 1] = 2e-7
+    for of in (
+        lambda h: measures.contrastive_loss(jnp.asarray(h), jnp.asarray(y), 3),
+        lambda h: measures.contrastive_loss(jnp.asarray(np.vstack([h, 1e9 * h])), jnp.asarray(np.vstack([y, y])), 3, 6),
+        lambda h: measures.feature_similarity(jnp.asarray(h), jnp.asarray(z), 2),
+    ):
+        assert np.array_equal(of(near), of(h), equal_nan=True)
+    small = h.copy()
+    small[2, 1] = 1e-4
+    assert measures.contrastive_loss(jnp.asarray(small), jnp.asarray(y), 3) != measures.contrastive_loss(
+        jnp.asarray(h), jnp.asarray(y), 3
+    )
+
+
 def test_feature_similarity_of_aligned_features():
     """Features that depend on the orthant alone: cosine 1 at distance 0; orthogonal ones across."""
     z = np.array([[1, 1], [1, 1], [1, -1], [-1, -1.0]])

@@ -26,6 +26,8 @@ from mtfl_jax.records import Registry
 
 SIMILARITY_SAMPLES = 256
 """How many of the test samples feature_similarity and contrastive_loss compare pairwise."""
+ROUNDING = 16
+"""Largest norm of a feature vector that is rounding, beside the largest norm, in units of the machine's epsilon."""
 MAX_KERNEL_R = 6
 """Largest r whose contrastive kernel of 4^r numbers is measured."""
 
@@ -87,10 +89,14 @@ class Seen:
         return updates.objective(self.params, batch, losses_of(self.p, self.cell), self.how)
 
 
-def _cosines(h: Float[Array, "n width"]) -> Float[Array, "n n"]:
-    """Cosine similarities of features; 0 with a zero feature vector."""
-    norm = jnp.linalg.norm(h, axis=1, keepdims=True)
-    unit = h / jnp.where(norm > 0, norm, 1)
+def _cosines(h: Float[Array, "max_n width"], n: IntLike) -> Float[Array, "max_n max_n"]:
+    """Cosine similarities of the first n features; 0 with a feature vector of zero, and with all beyond.
+
+    One whose norm is rounding is zero: a sample that is orthogonal to a row of W would else have a direction by chance.
+    """
+    norm = jnp.where(jnp.arange(len(h)) < n, jnp.linalg.norm(h, axis=1), 0)[:, None]
+    some = norm > ROUNDING * jnp.finfo(h.dtype).eps * jnp.max(norm)
+    unit = jnp.where(some, h, 0) / jnp.where(some, norm, 1)
     return unit @ unit.T
 
 
@@ -110,7 +116,7 @@ def contrastive_loss(
     n = max_n if n is None else n
     y = jnp.where((jnp.arange(max_n) < n)[:, None] & (jnp.arange(max_tasks) < num_tasks), y, 0)
     pairs = jnp.asarray(n, h.dtype) * (n - 1) / 2
-    return -jnp.sum(jnp.triu((y @ y.T) * _cosines(h), 1)) / (num_tasks * pairs)
+    return -jnp.sum(jnp.triu((y @ y.T) * _cosines(h, n), 1)) / (num_tasks * pairs)
 
 
 def feature_similarity(
@@ -119,12 +125,13 @@ def feature_similarity(
     """Mean cosine similarity of features h over pairs of samples, by the Hamming distance of their orthants.
 
     z: in {±1}, zero in the columns from r on; the first n (default: all) samples count. Entry k is for distance k; NaN
-    where no pair of distinct samples has that distance. A zero feature vector has cosine 0 with all.
+    where no pair of distinct samples has that distance. A feature of zero, up to rounding, has cosine 0 with all.
     """
     max_n, max_r = z.shape
-    cosine, i = _cosines(h), jnp.arange(max_n)
+    n = max_n if n is None else n
+    cosine, i = _cosines(h, n), jnp.arange(max_n)
     distance = jnp.round((r - z @ z.T) / 2).astype(int)
-    pair = (i[:, None] < i) & (i < (max_n if n is None else n))
+    pair = (i[:, None] < i) & (i < n)
     at = (distance == jnp.arange(max_r + 1)[:, None, None]) & pair
     return jnp.sum(jnp.where(at, cosine, 0), axis=(1, 2)) / jnp.sum(at, axis=(1, 2))
 
