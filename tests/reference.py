@@ -306,9 +306,10 @@ def recovery(W, M):
 
 def cosine(h, i, j):
     """Of the i-th and the j-th feature; 0 where one of them is zero or rounding beside the largest."""
-    norm = np.sqrt((h**2).sum(axis=1))
-    some = min(norm[i], norm[j]) > 16 * np.finfo(h.dtype).eps * norm.max()
-    return h[i] @ h[j] / (norm[i] * norm[j]) if some else 0.0
+    least = min(abs(h[i]).max(), abs(h[j]).max())
+    if least == 0 or least < 16 * np.finfo(h.dtype).eps * abs(h).max():
+        return 0.0
+    return h[i] @ h[j] / math.sqrt((h[i] @ h[i]) * (h[j] @ h[j]))
 
 
 def feature_similarity(h, z):

@@ -318,6 +318,18 @@ def test_a_feature_of_rounding_is_zero():
     )
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_features_that_are_not_finite_have_no_cosines(value):
+    """NaN: weights that are finite may have features that are not."""
+    rng = np.random.default_rng(0)
+    h, y = rng.uniform(0.1, 1, (6, 5)).astype(np.float32), rng.choice([-1.0, 1.0], (6, 3)).astype(np.float32)
+    h[2, 1] = value
+    assert np.isnan(measures.contrastive_loss(jnp.asarray(h), jnp.asarray(y), 3))
+    assert np.isnan(measures.feature_similarity(jnp.asarray(h), jnp.ones((6, 1)), 1)[0])
+    beyond = measures.contrastive_loss(jnp.asarray(h), jnp.asarray(y), 3, 2)
+    assert beyond == measures.contrastive_loss(jnp.asarray(h[:2]), jnp.asarray(y[:2]), 3)
+
+
 def test_feature_similarity_of_aligned_features():
     """Features that depend on the orthant alone: cosine 1 at distance 0; orthogonal ones across."""
     z = np.array([[1, 1], [1, 1], [1, -1], [-1, -1.0]])

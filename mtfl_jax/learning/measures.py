@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
-from mtfl_jax.learning import data, network, recovery, tasks, updates
+from mtfl_jax.learning import data, network, probe, recovery, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.drawing import losses_of
 from mtfl_jax.learning.network import Params
@@ -27,7 +27,7 @@ from mtfl_jax.records import Registry
 SIMILARITY_SAMPLES = 256
 """How many of the test samples feature_similarity and contrastive_loss compare pairwise."""
 ROUNDING = 16
-"""Largest norm of a feature vector that is rounding, beside the largest norm, in units of the machine's epsilon."""
+"""A feature vector is rounding where its entries are below so many machine epsilons of the largest of all."""
 MAX_KERNEL_R = 6
 """Largest r whose contrastive kernel of 4^r numbers is measured."""
 
@@ -92,11 +92,12 @@ class Seen:
 def _cosines(h: Float[Array, "max_n width"], n: IntLike) -> Float[Array, "max_n max_n"]:
     """Cosine similarities of the first n features; 0 with a feature vector of zero, and with all beyond.
 
-    One whose norm is rounding is zero: a sample that is orthogonal to a row of W would else have a direction by chance.
+    One of rounding is zero: a sample that is orthogonal to a row of W would else have a direction by chance. One that
+    is not finite leaves no number.
     """
-    norm = jnp.where(jnp.arange(len(h)) < n, jnp.linalg.norm(h, axis=1), 0)[:, None]
-    some = norm > ROUNDING * jnp.finfo(h.dtype).eps * jnp.max(norm)
-    unit = jnp.where(some, h, 0) / jnp.where(some, norm, 1)
+    h = jnp.where((jnp.arange(len(h)) < n)[:, None], h, 0)
+    size = jnp.max(jnp.abs(h), axis=1, keepdims=True)
+    unit = probe.normalised(jnp.where(size < ROUNDING * jnp.finfo(h.dtype).eps * jnp.max(size), 0, h))
     return unit @ unit.T
 
 
