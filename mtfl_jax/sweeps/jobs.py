@@ -27,7 +27,7 @@ from rich.console import Console
 from mtfl_jax import ends
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import notes, progress
+from mtfl_jax.sweeps import host, notes, progress
 
 KEY = "hydra.sweep.dir"
 """The key that names the folder of jobs."""
@@ -172,13 +172,16 @@ def _elsewhere(
     )
     logs = OmegaConf.select(config, "hydra.launcher.submitit_folder", default=None)
     where = f"; logs in {str(logs).partition('/%')[0]}" if logs else ""
-    console.print(f"{len(batch)} jobs on {name} into {' and '.join(map(str, folders)) or 'a folder each'}{where}")
+    together = at_once(config, len(batch))
+    memory = f"; {together} at a time, each with 1/{together} of the memory of this host" if together > 1 else ""
+    into = " and ".join(map(str, folders)) or "a folder each"
+    console.print(f"{len(batch)} jobs on {name} into {into}{where}{memory}")
     queue = logs is not None
     looks = f"mtfl-status {shlex.quote(str(folders[0]))} says how far they are; " if folders else ""
     now = f"stopped waiting, the jobs are the launcher's; {looks}{more}" if queue else f"stopped at once; {more}"
     with ends.listening(now, "" if queue else SOON, clean=lambda: None if queue else _tell(signal.SIGKILL)) as stop:
         stop.first = lambda: None if queue else _tell(signal.SIGTERM)
-        with _watched(folders, console), _told_command(), ends.held_back():
+        with _watched(folders, console), _told(together), ends.held_back():
             if not queue:
                 with contextlib.suppress(ImportError):  # Of another joblib, or none.
                     from joblib.externals.loky.backend import resource_tracker
@@ -194,18 +197,34 @@ def _elsewhere(
         return returns, stop.came
 
 
+def at_once(config: Any, jobs: int) -> int:
+    """How many of a sweep's jobs the launcher of Hydra's config runs on this host at the same time; 1 where it does not
+    say, as of a queue.
+    """
+    launcher = str(OmegaConf.select(config, "hydra.launcher._target_", default="")).rpartition(".")[2]
+    if launcher == "LocalLauncher":  # submitit's, which starts them all.
+        return jobs
+    if launcher == "JoblibLauncher":
+        import joblib
+
+        with contextlib.suppress(ValueError):  # Of a number that joblib will refuse.
+            return min(jobs, joblib.effective_n_jobs(OmegaConf.select(config, "hydra.launcher.n_jobs")))
+    return 1
+
+
 def command() -> list[str]:
     """What the user typed, also where this process was launched by the one that was told."""
     return list(json.loads(os.environ.get(COMMAND, "null")) or ["mtfl", *sys.argv[1:]])
 
 
 @contextlib.contextmanager
-def _told_command() -> Iterator[None]:
-    os.environ[COMMAND] = json.dumps(command())
+def _told(together: int) -> Iterator[None]:
+    """Let the jobs know what the user typed, and how many of them run on this host at the same time."""
+    os.environ.update({COMMAND: json.dumps(command()), host.JOBS: str(together)})
     try:
         yield
     finally:
-        del os.environ[COMMAND]
+        del os.environ[COMMAND], os.environ[host.JOBS]
 
 
 def _tell(number: int) -> None:

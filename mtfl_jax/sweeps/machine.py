@@ -12,6 +12,7 @@ import jax
 import scipy.linalg.lapack  # noqa: F401 - jaxlib calls this LAPACK, and only libraries loaded already can be limited
 
 from mtfl_jax.learning import keys
+from mtfl_jax.sweeps import host
 from mtfl_jax.sweeps.grid import SCHEMA, numerics
 
 MATMUL_PRECISION = "highest"
@@ -23,13 +24,14 @@ MEMORY_FRACTION = 0.8
 
 @functools.cache
 def devices() -> tuple[jax.Device, ...]:
-    """The local devices; on a CPU one a core this process may use, unless JAX is already initialised.
+    """The local devices; on a CPU one a core this process may keep busy (`host.cores`), unless JAX is already
+    initialised.
 
     Also turns on JAX's persistent compilation cache, where the user has not chosen one.
     """
     # Where JAX runs already, or the platform has no affinity, take what is there.
     with contextlib.suppress(RuntimeError, AttributeError):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", host.cores())
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(home / "mtfl_jax" / "compiled"))
@@ -39,10 +41,9 @@ def devices() -> tuple[jax.Device, ...]:
 
 
 def memory_limit() -> int:
-    """Bytes of memory of one device; of a CPU device its share of the machine's."""
+    """Bytes of memory of one device; of a CPU device its share of what this process may take (`host.memory`)."""
     stats = devices()[0].memory_stats() or {}
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(stats.get("bytes_limit", machine // len(devices())))
+    return int(stats["bytes_limit"] if "bytes_limit" in stats else host.memory() // len(devices()))
 
 
 def environment() -> dict[str, Any]:
