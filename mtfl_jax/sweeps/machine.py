@@ -12,7 +12,7 @@ import jax
 import scipy.linalg.lapack  # noqa: F401 - jaxlib calls this LAPACK, and only libraries loaded already can be limited
 
 from mtfl_jax.learning import keys
-from mtfl_jax.sweeps import host
+from mtfl_jax.sweeps import cache, host
 from mtfl_jax.sweeps.grid import SCHEMA, numerics
 
 MATMUL_PRECISION = "highest"
@@ -27,7 +27,7 @@ def devices() -> tuple[jax.Device, ...]:
     """The local devices; on a CPU one a core this process may keep busy (`host.cores`), unless JAX is already
     initialised.
 
-    Also turns on JAX's persistent compilation cache, where the user has not chosen one.
+    Also turns on JAX's persistent compilation cache, where the user has not chosen one, and mends it from then on.
     """
     # Where JAX runs already, or the platform has no affinity, take what is there.
     with contextlib.suppress(RuntimeError, AttributeError):
@@ -37,6 +37,7 @@ def devices() -> tuple[jax.Device, ...]:
         jax.config.update("jax_compilation_cache_dir", str(home / "mtfl_jax" / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    cache.mend()
     return tuple(jax.local_devices())
 
 
