@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,25 @@ def test_a_plan_compiles_where_it_is_asked_to_and_counts_what_is_there(here, mon
     assert out == "4 of 4 cells there before\n"
     status, _, err = here(*sweep, "seed=range(0,3)", "plan=compile", "memory_fraction=1e-9")
     assert (status, err) == (1, "mtfl: some programs cannot run\n")
+
+
+def test_a_plan_that_compiles_says_lines_and_seconds_apart_within_80_columns(here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    sizes = ["d=12", "r=2", "width=8", "num_tasks=2"]
+    cells = ["-m", *sizes, "measure=recovery", "probe=none", "algorithm=oracle,random_features"]
+    status, out, err = here(*cells, "plan=compile")
+    assert (status, err) == (0, "")
+    assert max(map(len, out.splitlines())) == 80
+    shown = out[out.index("what compiling shows") :].splitlines()
+    assert shown[1].split() == ["#", "program", "memory", "HLO", "lines", "lower", "compile"]
+    for k, algorithm in ((1, "oracle"), (2, "random_features")):
+        number, *program, memory, unit, lines, lowering, compiling_ = shown[2 + k].split()
+        assert (number, program[0], unit) == (str(k), algorithm, "MiB")
+        assert float(memory) > 0
+        assert int(lines.replace(",", "")) > 50
+        for seconds in (lowering, compiling_):
+            assert re.fullmatch(r"\d+(\.\d)?s", seconds)
+    assert re.search(r"\ds to lower, \S+s to compile or to find in the cache, about 0s to run", out)
 
 
 @pytest.mark.slow

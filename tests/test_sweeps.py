@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import differential
 import jax
@@ -502,11 +503,34 @@ def test_a_program_that_the_compiler_refuses_for_its_memory_is_halved(monkeypatc
     monkeypatch.setattr(compiling, "compiled", refused)
     (bucket,) = plan(grid_of(algorithm="oracle", measure="recovery", probe="none"))
     most = 3
-    executable, chunk = compiling.fitting(compiling.job_of(bucket), compiling.Chunk(24, 24), 0.5)
+    executable, chunk, *_ = compiling.fitting(compiling.job_of(bucket), compiling.Chunk(24, 24), 0.5)
     assert (tried, chunk, executable is not None) == ([24, 12, 6, 3], compiling.Chunk(3, 3), True)
     most = 0
     with pytest.raises(compiling.TooLargeError, match="one training needs more than there is; allowed: "):
         compiling.fitting(compiling.job_of(bucket), compiling.Chunk(4, 4), 0.5)
+
+
+def test_seconds_of_all_that_was_tried_are_told_with_the_lines_of_what_fits(monkeypatch):
+    real, tried = compiling.compiled, []
+
+    def compiled(job, chunk):
+        tried.append(chunk.batch)
+        return real(job, compiling.Chunk(2, 2))._replace(lowering=1.0, compiling=10.0)
+
+    monkeypatch.setattr(compiling, "compiled", compiled)
+    monkeypatch.setattr(compiling, "memory_of", lambda _: 1 if tried[-1] == 2 else float("inf"))
+    (bucket,) = plan(grid_of(algorithm="oracle", measure="recovery", probe="none"))
+    found = compiling.fitting(compiling.job_of(bucket), compiling.Chunk(8, 8), 0.5)
+    assert (found.chunk.batch, found.lowering, found.compiling) == (2, 3.0, 30.0)
+    assert compiling.lines_of(found.executable) == sum(" = " in line for line in found.executable.as_text().split("\n"))
+
+
+def test_lines_are_those_of_instructions():
+    text = (
+        'HloModule m\n\nFileNames\n1 "a.py"\n\nENTRY %main (x: f32[]) -> f32[] {\n  %x = f32[]\n  ROOT %y = f32[]\n}\n'
+    )
+    assert compiling.lines_of(SimpleNamespace(as_text=lambda: text)) == 2
+    assert compiling.lines_of(SimpleNamespace(as_text=lambda: None)) == 0
 
 
 def test_chunks_of_an_accelerator_are_of_one_size(monkeypatch):

@@ -51,21 +51,18 @@ def many_rows(table: pd.DataFrame) -> Table:
 
 
 def plan(found: Any) -> RenderableType:
-    """What a grid would run (`api.Forecasts`): a line a program, and the totals."""
-    asked = any(item.compiling is not None for item in found.left)
-    out = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
-    named = ["program", "cells", "trainings", "padded sizes", *["memory", "compile"] * asked, "run"]
-    for name in named:
-        out.add_column(name, justify="left" if name in ("program", "padded sizes") else "right", overflow="fold")
-    for item in found.left:
+    """What a grid would run (`api.Forecasts`): a line a program, what compiling has shown of each, and the totals."""
+    numbered = ["#"] * found.compiled
+    out = _programs(*numbered, "program", "cells", "trainings", "padded sizes", "run")
+    shown = _programs("#", "program", "memory", "HLO lines", "lower", "compile")
+    for number_, item in enumerate(found.left, 1):
         program, bucket = item.bucket.program, item.bucket
         families = program.tasks or " ".join(program.families)
         what = f"{program.algorithm}{' by moments' if program.groups else ''} {program.data} {families}"
         sizes = " ".join(f"{name} {size}" for name, size in item.sizes.items())
-        memory = "—" if item.memory is None else f"{item.memory / 2**20:.3g} MiB"
-        compiled = [memory, duration(item.compiling or 0)] if asked else []
-        cells = [what, f"{len(bucket.cells):,}", f"{len(bucket):,}", sizes, *compiled, duration(item.seconds)]
-        out.add_row(*map(Text, cells))
+        cells = [what, f"{len(bucket.cells):,}", f"{len(bucket):,}", sizes, duration(item.seconds)]
+        out.add_row(*map(Text, [*[str(number_)] * found.compiled, *cells]))
+        shown.add_row(*map(Text, [str(number_), what, *_compiled(item)]))
     left, seconds = found.cells - found.done, sum(item.seconds for item in found.left)
     trainings, flops = sum(len(item.bucket) for item in found.left), sum(item.flops for item in found.left)
     lines = [f"{found.done:,} of {several(found.cells, 'cell')} there before"] * bool(found.done)
@@ -73,13 +70,41 @@ def plan(found: Any) -> RenderableType:
         lines += [
             f"{several(left, 'cell')} to run: {several(trainings, 'training')}, {flops / 1e12:.3g} TFLOP,"
             f" {several(len(found.left), 'program')}",
-            f"about {duration(found.compile_seconds)} to compile where nothing is cached and {duration(seconds)} to run"
-            " (the planner's model of two CPU cores)",
+            f"{_seconds_to_compile(found)} {duration(seconds)} to run (the planner's model of two CPU cores)",
         ]
-        lines += [f"a device may give {found.limit / 2**30:.3g} GiB"] * asked
+        lines += [f"a device may give {found.limit / 2**30:.3g} GiB"] * found.compiled
     parts: list[RenderableType] = [Text("what would run", style="bold"), out] if left else []
+    if left and found.compiled:
+        parts += [Text("what compiling shows", style="bold"), shown]
     failed = [Text(f"failed: {item.problem}", style="red") for item in found.left if item.problem]
     return Group(*parts, *map(Text, lines), *failed)
+
+
+def _programs(*columns: str) -> Table:
+    """An empty table of programs."""
+    out = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        out.add_column(name, justify="left" if name in ("program", "padded sizes") else "right", overflow="fold")
+    return out
+
+
+def _compiled(item: Any) -> list[str]:
+    """What compiling has shown of a program (`api.Forecast`): memory, lines, and seconds of lowering and compiling."""
+    if item.memory is None:
+        return ["—"] * 4
+    return [f"{item.memory / 2**20:.3g} MiB", f"{item.lines:,}", _tenths(item.lowering), _tenths(item.compiling)]
+
+
+def _seconds_to_compile(found: Any) -> str:
+    if not found.compiled:
+        return f"about {duration(found.compile_seconds)} to compile where nothing is cached and"
+    lowering, compiling = (sum(getattr(item, name) or 0 for item in found.left) for name in ("lowering", "compiling"))
+    return f"{_tenths(lowering)} to lower, {_tenths(compiling)} to compile or to find in the cache, about"
+
+
+def _tenths(seconds: float) -> str:
+    """Seconds with tenths, which matter while they are few."""
+    return f"{seconds:.1f}s" if seconds < 9.95 else duration(seconds)
 
 
 def rows(table: pd.DataFrame) -> RenderableType:

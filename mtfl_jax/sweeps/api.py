@@ -1,7 +1,6 @@
 """Sweeps from Python: `run`, `sweep`, and what they would take."""
 
 import os
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from mtfl_jax import compose, extend
 from mtfl_jax.sweeps import identity, store, tables
-from mtfl_jax.sweeps.compiling import chunk_of, fitting, job_of, memory_of
+from mtfl_jax.sweeps.compiling import chunk_of, fitting, job_of, lines_of, memory_of
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, lane_flops, size_names
 from mtfl_jax.sweeps.engine import describe, execute, remaining
 from mtfl_jax.sweeps.grid import Grid, row_ids
@@ -23,8 +22,9 @@ from mtfl_jax.sweeps.plan import Bucket, plan
 class Forecast(NamedTuple):
     """What running the rest of a bucket would take.
 
-    sizes: the padded sizes by name; flops and seconds: of matrix products and by the planner's model; memory and
-    compiling: bytes of a device and seconds, by the compiler's account where it was asked; problem: why it cannot run.
+    sizes: the padded sizes by name; flops and seconds: of matrix products and by the planner's model. Where it was
+    compiled, memory: bytes of a device by the compiler's account; lines: of its optimised HLO; lowering and compiling:
+    seconds. problem: why it cannot run.
     """
 
     bucket: Bucket
@@ -32,23 +32,27 @@ class Forecast(NamedTuple):
     flops: float
     seconds: float
     memory: int | None = None
+    lines: int | None = None
+    lowering: float | None = None
     compiling: float | None = None
     problem: str = ""
 
 
 class Forecasts(NamedTuple):
-    """What is left of a grid: `done` of its `cells` are there before; `limit` are the bytes that a device may give."""
+    """What is left of a grid: `done` of its `cells` are there before; `limit` are the bytes that a device may give;
+    whether it was `compiled`.
+    """
 
     cells: int
     done: int
     left: list[Forecast]
     limit: int
+    compiled: bool
 
     @property
     def compile_seconds(self) -> float:
-        """Of compiling what is left: measured where it was compiled, else by the planner's model."""
-        own = (item.compiling for item in self.left)
-        return sum(COMPILE_SECONDS if seconds is None else seconds for seconds in own)
+        """Of lowering and compiling what is left, by the planner's model."""
+        return COMPILE_SECONDS * len(self.left)
 
 
 def forecast(
@@ -70,17 +74,16 @@ def forecast(
         sizes = {name: getattr(p, name) for name in size_names(p)}
         item = Forecast(bucket, sizes, len(bucket) * lane_flops(p), len(bucket) * bucket.seconds)
         if compiled:
-            start = time.perf_counter()
             try:
-                executable, _ = fitting(job_of(bucket), chunk_of(bucket), memory_fraction)
-                item = item._replace(memory=memory_of(executable))
+                executable, _, lowering, compiling = fitting(job_of(bucket), chunk_of(bucket), memory_fraction)
+                item = item._replace(memory=memory_of(executable), lines=lines_of(executable))
+                item = item._replace(lowering=lowering, compiling=compiling)
             except Exception as error:  # What a record's code raises, or a program that does not fit.
                 item = item._replace(problem=describe(grid, bucket, error))
-            item = item._replace(compiling=time.perf_counter() - start)
         left.append(item)
     cells = sum(len(bucket.cells) for bucket in buckets)
     every = len(grid) if part == (1, 1) else cells
-    return Forecasts(every, every - cells, left, int(memory_fraction * memory_limit()))
+    return Forecasts(every, every - cells, left, int(memory_fraction * memory_limit()), compiled)
 
 
 def sweep(

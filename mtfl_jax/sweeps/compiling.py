@@ -146,8 +146,18 @@ def _first_on_host(program: str) -> Iterator[None]:
         yield
 
 
+class Compiled(NamedTuple):
+    """An executable, and the seconds that it took to trace and lower its program and to compile it, or to find it in
+    the cache.
+    """
+
+    executable: Any
+    lowering: float
+    compiling: float
+
+
 @mappings.kept
-def compiled(job: Job, chunk: Chunk) -> Any:
+def compiled(job: Job, chunk: Chunk) -> Compiled:
     """The executable of a program: (Cell, counts) -> measurements.
 
     Leaves have a leading axis devices × capacity; counts (devices,) says how many trainings of each device's share
@@ -179,30 +189,46 @@ def compiled(job: Job, chunk: Chunk) -> Any:
     lanes = chunk.capacity * len(devices())
     example = Cell(**{leaf.name: np.zeros((lanes, *leaf.shape), _dtype(leaf)) for leaf in job.leaves})
     start = time.perf_counter()
-    with jax.default_matmul_precision(MATMUL_PRECISION), _first_on_host(f"{job} {chunk} {jax.__version__} {mesh}"):
-        executable = jax.jit(sharded).lower(example, np.zeros(len(devices()), np.int32)).compile()
-    _log.info("compiled %s in %.1f s", job.program, time.perf_counter() - start)
-    return executable
+    with jax.default_matmul_precision(MATMUL_PRECISION):
+        lowered = jax.jit(sharded).lower(example, np.zeros(len(devices()), np.int32))
+        lowering = time.perf_counter() - start
+        with _first_on_host(f"{job} {chunk} {jax.__version__} {mesh}"):
+            start = time.perf_counter()
+            executable = lowered.compile()
+            compiling = time.perf_counter() - start
+    _log.info("lowered %s in %.1f s, compiled it in %.1f s", job.program, lowering, compiling)
+    return Compiled(executable, lowering, compiling)
 
 
-def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> tuple[Any, Chunk]:
+class Fitting(NamedTuple):
+    """An executable whose chunk fits into memory, and the seconds of `Compiled`, of all that were tried together."""
+
+    executable: Any
+    chunk: Chunk
+    lowering: float
+    compiling: float
+
+
+def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> Fitting:
     """The program's executable and its chunk, its batch halved until the compiler takes it and its own memory analysis
     fits into `memory_fraction` of the device. Raises TooLargeError.
     """
     limit = memory_fraction * memory_limit()
+    lowering = compiling = 0.0
     while True:
         mappings.make_room()
         try:
-            executable = compiled(job, chunk)
+            made = compiled(job, chunk)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             # A TPU's compiler refuses what does not fit.
             needs = math.inf
         else:
-            needs = memory_of(executable)
+            needs = memory_of(made.executable)
+            lowering, compiling = lowering + made.lowering, compiling + made.compiling
         if needs <= limit:
-            return executable, chunk
+            return Fitting(made.executable, chunk, lowering, compiling)
         if chunk.batch == 1:
             said = "more than there is" if needs == math.inf else f"{needs / 2**30:.2g} GiB"
             raise TooLargeError(
@@ -218,3 +244,9 @@ def memory_of(executable: Any) -> int:
     analysis = executable.memory_analysis()
     parts = ("temp_size_in_bytes", "argument_size_in_bytes", "output_size_in_bytes")
     return sum(getattr(analysis, name, 0) for name in parts)
+
+
+def lines_of(executable: Any) -> int:
+    """Lines of an executable's optimised HLO, an instruction each; 0 where the backend does not show it."""
+    # Not its tables of source lines, which are other ones where it is from the cache.
+    return sum(" = " in line for line in (executable.as_text() or "").splitlines())

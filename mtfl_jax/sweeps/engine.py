@@ -212,8 +212,8 @@ class _Run:
 
     def _compiled(self, bucket: Bucket) -> tuple[_Course, float]:
         start, job = time.perf_counter(), job_of(bucket)
-        course = _Course(bucket, *fitting(job, self.chunks[job], self.memory_fraction))
-        return course, time.perf_counter() - start
+        executable, chunk, *_ = fitting(job, self.chunks[job], self.memory_fraction)
+        return _Course(bucket, executable, chunk), time.perf_counter() - start
 
     def _take_compiled(self, wait: bool) -> None:
         """Let what has compiled run, where there is room for it; wait for it where nothing else runs, until `stop`."""
@@ -294,7 +294,7 @@ class _Run:
                 if capacity == course.chunk.capacity:  # It has not been halved since.
                     _log.info("out of memory at %d trainings a call", capacity)
                     job = job_of(course.bucket)
-                    course.executable, course.chunk = fitting(job, half(course.chunk), self.memory_fraction)
+                    course.executable, course.chunk, *_ = fitting(job, half(course.chunk), self.memory_fraction)
             except Exception as too_large:
                 error = too_large
             else:
