@@ -58,7 +58,7 @@ class Seen:
     @functools.cached_property
     def recovery(self) -> recovery.Recovery:
         """How well W gives the directions."""
-        return recovery.recovery(self.params["W"], self.cell.r, self.p.r)
+        return recovery.recovery(self.params["W"], self.cell.r, self.p.r, accelerator=self.p.accelerator)
 
     @property
     def x(self) -> Float[Array, "max_test d"]:

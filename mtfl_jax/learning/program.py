@@ -19,13 +19,13 @@ class Program:
     probes (pairs of a classifier and the family of its task; each is fitted on every n_down).
     `groups`, where not empty, make it a program of a shared pass: a training gives a row for each of several (task
     family, r, width, num_tasks); a group (width, k) says that the next k of them have at most that width, and their
-    families are among `families`.
+    families are among `families`. `accelerator`: it is for a device that wants what a batch can share, not for a core.
     """
 
     __slots__ = ("_hash", "_values")
 
     def __init__(self, **values: Any) -> None:
-        self._values = {"groups": (), "families": (), **values}
+        self._values = {"groups": (), "families": (), "accelerator": False, **values}
         self._hash: int | None = None
 
     def __getattr__(self, name: str) -> Any:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from mtfl_jax.learning import draws, keys
+from mtfl_jax.learning import draws, keys, krylov
 from mtfl_jax.learning.scalars import IntLike
 
 DENSE_BELOW = 64
@@ -44,17 +44,27 @@ class Recovery(NamedTuple):
     spectral_ratio: Float[Array, ""]
 
 
-def recovery(W: Float[Array, "width d"], r: IntLike, max_r: int | None = None) -> Recovery:
-    """All of `Recovery` of W with M = I[:, :r]; where W is not finite, NaN and no direction recovered."""
+def recovery(
+    W: Float[Array, "width d"], r: IntLike, max_r: int | None = None, *, accelerator: bool = False
+) -> Recovery:
+    """All of `Recovery` of W with M = I[:, :r]; where W is not finite, NaN and no direction recovered.
+
+    accelerator: by `krylov`, which suits a batch of them, and not by what suits a processor's core.
+    """
     max_r = int(r) if max_r is None else max_r
     along = jnp.arange(W.shape[1]) < r
-    # Every measurement is free of scale; unit size keeps squares of tiny or huge weights representable.
     finite = jnp.all(jnp.isfinite(W))
+    W = jnp.where(finite, W, 0)
+    # Every measurement is free of scale; unit size keeps squares of tiny or huge weights representable.
     largest = jnp.max(jnp.abs(W))
     W = W / jnp.where(largest > 0, largest, 1)
     total = jnp.sum(W**2)
     energy = jnp.sum(jnp.where(along, W, 0) ** 2) / jnp.where(total > 0, total, 1)
-    found = (_factorised if min(W.shape) < DENSE_BELOW else _iterated)(W, r, max_r)
+    if accelerator:
+        spectra = krylov.spectra(W, r, max_r)
+        found = _Spectra(spectra.sines2, spectra.sigma_r, spectra.across)
+    else:
+        found = (_factorised if min(W.shape) < DENSE_BELOW else _iterated)(W, r, max_r)
     return Recovery(
         subspace_distance=jnp.where(finite, jnp.sqrt(jnp.clip(found.sines2[-1], 0, 1)), jnp.nan),
         directions_recovered=jnp.where(finite, jnp.sum(found.sines2 < 0.25) - (max_r - r), 0),

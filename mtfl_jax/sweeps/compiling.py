@@ -49,11 +49,16 @@ class Chunk(NamedTuple):
     batch: int
 
 
+def accelerator() -> bool:
+    """Whether programs are for a device that wants batches, and not for a processor's cores."""
+    return devices()[0].platform != "cpu"
+
+
 def chunk_of(bucket: Bucket) -> Chunk:
     """The bucket's chunk. A CPU core runs one training after the other faster than a batch of them, as many as take
     CHUNK_SECONDS by the planner's model; an accelerator wants the batch.
     """
-    if devices()[0].platform == "cpu":
+    if not accelerator():
         return Chunk(min(ladder(max(1, int(CHUNK_SECONDS / bucket.seconds))), MAX_LANES), 1)
     share = -(-len(bucket) // len(devices()))
     # Chunks of one size: a last one that is half empty takes as long as a full one.
@@ -164,7 +169,7 @@ def compiled(job: Job, chunk: Chunk) -> Compiled:
     are real. The others give zeros, and batches without a real one cost nothing.
     """
     mesh, spec = Mesh(np.asarray(devices()), ("lanes",)), PartitionSpec("lanes")
-    run = functools.partial(experiment.experiment, job.program)
+    run = functools.partial(experiment.experiment, job.program.replace(accelerator=accelerator()))
 
     def each_device(cells: Cell, count: jax.Array) -> dict[str, jax.Array]:
         rounds = chunk.capacity // chunk.batch

@@ -1,0 +1,135 @@
+"""Recovery as accelerators compute it: against NumPy in float64, in batches, and in a sweep against a core's."""
+
+import jax
+import numpy as np
+import pytest
+import reference
+
+from mtfl_jax import compose
+from mtfl_jax.learning import jacobi, krylov, recovery
+from mtfl_jax.sweeps import api, compiling, engine, store, tables
+from mtfl_jax.sweeps.grid import Grid
+
+R = 4
+EPS = np.finfo(np.float32).eps
+COUNT = 6
+
+
+def highest(function):
+    return jax.jit(jax.default_matmul_precision("highest")(function))
+
+
+rng = np.random.default_rng(0)
+
+
+def noise(width, d, inside=1.0):
+    """Gaussian, its first R columns so many times as large."""
+    return rng.standard_normal((COUNT, width, d)) * np.where(np.arange(d) < R, inside, 1)
+
+
+def spectrum(width, d, sigma):
+    """Matrices of these singular values in random directions."""
+    U, V = (np.linalg.qr(rng.standard_normal((COUNT, side, len(sigma))))[0] for side in (width, d))
+    return U * np.asarray(sigma) @ np.swapaxes(V, 1, 2)
+
+
+MATRICES = {
+    "learned, tall": noise(200, 100, 3),
+    "learned, wide": noise(100, 200, 3),
+    "learned in part": noise(160, 96, 1.2),
+    "noise": noise(160, 96),
+    "noise, wide": noise(80, 160),
+    "small": noise(40, 24, 2),
+    "small, wide": noise(12, 40),
+    "one direction": noise(96, 96, 3) + 30 * spectrum(96, 96, [1.0]) * 10,
+    "two equal": spectrum(120, 100, [3, 3, 2, 2, *np.linspace(1, 0.01, 90)]),
+    "graded": noise(160, 96) * np.logspace(0, -5, 96),
+    "rank 4": spectrum(100, 90, [4, 3, 2, 1]),
+}
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_spectra_are_those_of_numpy(name):
+    W = np.float32(MATRICES[name])
+    found = highest(jax.vmap(lambda W: krylov.quick(W, R, R)))(W / np.abs(W).max(axis=(1, 2), keepdims=True))
+    assert found.quick.all()
+    for i, own in enumerate(np.float64(W) / np.abs(W[:]).max(axis=(1, 2), keepdims=True)):
+        distance, _, _, ratio = reference.recovery(own, np.eye(own.shape[1])[:, :R])
+        sigma = np.linalg.svd(own, compute_uv=False)
+        # The bound that is accepted: 1e-5, or what a float32 SVD may err by beside this gap.
+        bound = max(krylov.TOLERANCE, krylov.ROUNDING * EPS * sigma[0] / (sigma[R - 1] - sigma[R]))
+        assert abs(np.sqrt(found.sines2[i, -1]) - distance) <= bound
+        np.testing.assert_allclose(found.across[i], np.linalg.norm(own[:, R:], 2), rtol=2 * krylov.TOLERANCE)
+        assert abs(found.sigma_r[i] - ratio * np.linalg.norm(own[:, R:], 2)) <= 1e-6 * sigma[0]
+
+
+def test_directions_that_lack_have_sine_one():
+    for W in (spectrum(128, 96, [2.0, 1.0]), np.zeros((2, 96, 96)), spectrum(24, 20, [2.0, 1.0])):
+        found = highest(jax.vmap(lambda W: recovery.recovery(W, R, R, accelerator=True)))(np.float32(W))
+        assert (found.subspace_distance == 1).all()
+        assert (found.spectral_ratio == 0).all()
+
+
+def test_lanes_that_meet_no_bound_are_mended_alone():
+    """Where σ_r = σ_{r+1} and more there is no gap to bound by; the lanes beside them keep their numbers."""
+    none = spectrum(120, 100, [3.0] * 12 + [1.0] * 80)
+    W = np.float32(np.concatenate([MATRICES["learned, tall"][:, :120], none, none]))
+    alone = highest(jax.vmap(lambda W: krylov.quick(W, R, R)))(W)
+    together = highest(jax.vmap(lambda W: krylov.spectra(W, R, R)))(W)
+    assert alone.quick[:COUNT].all()
+    assert not alone.quick[COUNT:].any()
+    assert np.array_equal(alone.quick, together.quick)
+    np.testing.assert_allclose(together.sines2[:COUNT], alone.sines2[:COUNT], rtol=1e-5, atol=1e-7)
+    for i in range(COUNT, 3 * COUNT):
+        own = np.float64(W[i])
+        np.testing.assert_allclose(together.across[i], np.linalg.norm(own[:, R:], 2), rtol=1e-5)
+    by_one = highest(lambda W: krylov.spectra(W, R, R))(W[-1])
+    np.testing.assert_allclose(by_one.across, together.across[-1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(100, 90), (90, 100)])
+def test_mended_lanes_are_those_of_numpy(shape):
+    for own in np.float32(noise(*shape, 2)):
+        found = highest(lambda W: krylov.by_gram(W, R, R))(own)
+        distance, *_ = reference.recovery(np.float64(own), np.eye(shape[1])[:, :R])
+        assert abs(np.sqrt(found.sines2[-1]) - distance) <= 1e-5
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 12, 31, 76, 128])
+def test_small_eigenproblems(n):
+    for A in (
+        rng.standard_normal((n + 2, n)),
+        np.ones((n, n)),
+        rng.standard_normal((n, max(1, n // 2))) @ np.eye(max(1, n // 2), n),
+    ):
+        H = A.T @ A
+        found = highest(jacobi.eigh)(np.float32(H))
+        expected = np.linalg.eigvalsh(H)[::-1]
+        # A few hundred rotations' rounding, beside the largest.
+        np.testing.assert_allclose(found.values, expected, atol=5e-6 * expected[0])
+        V = np.float64(found.vectors)
+        np.testing.assert_allclose(V.T @ V, np.eye(n), atol=1e-5)
+        np.testing.assert_allclose(H @ V, V * np.float64(found.values), atol=1e-5 * expected[0])
+
+
+def test_a_sweep_as_an_accelerator_runs_it(monkeypatch):
+    """The same rows as a core's: here in batches of lanes under vmap, on this machine's processor."""
+
+    def rows(**axes):
+        grid = Grid(
+            {"d": [40, 80], "r": [2, 3], "width": [32, 96], "n1": 256, "n2": 256, "seed": [0, 1], **axes},
+            compose.composed,
+        )
+        sink = store.Memory()
+        assert not engine.execute(grid, sink).failures
+        return tables.frame(api.in_order(grid, sink.table()))
+
+    axes = {"measure": "recovery", "probe": "none", "num_tasks": [1, 64]}
+    core = rows(**axes)
+    monkeypatch.setattr(compiling, "accelerator", lambda: True)
+    mappings.forget()
+    batched = rows(**axes)
+    mappings.forget()
+    for name in ("subspace_distance", "feature_energy", "spectral_ratio"):
+        np.testing.assert_allclose(batched[name], core[name], rtol=1e-4, atol=2e-5, err_msg=name)
+    assert (batched["directions_recovered"] == core["directions_recovered"]).all()
