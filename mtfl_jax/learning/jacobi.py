@@ -33,9 +33,8 @@ def eigh(H: Float[Array, "n n"], k: int | None = None) -> Eigh:
     n = H.shape[0]
     k, half = n if k is None else k, max(1, -(-max(n, 1) // 2))
     # What pads H has the least eigenvalue, and rotations leave it alone.
-    H = jnp.pad(H, (0, 2 * half - n)) - (1 + jnp.trace(jnp.abs(H))) * jnp.diag(jnp.arange(2 * half) >= n).astype(
-        H.dtype
-    )
+    least = jnp.diag(jnp.arange(2 * half) >= n).astype(H.dtype) * (1 + jnp.trace(jnp.abs(H)))
+    padded = jnp.pad(H, (0, 2 * half - n)) - least
     # Pairs are (i, half + i); the order turns all but the first coordinate, so that each meets each.
     turn = np.r_[0, half, 1 : half - 1, half + 1 : 2 * half, half - 1][: 2 * half] if half > 1 else np.arange(2)
 
@@ -55,15 +54,17 @@ def eigh(H: Float[Array, "n n"], k: int | None = None) -> Eigh:
         turned = functools.partial(rotate, c=c[:, None], s=(t * c)[:, None])
         return turned(turned(A).T), turned(V)
 
-    A, V = jax.lax.fori_loop(0, SWEEPS * (2 * half - 1), one_round, (H, jnp.eye(2 * half, dtype=H.dtype)))
+    A, V = jax.lax.fori_loop(0, SWEEPS * (2 * half - 1), one_round, (padded, jnp.eye(2 * half, dtype=H.dtype)))
     values, i = jnp.diag(A), jnp.arange(2 * half)
     # By counting and not by sorting.
     before = (values > values[:, None]) | ((values == values[:, None]) & (i < i[:, None]))
     place = jnp.sum(before, axis=1)
     chosen = (place[:, None] == jnp.arange(k)).astype(H.dtype)
     V = (V.T @ chosen)[:n]
-    # Half a step of Newton's iteration to orthogonal columns: of hundreds of rotations' rounding nothing stays.
-    return Eigh(jnp.where(i < n, values, 0) @ chosen, 1.5 * V - V @ (V.T @ V) / 2)
+    # Of hundreds of rotations' rounding nothing stays: half a step of Newton's iteration to orthogonal columns, and
+    # Rayleigh's quotients.
+    V = 1.5 * V - V @ (V.T @ V) / 2
+    return Eigh(jnp.sum(V * (H @ V), axis=0), V)
 
 
 class Singular(NamedTuple):
