@@ -38,7 +38,13 @@ def problem(n, m, seed, noise=0.3, max_n=MAX_N):
 
 # Ridge: y is regressed on phi with a free intercept, λ by leave-one-out.
 
-ridge = jax.jit(probe.ridge)
+RIDGES = {"eigenvectors": probe.ridge, "factors": probe.ridge_by_factors}
+"""As a processor's cores have it, and as accelerators do."""
+
+
+@pytest.fixture(params=RIDGES)
+def ridge(request):
+    return jax.jit(RIDGES[request.param])
 
 
 @functools.cache
@@ -75,7 +81,7 @@ RIDGE = [
 
 
 @pytest.mark.parametrize(("n", "m", "seed", "noise"), RIDGE)
-def test_ridge_and_its_penalty(x64, n, m, seed, noise):
+def test_ridge_and_its_penalty(ridge, x64, n, m, seed, noise):
     """Float64 with condition numbers up to 1e7 (eps 2e-16, λ n as small as 1e-4 n) leaves 1e-8 of the coefficients."""
     errors, best, coefficients, intercept = ridge_by_refitting(n, m, seed, noise)
     others = np.delete(errors, best)
@@ -93,7 +99,7 @@ def test_the_ridge_cases_prefer_different_penalties():
     assert len({ridge_by_refitting(*case)[1] for case in RIDGE}) >= 4
 
 
-def test_ridge_does_not_depend_on_the_padding(x64):
+def test_ridge_does_not_depend_on_the_padding(ridge, x64):
     """With 35 columns, 30 rows are solved in the dual and 40 in the primal; columns of zeros count for nothing."""
     phi, y = problem(30, 8, 3)
     wide = np.pad(phi, ((0, 0), (0, 27)))
@@ -106,7 +112,7 @@ def test_ridge_does_not_depend_on_the_padding(x64):
 
 
 @pytest.mark.parametrize(("n", "m", "seed", "noise"), [(30, 8, 2, 10.0), (40, 8, 1, 2.0), (25, 50, 7, 0.3)])
-def test_ridge_in_single_precision(n, m, seed, noise):
+def test_ridge_in_single_precision(ridge, n, m, seed, noise):
     """Solutions move by eps (1.2e-7) times the condition number, of which the eigenvalues' errors are a few times as
     large: 10 eps κ of the size of β.
     """
@@ -268,7 +274,7 @@ def test_constant_features_give_the_majority(name, n, label):
 # The whole: features of W, their scale, the fit, the test error
 
 D, WIDTH = 5, 12
-downstream = jax.jit(probe.downstream_errors, static_argnames=("probe", "sizes"))
+downstream = jax.jit(probe.downstream_errors, static_argnames=("probe", "sizes", "accelerator"))
 
 
 @functools.cache
@@ -283,10 +289,10 @@ def task(n=30, noise=0.2, seed=0):
     return W, rng.uniform(-1.5, 1.5, WIDTH), x, y, x_test, y_test
 
 
-def error_of(W, c, x, y, x_test, y_test, n=30, width=WIDTH, dtype=np.float64):
+def error_of(W, c, x, y, x_test, y_test, n=30, width=WIDTH, dtype=np.float64, accelerator=False):
     args = [np.asarray(part, dtype) for part in (W, c, x, y)]
     test = [np.asarray(part, dtype) for part in (x_test, y_test)]
-    (error,) = downstream("ridge", *args, np.asarray([n]), (len(x),), width, *test)
+    (error,) = downstream("ridge", *args, np.asarray([n]), (len(x),), width, *test, accelerator=accelerator)
     return float(error)
 
 
@@ -436,7 +442,8 @@ def test_a_learned_feature_beats_noise():
     assert abs(chance - 0.5) < 5 * 0.5 / np.sqrt(400)
 
 
-def test_ridge_of_many_samples_and_features_in_float32():
+@pytest.mark.parametrize("accelerator", [False, True])
+def test_ridge_of_many_samples_and_features_in_float32(accelerator):
     """1024 samples of 256 points, 1024 random features: the parity of three coordinates is a small part of the largest
     eigenvalue, and the samples hold every point, so that none is misclassified (in float64, and here).
     """
@@ -446,10 +453,10 @@ def test_ridge_of_many_samples_and_features_in_float32():
     c = np.asarray(probe.biases(keys.root(0), 1024))
     for width in (1024, 1000):
         args = W[:width], c[:width], x, np.prod(x[:, :3], axis=1), x_test, np.prod(x_test[:, :3], axis=1)
-        assert error_of(*args, n=1024, width=width, dtype=np.float32) == 0
+        assert error_of(*args, n=1024, width=width, dtype=np.float32, accelerator=accelerator) == 0
 
 
-def test_ridge_in_float32_chooses_as_in_float64():
+def test_ridge_in_float32_chooses_as_in_float64(ridge):
     """Few samples, more features, and a weakest penalty beside which the rounding of an eigenvalue is large: the λ
     chosen has a leave-one-out error within a tenth of the least, which rounding of what is near a tie allows.
     """
@@ -467,7 +474,7 @@ def test_ridge_in_float32_chooses_as_in_float64():
             inverse = np.linalg.inv(C @ C.T + penalty * np.eye(n))
             errors.append(np.sum((penalty * inverse @ y / (penalty * np.diag(inverse) - 1 / n)) ** 2))
             betas.append(C.T @ inverse @ y)
-        beta = np.asarray(jax.jit(probe.ridge)(phi, np.float32(y), n)[0], np.float64)
+        beta = np.asarray(ridge(phi, np.float32(y), n)[0], np.float64)
         chosen = np.argmin([np.linalg.norm(beta - other) / np.linalg.norm(other) for other in betas])
         chosen_well.append(errors[chosen] <= 1.1 * min(errors))
     assert all(chosen_well)

@@ -36,7 +36,8 @@ def measure(
 ) -> dict[str, Array]:
     """The measurements of a network by name, of padded shapes; and downstream_error (probes, k) where there are probes.
 
-    `batch`: the samples of its last update, for train_loss (NaN without).
+    `batch`: the samples of its last update, for train_loss (NaN without). On an accelerator `mended` says what
+    `Recovery.mended` says.
     """
     fresh = draw_fresh(p, cell) if fresh is None else fresh
     seen = Seen(p, cell, of, params, batch, fresh.test)
@@ -47,6 +48,8 @@ def measure(
     if p.probes:
         errors = [_probe(seen, fresh, i) for i in range(len(p.probes))]
         out["downstream_error"] = jnp.stack(errors)
+    if p.accelerator and "recovery" in vars(seen):
+        out["mended"] = seen.recovery.mended
     return out
 
 
@@ -71,4 +74,5 @@ def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
         tasks.labels(task, seen.z)[:, 0],
         cell.n_test,
         activation=ACTIVATIONS[p.arithmetic.activation],
+        accelerator=p.accelerator,
     )

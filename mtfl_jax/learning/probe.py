@@ -9,6 +9,7 @@ biases and its grid are ours.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -40,6 +41,7 @@ TEST_BLOCK = 128
 
 Classifier = tuple[Float[Array, " m"], Float[Array, ""]]
 """β and β₀."""
+Fit = Callable[[Float[Array, "max_n m"], Float[Array, " max_n"], IntLike], Classifier]
 
 
 def normalised(W: Float[Array, "width d"]) -> Float[Array, "width d"]:
@@ -68,19 +70,11 @@ def ridge(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -
     and dual. A λ n below the rounding of the features' Gram matrix is raised to it.
     """
     C, target, mean, offset = _centred(phi, y, n)
-    max_n, m = C.shape
-    counted = (jnp.arange(max_n) < n).astype(C.dtype)
-    if dual := max_n <= m:
-        gram = C @ C.T
-        # Centred features lack the constant direction. With an eigenvalue of the others' size there, its rounding
-        # is small beside the weakest penalties; the target has no part in it.
-        constant = jnp.trace(gram) / n
-        gram += (constant / n) * counted[:, None] * counted
-    else:
-        gram = C.T @ C
+    counted, dual = (jnp.arange(len(C)) < n)[:, None], _dual(C)
+    gram, constant = _gram(C, n)
     s, U = jnp.linalg.eigh(gram)
     s = jnp.maximum(s, 0)
-    penalties = jnp.maximum(jnp.asarray(PENALTIES, C.dtype) * n, ROUNDING * jnp.finfo(C.dtype).eps * s[-1])
+    penalties = _penalties(C, n, s[-1])
     # A sample's residual without it is its residual over one less its leverage.
     if dual:
         coefficients = U.T @ target
@@ -93,11 +87,70 @@ def ridge(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -
         weight = 1 / (s[:, None] + penalties)
         residual = target[:, None] - Z @ (weight * coefficients[:, None])
         kept = 1 - (Z**2 @ weight + 1 / n)
-    left_out = jnp.where(counted[:, None] > 0, residual / jnp.where(kept > 0, kept, 1), 0)
+    left_out = jnp.where(counted, residual / jnp.where(kept > 0, kept, 1), 0)
     best = penalties[jnp.argmin(jnp.sum(left_out**2, axis=0))]
     beta = U @ (coefficients / (s + best))
     beta = C.T @ beta if dual else beta
     return beta, offset - mean @ beta
+
+
+def ridge_by_factors(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:
+    """`ridge` by a Cholesky factor for every λ, which accelerators have for a batch at once, where they take a batch's
+    eigenvectors one after the other.
+    """
+    C, target, mean, offset = _centred(phi, y, n)
+    counted, dual = jnp.arange(len(C)) < n, _dual(C)
+    gram, constant = _gram(C, n)
+    total = jnp.trace(gram)
+    total = jnp.where(total > 0, total, 1)
+    # At least the largest eigenvalue, and at most (side)^¼ times as much.
+    largest = total * jnp.sqrt(jnp.linalg.norm((gram / total) @ (gram / total)))
+    eye = jnp.eye(len(gram), dtype=C.dtype)
+
+    def fit(penalty: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, " side"]]:
+        L = jnp.linalg.cholesky(gram + penalty * eye)
+        lower = functools.partial(jax.scipy.linalg.solve_triangular, L, lower=True)
+        if dual:
+            inverse = lower(eye)
+            beta = residual = inverse.T @ (inverse @ target)
+            kept = jnp.sum(inverse**2, axis=0) - 1 / n / (constant + penalty)
+        else:
+            Z = lower(C.T)
+            beta = lower(Z @ target, trans="T")
+            residual = target - C @ beta
+            kept = 1 - (jnp.sum(Z**2, axis=0) + 1 / n)
+        left_out = jnp.sum(jnp.where(counted, residual / jnp.where(kept > 0, kept, 1), 0) ** 2)
+        # Rounding may leave a penalty without a factor.
+        return jnp.where(jnp.isfinite(left_out), left_out, jnp.inf), beta
+
+    left_out, betas = jax.lax.map(fit, _penalties(C, n, largest))
+    beta = betas[jnp.argmin(left_out)]
+    beta = C.T @ beta if dual else beta
+    return beta, offset - mean @ beta
+
+
+def _dual(C: Float[Array, "max_n m"]) -> bool:
+    """Whether ridge is solved in the samples and not in the features."""
+    return C.shape[0] <= C.shape[1]
+
+
+def _gram(C: Float[Array, "max_n m"], n: IntLike) -> tuple[Float[Array, "side side"], Float[Array, ""]]:
+    """The smaller Gram matrix of centred features, and in the dual its eigenvalue in the constant direction.
+
+    Centred features lack that direction. With an eigenvalue of the others' size there, its rounding is small beside
+    the weakest penalties; the target has no part in it.
+    """
+    if not _dual(C):
+        return C.T @ C, jnp.zeros((), C.dtype)
+    gram = C @ C.T
+    constant = jnp.trace(gram) / n
+    counted = (jnp.arange(len(C)) < n).astype(C.dtype)
+    return gram + (constant / n) * counted[:, None] * counted, constant
+
+
+def _penalties(C: Float[Array, "max_n m"], n: IntLike, largest: Float[Array, ""]) -> Float[Array, " 7"]:
+    """λ n, none below the rounding of a Gram matrix with this largest eigenvalue."""
+    return jnp.maximum(jnp.asarray(PENALTIES, C.dtype) * n, ROUNDING * jnp.finfo(C.dtype).eps * largest)
 
 
 def logistic(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:
@@ -178,13 +231,15 @@ class Probe:
     """A linear classifier with intercept.
 
     fit(phi, y, n): of features and labels, of which the first n rows count, to (β, β₀). Rows beyond are any finite
-    numbers, and columns of zeros get the weight 0.
+    numbers, and columns of zeros get the weight 0. fit_on_accelerator: the same where a batch of them is fitted at once
+    (default: fit).
     """
 
     name: str
     doc: str
-    fit: Callable[[Float[Array, "max_n m"], Float[Array, " max_n"], IntLike], Classifier]
+    fit: Fit
     rules: tuple[Rule, ...] = ()
+    fit_on_accelerator: Fit | None = None
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -196,7 +251,14 @@ NONE = "none"
 PROBES: Registry[Probe] = Registry("probe", reserved=(NONE,))
 """The choice of `probe` that measures no downstream error."""
 
-PROBES.register(Probe("ridge", "ridge regression on the labels, penalty by leave-one-out", ridge))
+PROBES.register(
+    Probe(
+        "ridge",
+        "ridge regression on the labels, penalty by leave-one-out",
+        ridge,
+        fit_on_accelerator=ridge_by_factors,
+    )
+)
 PROBES.register(Probe("logistic", "logistic regression, penalty by a held-out quarter", logistic))
 PROBES.register(Probe("svm", "linear SVM (squared hinge), penalty by a held-out quarter", svm))
 
@@ -214,11 +276,16 @@ def downstream_errors(
     y_test: Float[Array, " max_test"],
     n_test: IntLike | None = None,
     activation: Activation = ACTIVATIONS["relu"],
+    *,
+    accelerator: bool = False,
 ) -> Float[Array, " k"]:
     """Test errors of the probe fitted on the first n_k rows of (x, y), for every k.
 
-    Each n_k is at most sizes[k] <= max_n; the first n_test (default: all) test samples count.
+    Each n_k is at most sizes[k] <= max_n; the first n_test (default: all) test samples count. accelerator: by
+    `fit_on_accelerator`.
     """
+    own = PROBES[probe]
+    fitted = (own.fit_on_accelerator if accelerator else None) or own.fit
     V = normalised(W)
     v, sigma, used = x @ V.T, activation.value, jnp.arange(len(c)) < width
     # A neuron that is not used has neither weights nor bias, and so the feature σ(0).
@@ -227,7 +294,7 @@ def downstream_errors(
     def fit(size: int, n: Integer[Array, ""]) -> tuple[Float[Array, ""], Float[Array, " max_width"], Float[Array, ""]]:
         square = mean_square(v[:size], n, width)
         scale = jnp.sqrt(jnp.where(square > 0, square, 1))
-        beta, intercept = PROBES[probe].fit(sigma(v[:size] / scale + c), y[:size], n)
+        beta, intercept = fitted(sigma(v[:size] / scale + c), y[:size], n)
         return scale, beta, intercept
 
     scale, beta, intercept = (

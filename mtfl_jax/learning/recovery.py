@@ -36,12 +36,14 @@ class Recovery(NamedTuple):
     directions_recovered: how many of the r principal angles have a sine below ½.
     feature_energy: ‖WM‖_F²/‖W‖_F² in [0, 1]; 0 for W = 0.
     spectral_ratio: σ_r(WM)/‖W(I − MMᵀ)‖₂; infinite where nothing of W is orthogonal to M, 0 for W = 0.
+    mended: whether, on an accelerator, a library decomposed W, as the quick way met no bound.
     """
 
     subspace_distance: Float[Array, ""]
     directions_recovered: Int[Array, ""]
     feature_energy: Float[Array, ""]
     spectral_ratio: Float[Array, ""]
+    mended: Bool[Array, ""]
 
 
 def recovery(
@@ -60,9 +62,10 @@ def recovery(
     W = W / jnp.where(largest > 0, largest, 1)
     total = jnp.sum(W**2)
     energy = jnp.sum(jnp.where(along, W, 0) ** 2) / jnp.where(total > 0, total, 1)
+    mended = jnp.asarray(False)
     if accelerator:
         spectra = krylov.spectra(W, r, max_r)
-        found = _Spectra(spectra.sines2, spectra.sigma_r, spectra.across)
+        found, mended = _Spectra(spectra.sines2, spectra.sigma_r, spectra.across), ~spectra.quick
     else:
         found = (_factorised if min(W.shape) < DENSE_BELOW else _iterated)(W, r, max_r)
     return Recovery(
@@ -70,6 +73,7 @@ def recovery(
         directions_recovered=jnp.where(finite, jnp.sum(found.sines2 < 0.25) - (max_r - r), 0),
         feature_energy=jnp.where(finite, energy, jnp.nan),
         spectral_ratio=jnp.where(finite, jnp.where(found.sigma_r > 0, found.sigma_r / found.across, 0), jnp.nan),
+        mended=mended,
     )
 
 
