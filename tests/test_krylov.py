@@ -112,6 +112,7 @@ def test_small_eigenproblems(n):
         np.testing.assert_allclose(H @ V, V * np.float64(found.values), atol=1e-5 * expected[0])
 
 
+@pytest.mark.slow
 def test_a_sweep_as_an_accelerator_runs_it(monkeypatch):
     """The same rows as a core's: here in batches of lanes under vmap, on this machine's processor."""
 
