@@ -109,7 +109,7 @@ def quick(W: Float[Array, "width d"], r: IntLike, max_r: int) -> Spectra:
     def angles(found: jacobi.Singular, missed: Float[Array, " block"]) -> Bool[Array, ""]:
         sigma = found.values
         # Directions that W lacks have no angle: the gap is that behind those it has.
-        n = jnp.sum((sigma > _rounding(W, sigma[0])) & first)
+        n = jnp.sum((sigma > rounding_of(W, sigma[0])) & first)
         following = sigma[n] + missed[n]
         gaps, own = sigma - following, jnp.arange(block) < n
         turned = missed / jnp.where(gaps > 0, gaps, 1) / (1 + following / jnp.where(sigma > 0, sigma, 1))
@@ -175,14 +175,14 @@ def _angles(
     W: Float[Array, "width d"], V: Float[Array, "d k"], sigma: Float[Array, " k"], r: IntLike, max_r: int
 ) -> tuple[Float[Array, " {max_r}"], Float[Array, ""]]:
     """sines2 and σ_r(WM) from the top right singular vectors, in columns."""
-    V, sigma = _columns(V, max_r), _columns(sigma[None], max_r)[0]
+    V, sigma = columns(V, max_r), columns(sigma[None], max_r)[0]
     direction = jnp.arange(max_r) < r
-    lacking = direction & ~(sigma > _rounding(W, sigma[0]))
+    lacking = direction & ~(sigma > rounding_of(W, sigma[0]))
     off = outside(V.T, r).T * (direction & ~lacking)
     # A direction that W lacks has sine 1; a padded one has sine 0.
     sines2 = jacobi.eigh(off.T @ off + jnp.diag(lacking.astype(W.dtype))).values[::-1]
-    inside = jacobi.singular(_columns(W - outside(W, r), max_r)).values[r - 1]
-    return sines2, jnp.where(inside > _rounding(W, sigma[0]), inside, 0)
+    inside = jacobi.singular(columns(W - outside(W, r), max_r)).values[r - 1]
+    return sines2, jnp.where(inside > rounding_of(W, sigma[0]), inside, 0)
 
 
 def outside(W: Float[Array, "rows d"], r: IntLike) -> Float[Array, "rows d"]:
@@ -199,12 +199,12 @@ def _normalised(V: Float[Array, "n k"], sizes: Float[Array, " k"]) -> Float[Arra
     return V / jnp.where(sizes > 0, sizes, 1)
 
 
-def _rounding(W: Float[Array, "width d"], largest: Float[Array, ""]) -> Float[Array, ""]:
+def rounding_of(W: Float[Array, "width d"], largest: Float[Array, ""]) -> Float[Array, ""]:
     """What a singular value of W must pass to be more than rounding beside the largest."""
     return largest * max(W.shape) * jnp.finfo(W.dtype).eps
 
 
-def _columns(W: Float[Array, "rows k"], n: int) -> Float[Array, "rows {n}"]:
+def columns(W: Float[Array, "rows k"], n: int) -> Float[Array, "rows {n}"]:
     """The first n columns, zeros where there are fewer."""
     return jnp.pad(W[:, :n], ((0, 0), (0, max(0, n - W.shape[1]))))
 

@@ -97,11 +97,7 @@ def _sines2(right: Float[Array, "max_r d"], found: Bool[Array, " max_r"], r: Int
 def _factorised(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
     """By QR and SVD."""
     R, top, sigma_r = _inside(W, r, max_r)
-    return _Spectra(top, sigma_r, jnp.linalg.svd(_outside(R, r), compute_uv=False)[0])
-
-
-def _outside(W: Float[Array, "rows d"], r: IntLike) -> Float[Array, "rows d"]:
-    return jnp.where(jnp.arange(W.shape[1]) < r, 0, W)
+    return _Spectra(top, sigma_r, jnp.linalg.svd(krylov.outside(R, r), compute_uv=False)[0])
 
 
 def _inside(
@@ -111,20 +107,15 @@ def _inside(
     # R has the singular values and right singular vectors of W.
     R = jnp.linalg.qr(W, mode="r")
     _, sigma, Vt = jnp.linalg.svd(R, full_matrices=False)
-    found = _first(sigma, max_r) > _rounding(W, sigma[0])
+    found = _first(sigma, max_r) > krylov.rounding_of(W, sigma[0])
     return R, _sines2(_first(Vt, max_r), found, r), _sigma_r(W, sigma[0], r, max_r)
-
-
-def _rounding(W: Float[Array, "width d"], largest: Float[Array, ""]) -> Float[Array, ""]:
-    """What a singular value of W must pass to be more than rounding beside the largest."""
-    return largest * max(W.shape) * jnp.finfo(W.dtype).eps
 
 
 def _sigma_r(W: Float[Array, "width d"], largest: Float[Array, ""], r: IntLike, max_r: int) -> Float[Array, ""]:
     """σ_r(WM), 0 where it is rounding."""
-    R = jnp.linalg.qr(_columns(W - _outside(W, r), max_r), mode="r")
+    R = jnp.linalg.qr(krylov.columns(W - krylov.outside(W, r), max_r), mode="r")
     sigma = _first(jnp.linalg.svd(R, compute_uv=False), max_r)[r - 1]
-    return jnp.where(sigma > _rounding(W, largest), sigma, 0)
+    return jnp.where(sigma > krylov.rounding_of(W, largest), sigma, 0)
 
 
 def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
@@ -134,10 +125,10 @@ def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
     What rounding of the Gram matrix does to the block's span is of the order eps over that gap (found: below 2e-5 in a
     sine at T = 1 and 4); inside the span W itself tells the directions apart.
     """
-    outside = _outside(W, r)
+    outside = krylov.outside(W, r)
     tall = W.shape[0] >= W.shape[1]
     gram = W.T @ W if tall else W @ W.T
-    gram_outside = _outside(_outside(gram, r).T, r) if tall else outside @ outside.T
+    gram_outside = krylov.outside(krylov.outside(gram, r).T, r) if tall else outside @ outside.T
     start = draws.normal(keys.root(0), gram.shape[0], max_r + EXTRA)
     V, error = _top_subspace(gram, start, r)
     largest, error_outside = _largest(gram_outside, start[:, 0])
@@ -234,7 +225,3 @@ def _first(rows: Float[Array, " _ *rest"], n: int) -> Float[Array, " {n} *rest"]
     """The first n rows, zeros where there are fewer."""
     rows = rows[:n]
     return jnp.pad(rows, [(0, n - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))
-
-
-def _columns(matrix: Float[Array, "rows _"], n: int) -> Float[Array, "rows {n}"]:
-    return _first(matrix.T, n).T
