@@ -1,0 +1,449 @@
+"""What a TPU's and a GPU's compiler make of the hot programs, with neither present: `python -m benchmarks.topology`.
+
+Compiles each program ahead of time for chips that are only described, by the way that a sweep takes (plan, job,
+executable), each in a process of its own, as a TPU's compiler may abort. Per program, lanes (trainings a device at
+once) and target it says: seconds, memory, library calls with the largest side of their matrices, loops, sorts,
+collectives, and a *bound*, which is not a measurement: the least time a training at the chip's published rates.
+
+`pip install 'mtfl_jax[tpu]'` brings the compiler for TPUs, `'mtfl_jax[cuda13]'` the one for GPUs.
+"""
+
+import argparse
+import collections
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "topology.json"
+COMPILE_LIMIT = 1200
+"""Seconds after which a compile is given up."""
+
+
+# Chips
+
+
+class Chip(NamedTuple):
+    """A chip to compile for. `operations` (of a float32 product's passes) and `bytes` are its published rates, per
+    second; a float32 product takes `passes` of them.
+    """
+
+    kind: str
+    topology: str
+    operations: float
+    bytes: float
+    passes: int
+
+
+# A TPU multiplies bfloat16; XLA makes a float32 product (`highest`) of six such. A GPU's float32 rate is the one
+# without tensor cores. Two and four devices, so that what is sent between devices shows.
+CHIPS = {
+    "v5e": Chip("tpu", "v5e:2x2", 197e12, 819e9, 6),  # cloud.google.com/tpu/docs/v5e
+    "v6e": Chip("tpu", "v6e:2x2", 918e12, 1640e9, 6),  # cloud.google.com/tpu/docs/v6e
+    "v5p": Chip("tpu", "v5p:2x2x1", 459e12, 2765e9, 6),  # cloud.google.com/tpu/docs/v5p
+    "h100": Chip("cuda13", "1x1x2", 67e12, 3350e9, 1),  # NVIDIA H100 data sheet, SXM
+    "h200": Chip("cuda13", "1x1x2", 67e12, 4800e9, 1),  # NVIDIA H200 data sheet, SXM
+}
+MODULES = {"tpu": "libtpu", "cuda13": "jax_plugins.xla_cuda13"}
+"""By kind, which is the extra that installs it: what the compiler is in."""
+
+HOPPER = """
+gpu_device_info {{
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152 shared_memory_per_core: 233472
+  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128 block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth} l2_cache_size: 52428800
+  clock_rate_ghz: 1.98 device_memory_size: {memory} shared_memory_per_block_optin: 232448
+  cuda_compute_capability {{ major: 9 }} registers_per_core_limit: 65536 registers_per_block_limit: 65536
+}}
+platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 12 }} runtime_version {{ major: 13 }}
+device_description_str: "{name}"
+"""
+"""XLA's description of a Hopper GPU."""
+GPUS = {
+    "h100": HOPPER.format(bandwidth=3_352_320_000_000, memory=84_929_347_584, name="NVIDIA H100 80GB HBM3"),
+    "h200": HOPPER.format(bandwidth=4_800_000_000_000, memory=141_000_000_000, name="NVIDIA H200"),
+}
+
+
+def devices_of(target: str) -> tuple[Any, ...]:
+    """Devices to compile for, which are not there."""
+    import jax
+    from jax.experimental import topologies
+
+    chip = CHIPS[target]
+    if chip.kind == "tpu":
+        return tuple(topologies.get_topology_desc(chip.topology, "tpu").devices)
+    jax.devices()  # Plugins are found when JAX looks for devices.
+    described = topologies.get_topology_desc(platform="cuda", target_config=GPUS[target], topology=chip.topology)
+    return tuple(described.devices)
+
+
+# Programs
+
+
+class Work(NamedTuple):
+    """A grid of one program, the lanes to compile it for, and those of `--quick` by kind of chip (none: not in it)."""
+
+    axes: dict[str, Any]
+    lanes: tuple[int, ...]
+    quick: dict[str, int]
+    moments: str = "auto"
+
+
+RECOVERY = {"measure": "recovery", "probe": "none"}
+ROUNDS = {"steps": 200, "num_tasks": 32, "n1": 512, "n2": 512}
+LAST = {"measure_at": "last"}
+EVERYWHERE = {"tpu": 64, "cuda13": 64}
+
+WORK = {
+    "one_step": Work({}, (64, 1024), EVERYWHERE, "never"),
+    "one_step recovery": Work({**RECOVERY}, (1024,), EVERYWHERE, "never"),
+    "moments recovery": Work(
+        {"width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256], "r": [2, 3, 4], **RECOVERY}, (64,), EVERYWHERE
+    ),
+    "alternating recovery": Work({"algorithm": "alternating", **ROUNDS, **RECOVERY, **LAST}, (1024,), EVERYWHERE),
+    "alternating pallas": Work(
+        {"algorithm": "alternating", **ROUNDS, **RECOVERY, **LAST, "kernel": "pallas"}, (1024,), EVERYWHERE
+    ),
+    "joint": Work({"algorithm": "joint", **ROUNDS}, (64,), EVERYWHERE),
+    "random_features": Work({"algorithm": "random_features"}, (1024,), EVERYWHERE),
+    "kernels": Work({}, (64,), EVERYWHERE),
+}
+"""The hot programs; d = 64, width = 256, r = 4 and the rest as `mtfl` has it. `kernels` is the Pallas kernels alone."""
+
+
+def jobs(targets: list[str], programs: list[str], lanes: int | None, quick: bool) -> list[tuple[str, int, str]]:
+    """What to compile: program, lanes, target."""
+    found = []
+    for name in programs:
+        for target in targets:
+            of = WORK[name]
+            own = of.lanes if not quick else (of.quick[CHIPS[target].kind],) * (CHIPS[target].kind in of.quick)
+            found += [(name, count, target) for count in ((lanes,) if lanes and own else own)]
+    return found
+
+
+def missing(kind: str) -> str:
+    """What to install for a kind of chip, in a line; nothing where it is there."""
+    try:
+        there = importlib.util.find_spec(MODULES[kind])
+    except ModuleNotFoundError:
+        there = None
+    return "" if there else f"no compiler for {kind}: pip install 'mtfl_jax[{kind}]'"
+
+
+# What a compiled program says
+
+
+class Instruction(NamedTuple):
+    """A line of HLO: its result's type, what it does, and what follows."""
+
+    shape: str
+    op: str
+    rest: str
+
+
+class Call(NamedTuple):
+    """Calls of a library routine: what it is, by which name, the largest side of its matrices, whether it is run
+    always or stands in a branch, and how many of them the text has.
+    """
+
+    kind: str
+    name: str
+    side: int
+    always: bool
+    count: int
+
+
+KINDS = {
+    "SVD": r"gesvd|svd",
+    "QR": r"geqrf|orgqr|ormqr|householder|^qr",
+    "eigen": r"syev|heev|geev|eigh",
+    "Cholesky": r"potrf|cholesky",
+    "triangular": r"trsm|triangular",
+    "sort": r"sort|topk",
+    "Pallas": r"triton|tpu_custom_call",
+}
+"""Kinds of library routines, by the names of cuSOLVER, cuBLAS and CUB, of libtpu, and of HLO itself.
+
+A TPU has no SVD: there it is polar decompositions (QR, Cholesky) and an eigenproblem.
+"""
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-$]+) .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-$]+ = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
+_CALLED = re.compile(
+    r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation|called_computations)"
+    r"=(\{[^}]*\}|%?[\w.\-$]+)"
+)
+_ARRAY = re.compile(r"\b[a-z]\w*\[([\d,]*)\]")
+_OPERANDS = re.compile(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}")
+_COLLECTIVE = re.compile(r"(all-|reduce-scatter|collective-|ragged-all|send|recv)(?!.*-done)")
+
+
+def computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """The computations of HLO text by name, and the name of the entry."""
+    found: dict[str, list[Instruction]] = {}
+    entry, inside = "", ""
+    for line in text.splitlines():
+        if head := _COMPUTATION.match(line):
+            inside = head[2]
+            found[inside] = []
+            entry = inside if head[1] else entry
+        elif inside and (of := _INSTRUCTION.match(line)):
+            found[inside].append(Instruction(*of.groups()))
+    return found, entry
+
+
+def always_run(found: dict[str, list[Instruction]], entry: str) -> set[str]:
+    """The computations that are reached from the entry without the branches of a `conditional`."""
+    reached, left = set[str](), [entry]
+    while left:
+        if (name := left.pop()) in reached or name not in found:
+            continue
+        reached.add(name)
+        for instruction in found[name]:
+            if instruction.op != "conditional":
+                left += [
+                    of.lstrip("%") for of in re.findall(r"[%\w.\-$]+", " ".join(_CALLED.findall(instruction.rest)))
+                ]
+    return reached
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of a library routine."""
+    return next((kind for kind, names in KINDS.items() if re.search(names, name, re.IGNORECASE)), None)
+
+
+def side_of(name: str, instruction: Instruction) -> int:
+    """The largest side of the matrices that a routine takes; of a sort, how many numbers it sorts at a time."""
+    operands = _OPERANDS.search(instruction.rest)
+    shapes = _ARRAY.findall(operands[1] if operands else instruction.shape)
+    sides = [[int(side) for side in shape.split(",") if side] for shape in shapes]
+    if kind_of(name) == "sort":
+        along = re.search(r"dimensions=\{(\d+)\}", instruction.rest)
+        return max((shape[int(along[1]) if along else -1] for shape in sides if shape), default=1)
+    largest = max((side for shape in sides for side in shape[-2:]), default=1)
+    # libtpu's eigensolver takes a matrix in four blocks.
+    return 2 * largest if name == "EighTpu" else largest
+
+
+def calls_of(text: str) -> list[Call]:
+    """The library calls of HLO text."""
+    found, entry = computations(text)
+    always, counts = always_run(found, entry), collections.Counter[tuple[str, str, int, bool]]()
+    for computation, instructions in found.items():
+        for of in instructions:
+            target = re.search(r'custom_call_target="([^"]+)"', of.rest)
+            name = target[1] if of.op == "custom-call" and target else of.op
+            library = of.op in ("custom-call", "sort", "topk", "cholesky", "triangular-solve")
+            if library and (kind := kind_of(name)):
+                counts[kind, name, side_of(name, of), computation in always] += 1
+    return [Call(*key, count) for key, count in sorted(counts.items())]
+
+
+def facts_of(text: str) -> dict[str, Any]:
+    """What HLO text says."""
+    ops = collections.Counter(of.op for instructions in computations(text)[0].values() for of in instructions)
+    calls = calls_of(text)
+    return {
+        "calls": [call._asdict() for call in calls],
+        "whiles": ops["while"],
+        "conditionals": ops["conditional"],
+        "sorts": sum(call.count for call in calls if call.kind == "sort"),
+        "collectives": {op: count for op, count in sorted(ops.items()) if _COLLECTIVE.match(op)},
+        "hlo_lines": text.count("\n"),
+    }
+
+
+# One compile, in a process of its own
+
+# Libraries that would look for their chip and its host; nothing is read from a cache, so that seconds are those of
+# compiling; a GPU's kernels cannot be timed where none is.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_ENABLE_COMPILATION_CACHE": "false",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+XLA_FLAGS = {"tpu": "", "cuda13": "--xla_gpu_autotune_level=0"}
+
+
+def report(program: str, lanes: int, target: str) -> dict[str, Any]:
+    """What the compiler makes of a program, from a new process; `error` where it failed."""
+    command = [sys.executable, "-m", "benchmarks.topology", "--one", program, str(lanes), target]
+    environment = {**os.environ, **ENVIRONMENT, "XLA_FLAGS": XLA_FLAGS[CHIPS[target].kind]}
+    of: dict[str, Any] = {"program": program, "lanes": lanes, "target": target}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=COMPILE_LIMIT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return {**of, "error": f"not compiled after {COMPILE_LIMIT} s"}
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        return {**of, "error": (said[-1] if said else f"status {done.returncode}")[:300]}
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return {**of, **found}
+
+
+def compiled_here(program: str, lanes: int, target: str) -> dict[str, Any]:
+    """Compile a program in this process."""
+    import jax
+
+    devices, compiling = devices_of(target), 0.0
+
+    def heard(event: str, seconds: float, **_: Any) -> None:
+        nonlocal compiling
+        compiling += seconds * (event == "/jax/core/compile/backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(heard)
+    start = time.perf_counter()
+    executable, operations = kernels(devices, lanes) if program == "kernels" else executable_of(program, devices, lanes)
+    total = time.perf_counter() - start
+    memory, costs = executable.memory_analysis(), executable.cost_analysis() or {}
+    out = {
+        "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu") if _installed(name)},
+        "lower_seconds": total - compiling,
+        "compile_seconds": compiling,
+        "code_mib": memory.generated_code_size_in_bytes / 2**20 or None,
+        "temporary_mib": memory.temp_size_in_bytes / 2**20,
+        "temporary_mib_a_training": memory.temp_size_in_bytes / 2**20 / lanes,
+        "operations_a_training": operations,
+        # XLA counts the body of a loop once, however often it runs.
+        "xla_operations_a_training": costs["flops"] / lanes if costs else None,
+        "xla_bytes_a_training": costs["bytes accessed"] / lanes if costs else None,
+        **facts_of(executable.as_text()),
+    }
+    return out | {"bound_seconds": bound(target, out)}
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def bound(target: str, of: dict[str, Any]) -> float | None:
+    """The least seconds a training at the published rates: of its matrix products, by the planner's model, and of
+    XLA's bytes where it gives them. XLA counts a loop's body once, which makes them too few and keeps this a bound.
+    """
+    chip = CHIPS[target]
+    times = [(of["operations_a_training"] or 0) * chip.passes / chip.operations]
+    times.append((of["xla_bytes_a_training"] or 0) / chip.bytes)
+    return max(times) or None
+
+
+def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[Any, float]:
+    """A program as a sweep compiles it for devices, and the operations of a training's matrix products."""
+    from mtfl_jax import compose
+    from mtfl_jax.sweeps import compiling, cost, plan
+    from mtfl_jax.sweeps.grid import Grid
+
+    of = WORK[program]
+    (bucket,) = plan.plan(Grid({**of.axes, "seed": "range(0,4096)"}, compose.composed), of.moments)
+    # All that asks for this process's devices on the way: which they are, and how many.
+    compiling.devices = lambda: devices
+    executable = compiling.compiled(compiling.job_of(bucket), compiling.Chunk(lanes, lanes))
+    return executable, cost.lane_flops(bucket.program)
+
+
+def kernels(devices: tuple[Any, ...], lanes: int) -> tuple[Any, None]:
+    """The network's outputs and all gradients by the Pallas kernels, of a batch of trainings, for one device."""
+    import jax
+    import jax.numpy as jnp
+
+    from mtfl_jax.learning.kernels import outputs
+    from mtfl_jax.sweeps.machine import MATMUL_PRECISION
+
+    def loss(W: jax.Array, b: jax.Array, A: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.sum(outputs(W, b, A, x) ** 2)
+
+    width, d, num_tasks, n = 256, 64, 32, 512
+    on = jax.sharding.SingleDeviceSharding(devices[0])
+    shapes = [(width, d), (width,), (num_tasks, width), (n, d)]
+    arrays = [jax.ShapeDtypeStruct((lanes, *shape), jnp.float32, sharding=on) for shape in shapes]
+    with jax.default_matmul_precision(MATMUL_PRECISION):
+        gradients = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1, 2))))
+        return gradients.lower(*arrays).compile(), None
+
+
+# The command
+
+
+def line_of(of: dict[str, Any]) -> str:
+    """A report in a line."""
+    head = f"{of['program']:22} {of['lanes']:5} {of['target']:5}"
+    if error := of.get("error"):
+        return f"{head} {error}"
+    calls = [f"{call['count']}×{call['kind']} {call['side']}{'' if call['always'] else '?'}" for call in of["calls"]]
+    return (
+        f"{head} {of['lower_seconds']:5.1f} {of['compile_seconds']:6.1f} s"
+        f" {of['temporary_mib_a_training']:8.2f} MiB a training, {of['whiles']} loops, {of['hlo_lines']} lines,"
+        f" bound {1e6 * (of['bound_seconds'] or 0):.3g} µs; {', '.join(calls)}"
+    )
+
+
+def reports(wanted: list[tuple[str, int, str]]) -> Iterator[dict[str, Any]]:
+    """Reports of what can be compiled here, one after the other."""
+    for kind in dict.fromkeys(CHIPS[target].kind for _, _, target in wanted):
+        if said := missing(kind):
+            print(said, file=sys.stderr)
+    for job in wanted:
+        if not missing(CHIPS[job[2]].kind):
+            yield report(*job)
+
+
+def kept(path: Path, new: list[dict[str, Any]]) -> None:
+    """Write reports, over those of the same programs, lanes and targets in the file."""
+
+    def key(of: dict[str, Any]) -> tuple[str, int, str]:
+        return of["program"], of["lanes"], of["target"]
+
+    old = json.loads(path.read_text()) if path.exists() else []
+    rows = {key(of): of for of in [*old, *new]}
+    order = [*WORK], [*CHIPS]
+    ranked = sorted(
+        rows.values(), key=lambda of: (order[0].index(of["program"]), of["lanes"], order[1].index(of["target"]))
+    )
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(ranked, indent=1) + "\n")
+
+
+def main() -> None:
+    """Compile what is asked for, say and keep what came out; exit 1 where nothing could be compiled."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", metavar="NAME,…", help=f"of {','.join(CHIPS)} (default: all; v5e,h100 if --quick)")
+    parser.add_argument("--program", metavar="NAME,…", help=f"of {','.join(WORK)} (default: all)")
+    parser.add_argument("--lanes", type=int, metavar="N", help="trainings a device at once (default: by program)")
+    parser.add_argument("--quick", action="store_true", help="the smaller set that tests/test_topology.py checks")
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}; nowhere if --quick")
+    parser.add_argument("--one", nargs=3, metavar=("PROGRAM", "LANES", "TARGET"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        program, lanes, target = given.one
+        print(json.dumps(compiled_here(program, int(lanes), target)))
+        return
+    targets = given.target.split(",") if given.target else ["v5e", "h100"] if given.quick else [*CHIPS]
+    programs = given.program.split(",") if given.program else [*WORK]
+    for chosen, allowed in ((targets, CHIPS), (programs, WORK)):
+        if unknown := [name for name in chosen if name not in allowed]:
+            parser.error(f"{unknown[0]}: allowed: {', '.join(allowed)}")
+    out = given.out or (None if given.quick else RESULTS)
+    done = []
+    for of in reports(jobs(targets, programs, given.lanes, given.quick)):
+        print(line_of(of), flush=True)
+        done.append(of)
+        if out:
+            kept(out, [of])
+    if not any("error" not in of for of in done):
+        sys.exit("nothing could be compiled")
+
+
+if __name__ == "__main__":
+    main()
