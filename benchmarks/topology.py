@@ -66,10 +66,10 @@ gpu_device_info {{
 platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 12 }} runtime_version {{ major: 13 }}
 device_description_str: "{name}"
 """
-"""XLA's description of a Hopper GPU."""
+"""XLA's own description of these GPUs: xla/backends/gpu/target_config/specs/{h100_sxm,h200}.txtpb."""
 GPUS = {
-    "h100": HOPPER.format(bandwidth=3_352_320_000_000, memory=84_929_347_584, name="NVIDIA H100 80GB HBM3"),
-    "h200": HOPPER.format(bandwidth=4_800_000_000_000, memory=141_000_000_000, name="NVIDIA H200"),
+    "h100": HOPPER.format(bandwidth=3_352_320_000_000, memory=84_942_979_072, name="NVIDIA H100 80GB HBM3"),
+    "h200": HOPPER.format(bandwidth=4_800_000_000_000, memory=151_397_597_184, name="NVIDIA H200 141GB HBM3e"),
 }
 
 
@@ -229,7 +229,7 @@ def side_of(name: str, instruction: Instruction) -> int:
     if kind_of(name) == "sort":
         along = re.search(r"dimensions=\{(\d+)\}", instruction.rest)
         return max((shape[int(along[1]) if along else -1] for shape in sides if shape), default=1)
-    largest = max((side for shape in sides for side in shape[-2:]), default=1)
+    largest = max((side for shape in sides if len(shape) > 1 for side in shape[-2:]), default=1)
     # libtpu's eigensolver takes a matrix in four blocks.
     return 2 * largest if name == "EighTpu" else largest
 
@@ -264,13 +264,14 @@ def facts_of(text: str) -> dict[str, Any]:
 
 # One compile, in a process of its own
 
-# Libraries that would look for their chip and its host; nothing is read from a cache, so that seconds are those of
-# compiling; a GPU's kernels cannot be timed where none is.
+# libtpu would look for its chip and its host, and lets one process in; nothing is read from a cache, so that seconds
+# are those of compiling; a GPU's kernels cannot be timed where none is.
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "JAX_ENABLE_COMPILATION_CACHE": "false",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 XLA_FLAGS = {"tpu": "", "cuda13": "--xla_gpu_autotune_level=0"}
@@ -288,8 +289,8 @@ def report(program: str, lanes: int, target: str) -> dict[str, Any]:
     except subprocess.TimeoutExpired:
         return {**of, "error": f"not compiled after {COMPILE_LIMIT} s"}
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        return {**of, "error": (said[-1] if said else f"status {done.returncode}")[:300]}
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        return {**of, "error": (lines[-1] if lines else f"status {done.returncode}")[:300]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return {**of, **found}
 
@@ -330,8 +331,9 @@ def _installed(name: str) -> bool:
 
 
 def bound(target: str, of: dict[str, Any]) -> float | None:
-    """The least seconds a training at the published rates: of its matrix products, by the planner's model, and of
-    XLA's bytes where it gives them. XLA counts a loop's body once, which makes them too few and keeps this a bound.
+    """Seconds that a training takes at the published rates: of its matrix products, by the planner's model, or of XLA's
+    bytes where it gives them, whichever are more. Rough on both sides: XLA counts the body of a loop once, but also
+    bytes that never leave the chip.
     """
     chip = CHIPS[target]
     times = [(of["operations_a_training"] or 0) * chip.passes / chip.operations]
@@ -381,19 +383,34 @@ def line_of(of: dict[str, Any]) -> str:
     head = f"{of['program']:22} {of['lanes']:5} {of['target']:5}"
     if error := of.get("error"):
         return f"{head} {error}"
-    calls = [f"{call['count']}×{call['kind']} {call['side']}{'' if call['always'] else '?'}" for call in of["calls"]]
+    rare = largest(of["calls"], False)
+    calls = said(largest(of["calls"], True)) + (f"; in branches {said(rare)}" if rare else "")
     return (
-        f"{head} {of['lower_seconds']:5.1f} {of['compile_seconds']:6.1f} s"
-        f" {of['temporary_mib_a_training']:8.2f} MiB a training, {of['whiles']} loops, {of['hlo_lines']} lines,"
-        f" bound {1e6 * (of['bound_seconds'] or 0):.3g} µs; {', '.join(calls)}"
+        f"{head} {of['lower_seconds']:4.1f} + {of['compile_seconds']:5.1f} s,"
+        f" {of['temporary_mib_a_training']:6.2f} MiB a training, {of['whiles']:2} loops, {of['hlo_lines']:5} lines,"
+        f" bound {1e6 * (of['bound_seconds'] or 0):.3g} µs; {calls}"
     )
+
+
+def largest(calls: list[dict[str, Any]], always: bool) -> dict[str, int]:
+    """The largest side of each kind of library call, of those that are always run or of those in branches."""
+    sides: dict[str, int] = {}
+    for call in calls:
+        if call["always"] == always:
+            sides[call["kind"]] = max(call["side"], sides.get(call["kind"], 0))
+    return sides
+
+
+def said(sides: dict[str, int]) -> str:
+    """Kinds of calls with their sides, in words."""
+    return ", ".join(f"{kind} {side}" for kind, side in sides.items()) or "none"
 
 
 def reports(wanted: list[tuple[str, int, str]]) -> Iterator[dict[str, Any]]:
     """Reports of what can be compiled here, one after the other."""
     for kind in dict.fromkeys(CHIPS[target].kind for _, _, target in wanted):
-        if said := missing(kind):
-            print(said, file=sys.stderr)
+        if line := missing(kind):
+            print(line, file=sys.stderr)
     for job in wanted:
         if not missing(CHIPS[job[2]].kind):
             yield report(*job)
