@@ -90,32 +90,30 @@ def devices_of(target: str) -> tuple[Any, ...]:
 
 
 class Work(NamedTuple):
-    """A grid of one program, the lanes to compile it for, and those of `--quick` by kind of chip (none: not in it)."""
+    """A grid of one program, the lanes to compile it for, and the kinds of chips that `--quick` compiles it for."""
 
     axes: dict[str, Any]
     lanes: tuple[int, ...]
-    quick: dict[str, int]
+    quick: tuple[str, ...] = ()
     moments: str = "auto"
 
 
+BOTH = ("tpu", "cuda13")
+QUICK_LANES = 64
 RECOVERY = {"measure": "recovery", "probe": "none"}
 ROUNDS = {"steps": 200, "num_tasks": 32, "n1": 512, "n2": 512}
-LAST = {"measure_at": "last"}
-EVERYWHERE = {"tpu": 64, "cuda13": 64}
+ALTERNATING = {"algorithm": "alternating", **ROUNDS, **RECOVERY, "measure_at": "last"}
+MANY = {"width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256], "r": [2, 3, 4]}
 
 WORK = {
-    "one_step": Work({}, (64, 1024), EVERYWHERE, "never"),
-    "one_step recovery": Work({**RECOVERY}, (1024,), EVERYWHERE, "never"),
-    "moments recovery": Work(
-        {"width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256], "r": [2, 3, 4], **RECOVERY}, (64,), EVERYWHERE
-    ),
-    "alternating recovery": Work({"algorithm": "alternating", **ROUNDS, **RECOVERY, **LAST}, (1024,), EVERYWHERE),
-    "alternating pallas": Work(
-        {"algorithm": "alternating", **ROUNDS, **RECOVERY, **LAST, "kernel": "pallas"}, (1024,), EVERYWHERE
-    ),
-    "joint": Work({"algorithm": "joint", **ROUNDS}, (64,), EVERYWHERE),
-    "random_features": Work({"algorithm": "random_features"}, (1024,), EVERYWHERE),
-    "kernels": Work({}, (64,), EVERYWHERE),
+    "one_step": Work({}, (64, 1024), ("cuda13",), "never"),
+    "one_step recovery": Work(RECOVERY, (1024,), BOTH, "never"),
+    "moments recovery": Work({**MANY, **RECOVERY}, (64,), ("cuda13",)),
+    "alternating recovery": Work(ALTERNATING, (1024,)),
+    "alternating pallas": Work({**ALTERNATING, "kernel": "pallas"}, (1024,), BOTH),
+    "joint": Work({"algorithm": "joint", **ROUNDS}, (64,)),
+    "random_features": Work({"algorithm": "random_features"}, (1024,), BOTH),
+    "kernels": Work({}, (64,), BOTH),
 }
 """The hot programs; d = 64, width = 256, r = 4 and the rest as `mtfl` has it. `kernels` is the Pallas kernels alone."""
 
@@ -125,9 +123,9 @@ def jobs(targets: list[str], programs: list[str], lanes: int | None, quick: bool
     found = []
     for name in programs:
         for target in targets:
-            of = WORK[name]
-            own = of.lanes if not quick else (of.quick[CHIPS[target].kind],) * (CHIPS[target].kind in of.quick)
-            found += [(name, count, target) for count in ((lanes,) if lanes and own else own)]
+            if not quick or CHIPS[target].kind in WORK[name].quick:
+                own = (lanes,) if lanes else (QUICK_LANES,) if quick else WORK[name].lanes
+                found += [(name, count, target) for count in own]
     return found
 
 
@@ -429,7 +427,7 @@ def kept(path: Path, new: list[dict[str, Any]]) -> None:
         rows.values(), key=lambda of: (order[0].index(of["program"]), of["lanes"], order[1].index(of["target"]))
     )
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(ranked, indent=1) + "\n")
+    path.write_text("[\n" + ",\n".join(json.dumps(of) for of in ranked) + "\n]\n")  # A line a report.
 
 
 def main() -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TOPOLOGY = RESULTS / "topology.json"
 START, END = "<!-- benchmarks: python scripts/benchmark_table.py -->", "<!-- benchmarks end -->"
 
 Row = Sequence[str]
@@ -130,9 +132,10 @@ def precisions(of: dict[str, Any]) -> str:
 
 
 def results() -> Iterator[tuple[str, dict[str, Any]]]:
-    """The files of results by name."""
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
-        yield path.name, json.loads(path.read_text())
+    """The files of what was measured, by name."""
+    for path in sorted(RESULTS.glob("*.json")):
+        if path != TOPOLOGY:
+            yield path.name, json.loads(path.read_text())
 
 
 def machine_of(found: dict[str, Any]) -> str:
@@ -156,7 +159,34 @@ def text() -> str:
             parts.append("<details><summary>What the precision of a training does to every measurement</summary>")
             parts.append(precisions(found["precision"]))
             parts.append("The same seeds in every column; ± is one standard error.\n\n</details>")
+    if TOPOLOGY.exists():
+        parts += ["Compiled by `python -m benchmarks.topology` for chips that were not there:"]
+        parts += [
+            table(["work", "lanes", "chip", "compile", "MiB", "always", "in branches", "bound"], list(compiles()))
+        ]
+        parts.append(
+            "A lane is a training; MiB are temporaries a lane, a bound is a lane's time by arithmetic or bytes at the"
+            " chip's published rates and no measurement. Library calls are those of every call and those that stand in"
+            " the branches of a `conditional`, each with the largest side of its matrices."
+        )
     return "\n\n".join(parts)
+
+
+def compiles() -> Iterator[Row]:
+    """The rows of what was compiled without a device."""
+    for of in json.loads(TOPOLOGY.read_text()):
+        head = f"`{of['program']}`", f"{of['lanes']:,}", of["target"]
+        if "error" in of:
+            yield *head, "does not compile", "", "", "", ""
+            continue
+        sides: dict[bool, dict[str, int]] = {True: {}, False: {}}
+        for call in of["calls"]:
+            own = sides[call["always"]]
+            own[call["kind"]] = max(call["side"], own.get(call["kind"], 0))
+        always, rare = (", ".join(f"{kind} {side}" for kind, side in own.items()) for own in sides.values())
+        seconds, least = of["lower_seconds"] + of["compile_seconds"], of["bound_seconds"]
+        bound = f"{1e6 * least:,.0f} µs" if least else ""
+        yield *head, f"{seconds:.0f} s", f"{of['temporary_mib_a_training']:.3g}", always, rare, bound
 
 
 def ratios_of(found: dict[str, Any]) -> Iterator[Row]:
