@@ -245,4 +245,5 @@ def test_hot_programs(program, lanes, target):
         pytest.skip(line)
     of = topology.report(program, lanes, target)
     assert "error" not in of, of["error"]
-    assert faults(of) == []
+    lines = faults(of)
+    assert not lines, "\n".join(lines)
