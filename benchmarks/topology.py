@@ -227,7 +227,9 @@ def side_of(name: str, instruction: Instruction) -> int:
     if kind_of(name) == "sort":
         along = re.search(r"dimensions=\{(\d+)\}", instruction.rest)
         return max((shape[int(along[1]) if along else -1] for shape in sides if shape), default=1)
-    largest = max((side for shape in sides if len(shape) > 1 for side in shape[-2:]), default=1)
+    # A batch's vectors, of reflectors or of eigenvalues, have an axis less than its matrices.
+    rank = max(map(len, sides), default=0)
+    largest = max((side for shape in sides if len(shape) == rank > 1 for side in shape[-2:]), default=1)
     # libtpu's eigensolver takes a matrix in four blocks.
     return 2 * largest if name == "EighTpu" else largest
 

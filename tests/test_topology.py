@@ -57,6 +57,8 @@ operand_layout_constraints={f32[4,40,40]{1,2,0}}
 %body (s: (f32[4,48,40])) -> (f32[4,48,40]) {
   %qr.1 = (f32[4,256,12]{1,2,0}, f32[4,12]{1,0}) custom-call(%s), custom_call_target="cusolver_geqrf_ffi", \
 operand_layout_constraints={f32[4,256,12]{1,2,0}}, metadata={op_name="jit(f)/while/body/jit(qr)/geqrf"}
+  %q.1 = f32[512,40,12]{1,2,0} custom-call(%qr.1, %qr.1), custom_call_target="cusolver_orgqr_ffi", \
+operand_layout_constraints={f32[512,40,12]{1,2,0}, f32[512,12]{1,0}}
   ROOT %sort.1 = (f32[48,4,33]{2,1,0}, s32[48,4,33]{2,1,0}) sort(%qr.1, %qr.1), dimensions={0}, to_apply=%less
 }
 
@@ -126,6 +128,7 @@ def test_library_calls_of_a_gpu():
         ("Cholesky", "cusolver_potrf_ffi", 48, True, 1),
         ("Pallas", "__gpu$xla.gpu.triton", 256, True, 1),
         ("QR", "cusolver_geqrf_ffi", 256, True, 1),
+        ("QR", "cusolver_orgqr_ffi", 40, True, 1),
         ("SVD", "cusolver_gesvdj_ffi", 40, False, 1),
         ("eigen", "cusolver_syevd_ffi", 48, False, 1),
         ("sort", "sort", 48, True, 1),
