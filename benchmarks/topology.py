@@ -403,7 +403,7 @@ def largest(calls: list[dict[str, Any]], always: bool) -> dict[str, int]:
 
 def said(sides: dict[str, int]) -> str:
     """Kinds of calls with their sides, in words."""
-    return ", ".join(f"{kind} {side}" for kind, side in sides.items()) or "none"
+    return ", ".join(kind if kind == "Pallas" else f"{kind} {side}" for kind, side in sides.items()) or "none"
 
 
 def reports(wanted: list[tuple[str, int, str]]) -> Iterator[dict[str, Any]]:

@@ -177,10 +177,11 @@ def compiles() -> Iterator[Row]:
     for of in json.loads(TOPOLOGY.read_text()):
         head = f"`{of['program']}`", f"{of['lanes']:,}", of["target"]
         if "error" in of:
-            yield *head, "does not compile", "", "", "", ""
+            why = "does not fit" if "RESOURCE_EXHAUSTED" in of["error"] else "does not compile"
+            yield *head, why, "", "", "", ""
             continue
         sides: dict[bool, dict[str, int]] = {True: {}, False: {}}
-        for call in of["calls"]:
+        for call in (call for call in of["calls"] if call["kind"] != "Pallas"):
             own = sides[call["always"]]
             own[call["kind"]] = max(call["side"], own.get(call["kind"], 0))
         always, rare = (", ".join(f"{kind} {side}" for kind, side in own.items()) for own in sides.values())

@@ -207,16 +207,14 @@ SIDE = 32
 FORBIDDEN = ("SVD", "QR", "eigen", "sort")
 """One after the other in a batch (a GPU's) or loops that take long to compile (a TPU's); not so Cholesky factors."""
 TEMPORARY = {
-    "one_step": 36,
-    "one_step recovery": 24,
-    "moments recovery": 64,
-    "alternating recovery": 3,
-    "alternating pallas": 2,
-    "joint": 20,
-    "random_features": 30,
-    "kernels": 1,
+    "one_step": 23,
+    "one_step recovery": 23,
+    "moments recovery": 49,
+    "alternating pallas": 0.8,
+    "random_features": 32,
+    "kernels": 0.2,
 }
-"""MiB of temporaries a training at most: a quarter more than was found, of either target."""
+"""MiB of temporaries a training at most: a quarter more than was found, on the target that takes more."""
 
 
 def faults(of):
