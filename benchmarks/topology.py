@@ -351,7 +351,7 @@ def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[A
     (bucket,) = plan.plan(Grid({**of.axes, "seed": "range(0,4096)"}, compose.composed), of.moments)
     # All that asks for this process's devices on the way: which they are, and how many.
     compiling.devices = lambda: devices
-    executable = compiling.compiled(compiling.job_of(bucket), compiling.Chunk(lanes, lanes))
+    executable = compiling.compiled(compiling.job_of(bucket), compiling.Chunk(lanes, lanes)).executable
     return executable, cost.lane_flops(bucket.program)
 
 
