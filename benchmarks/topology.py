@@ -10,9 +10,11 @@ collectives, and a *bound*, which is not a measurement: the least time a trainin
 
 import argparse
 import collections
+import functools
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import re
 import subprocess
@@ -106,12 +108,12 @@ ALTERNATING = {"algorithm": "alternating", **ROUNDS, **RECOVERY, "measure_at": "
 MANY = {"width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256], "r": [2, 3, 4]}
 
 WORK = {
-    "one_step": Work({}, (64, 1024), ("cuda13",), "never"),
+    "one_step": Work({}, (1024,), ("cuda13",), "never"),
     "one_step recovery": Work(RECOVERY, (1024,), BOTH, "never"),
-    "moments recovery": Work({**MANY, **RECOVERY}, (64,), ("cuda13",)),
+    "moments recovery": Work({**MANY, **RECOVERY}, (1024,), ("cuda13",)),
     "alternating recovery": Work(ALTERNATING, (1024,)),
     "alternating pallas": Work({**ALTERNATING, "kernel": "pallas"}, (1024,), BOTH),
-    "joint": Work({"algorithm": "joint", **ROUNDS}, (64,)),
+    "joint": Work({"algorithm": "joint", **ROUNDS}, (1024,)),
     "random_features": Work({"algorithm": "random_features"}, (1024,), BOTH),
     "kernels": Work({}, (64,), BOTH),
 }
@@ -142,8 +144,9 @@ def missing(kind: str) -> str:
 
 
 class Instruction(NamedTuple):
-    """A line of HLO: its result's type, what it does, and what follows."""
+    """A line of HLO: its name, its result's type, what it does, and what follows."""
 
+    name: str
     shape: str
     op: str
     rest: str
@@ -175,7 +178,7 @@ KINDS = {
 A TPU has no SVD: there it is polar decompositions (QR, Cholesky) and an eigenproblem.
 """
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-$]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-$]+ = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-$]+) = (.+?) ([a-z][a-z0-9\-]*)\((.*)$")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation|called_computations)"
     r"=(\{[^}]*\}|%?[\w.\-$]+)"
@@ -248,6 +251,79 @@ def calls_of(text: str) -> list[Call]:
     return [Call(*key, count) for key, count in sorted(counts.items())]
 
 
+_PLACED = re.compile(r"\b(pred|[a-z]+(\d+))[a-z0-9]*\[([\d,]*)\](\{[^}]*\})?")
+_FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "iota")
+
+
+def bytes_moved(text: str) -> float:
+    """Bytes that a program reads from and writes to the device's main memory, by its HLO: of every instruction that is
+    run always, its operands and results that are not on the chip, a loop's times its turns where HLO says how many.
+
+    Of an operand of which a fusion takes slices, and of an array in which it sets some, the slices.
+    """
+    found, entry = computations(text)
+    total, left = 0.0, [(entry, 1)]
+    while left:
+        computation, times = left.pop()
+        own = found[computation]
+        sizes = {of.name: _bytes_of(of.shape) for of in own}
+        for of in own:
+            if of.op == "while":
+                body, condition = (re.search(rf"{name}=%?([\w.\-$]+)", of.rest) for name in ("body", "condition"))
+                assert body and condition
+                known = re.search(r'"known_trip_count":\{"n":"(\d+)"', of.rest)
+                left.append((body[1], times * (int(known[1]) if known else _turns(found[condition[1]]))))
+            elif of.op == "call" and (called := re.search(r"to_apply=%?([\w.\-$]+)", of.rest)):
+                left.append((called[1], times))
+            elif of.op not in _FREE:
+                operands = [sizes.get(name, 0) for name in _operands(of)]
+                inside = re.search(r"calls=%?([\w.\-$]+)", of.rest)
+                total += times * _own_bytes(of, sizes[of.name], operands, found[inside[1]] if inside else [of])
+    return total
+
+
+def _own_bytes(of: Instruction, result: float, operands: list[float], inside: list[Instruction]) -> float:
+    """Bytes that one instruction moves: `inside` is what it fuses, itself alone if it is no fusion."""
+    if of.op == "dynamic-slice":
+        return 2 * result
+    if of.op == "dynamic-update-slice":
+        return 2 * operands[1]
+    sizes = {one.name: _bytes_of(one.shape) for one in inside}
+    parameters = [one for one in inside if one.op == "parameter"]
+    for one in parameters if of.op == "fusion" else ():
+        users = [user for user in inside if one.name in _operands(user)]
+        place = int(one.rest.split(")")[0])
+        if users and all(user.op in ("dynamic-slice", "gather") and _operands(user)[0] == one.name for user in users):
+            operands[place] = min(operands[place], sum(sizes[user.name] for user in users))
+        elif users and all(user.op == "dynamic-update-slice" and _operands(user)[0] == one.name for user in users):
+            operands[place] = 0
+            result = min(result, sum(sizes[_operands(user)[1]] for user in users))
+    return result + sum(operands)
+
+
+def _operands(of: Instruction) -> list[str]:
+    return re.findall(r"%([\w.\-$]+)", of.rest.split(")")[0])
+
+
+def _bytes_of(shape: str) -> float:
+    """Bytes of what a type says is in the device's main memory: S(1) is a TPU's memory on the chip."""
+    total = 0.0
+    for kind, bits, sides, layout in _PLACED.findall(shape):
+        if "S(1)" not in layout:
+            total += math.prod(int(side) for side in sides.split(",") if side) * (
+                1 if kind == "pred" else int(bits) / 8
+            )
+    return total
+
+
+def _turns(condition: list[Instruction]) -> int:
+    """How often a loop turns that counts up to a constant; 1 of another."""
+    constants = {of.name: of.rest.split(")")[0] for of in condition if of.op == "constant"}
+    compares = [of for of in condition if of.op == "compare" and "direction=LT" in of.rest]
+    bounds = [constants[name] for of in compares for name in _operands(of) if name in constants]
+    return int(bounds[0]) if len(compares) == len(bounds) == 1 and bounds[0].isdigit() else 1
+
+
 def facts_of(text: str) -> dict[str, Any]:
     """What HLO text says."""
     ops = collections.Counter(of.op for instructions in computations(text)[0].values() for of in instructions)
@@ -307,21 +383,21 @@ def compiled_here(program: str, lanes: int, target: str) -> dict[str, Any]:
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     start = time.perf_counter()
-    executable, operations = kernels(devices, lanes) if program == "kernels" else executable_of(program, devices, lanes)
+    make = kernels if program == "kernels" else functools.partial(executable_of, program)
+    executable, batch, operations = make(devices, lanes)
     total = time.perf_counter() - start
-    memory, costs = executable.memory_analysis(), executable.cost_analysis() or {}
+    memory, text = executable.memory_analysis(), executable.as_text()
     out = {
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu") if _installed(name)},
         "lower_seconds": total - compiling,
         "compile_seconds": compiling,
         "code_mib": memory.generated_code_size_in_bytes / 2**20 or None,
         "temporary_mib": memory.temp_size_in_bytes / 2**20,
-        "temporary_mib_a_training": memory.temp_size_in_bytes / 2**20 / lanes,
+        "batch": batch,
+        "temporary_mib_a_training": memory.temp_size_in_bytes / 2**20 / batch,
         "operations_a_training": operations,
-        # XLA counts the body of a loop once, however often it runs.
-        "xla_operations_a_training": costs["flops"] / lanes if costs else None,
-        "xla_bytes_a_training": costs["bytes accessed"] / lanes if costs else None,
-        **facts_of(executable.as_text()),
+        "bytes_a_training": bytes_moved(text) / batch,
+        **facts_of(text),
     }
     return out | {"bound_seconds": bound(target, out)}
 
@@ -330,32 +406,34 @@ def _installed(name: str) -> bool:
     return importlib.util.find_spec(name) is not None
 
 
-def bound(target: str, of: dict[str, Any]) -> float | None:
-    """Seconds that a training takes at the published rates: of its matrix products, by the planner's model, or of XLA's
-    bytes where it gives them, whichever are more. Rough on both sides: XLA counts the body of a loop once, but also
-    bytes that never leave the chip.
+def bound(target: str, of: dict[str, Any]) -> float:
+    """Seconds that a training takes at least at the published rates: of its matrix products, by the planner's model, or
+    on a TPU of the bytes that it moves (`bytes_moved`), whichever are more. HLO does not say what a GPU's cache holds.
     """
     chip = CHIPS[target]
-    times = [(of["operations_a_training"] or 0) * chip.passes / chip.operations]
-    times.append((of["xla_bytes_a_training"] or 0) / chip.bytes)
-    return max(times) or None
+    moving = of["bytes_a_training"] / chip.bytes if chip.kind == "tpu" else 0.0
+    return max((of["operations_a_training"] or 0) * chip.passes / chip.operations, moving)
 
 
-def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[Any, float]:
-    """A program as a sweep compiles it for devices, and the operations of a training's matrix products."""
+def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[Any, int, float]:
+    """A program as a sweep compiles it for devices, how many trainings a batch of it has, and the operations of a
+    training's matrix products.
+    """
     from mtfl_jax import compose
     from mtfl_jax.sweeps import compiling, cost, plan
     from mtfl_jax.sweeps.grid import Grid
 
     of = WORK[program]
-    (bucket,) = plan.plan(Grid({**of.axes, "seed": "range(0,4096)"}, compose.composed), of.moments)
     # All that asks for this process's devices on the way: which they are, and how many.
     compiling.devices = lambda: devices
-    executable = compiling.compiled(compiling.job_of(bucket), compiling.Chunk(lanes, lanes)).executable
-    return executable, cost.lane_flops(bucket.program)
+    seeds = f"range(0,{lanes * len(devices)})"
+    (bucket,) = plan.plan(Grid({**of.axes, "seed": seeds}, compose.composed), of.moments)
+    chunk = compiling.chunk_of(bucket)
+    executable = compiling.compiled(compiling.job_of(bucket), chunk).executable
+    return executable, chunk.batch, cost.lane_flops(bucket.program)
 
 
-def kernels(devices: tuple[Any, ...], lanes: int) -> tuple[Any, None]:
+def kernels(devices: tuple[Any, ...], lanes: int) -> tuple[Any, int, None]:
     """The network's outputs and all gradients by the Pallas kernels, of a batch of trainings, for one device."""
     import jax
     import jax.numpy as jnp
@@ -372,7 +450,7 @@ def kernels(devices: tuple[Any, ...], lanes: int) -> tuple[Any, None]:
     arrays = [jax.ShapeDtypeStruct((lanes, *shape), jnp.float32, sharding=on) for shape in shapes]
     with jax.default_matmul_precision(MATMUL_PRECISION):
         gradients = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1, 2))))
-        return gradients.lower(*arrays).compile(), None
+        return gradients.lower(*arrays).compile(), lanes, None
 
 
 # The command
@@ -387,8 +465,8 @@ def line_of(of: dict[str, Any]) -> str:
     calls = said(largest(of["calls"], True)) + (f"; in branches {said(rare)}" if rare else "")
     return (
         f"{head} {of['lower_seconds']:4.1f} + {of['compile_seconds']:5.1f} s,"
-        f" {of['temporary_mib_a_training']:6.2f} MiB a training, {of['whiles']:2} loops, {of['hlo_lines']:5} lines,"
-        f" bound {1e6 * (of['bound_seconds'] or 0):.3g} µs; {calls}"
+        f" {of['temporary_mib_a_training']:6.2f} MiB held and {of['bytes_a_training'] / 1e6:6.1f} MB moved a training,"
+        f" {of['whiles']:2} loops, {of['hlo_lines']:5} lines, bound {1e6 * of['bound_seconds']:.3g} µs; {calls}"
     )
 
 

@@ -162,12 +162,18 @@ def text() -> str:
     if TOPOLOGY.exists():
         parts += ["Compiled by `python -m benchmarks.topology` for chips that were not there:"]
         parts += [
-            table(["work", "lanes", "chip", "compile", "MiB", "always", "in branches", "bound"], list(compiles()))
+            table(
+                ["work", "lanes", "chip", "compile", "held", "moved", "always", "in branches", "bound"],
+                list(compiles()),
+            )
         ]
         parts.append(
-            "A lane is a training; MiB are temporaries a lane, a bound is a lane's time by arithmetic or bytes at the"
-            " chip's published rates and no measurement. Library calls are those of every call and those that stand in"
-            " the branches of a `conditional`, each with the largest side of its matrices."
+            "Lanes are the trainings of a call on a device, and how many of them are a batch; held are temporaries a"
+            " training of a batch, moved the bytes a training that HLO reads from and writes to main memory (a GPU's"
+            " cache may spare some, a TPU's memory on the chip is left out). A bound is the time of a training by"
+            " arithmetic, or on a TPU by bytes, at the chip's published rates, and no measurement. Library calls are"
+            " those of every call and those that stand in the branches of a `conditional`, each with the largest side"
+            " of its matrices."
         )
     return "\n\n".join(parts)
 
@@ -175,10 +181,13 @@ def text() -> str:
 def compiles() -> Iterator[Row]:
     """The rows of what was compiled without a device."""
     for of in json.loads(TOPOLOGY.read_text()):
-        head = f"`{of['program']}`", f"{of['lanes']:,}", of["target"]
+        lanes = f"{of['lanes']:,}"
+        if of.get("batch", of["lanes"]) != of["lanes"]:
+            lanes += f" by {of['batch']}"
+        head = f"`{of['program']}`", lanes, of["target"]
         if "error" in of:
             why = "does not fit" if "RESOURCE_EXHAUSTED" in of["error"] else "does not compile"
-            yield *head, why, "", "", "", ""
+            yield *head, why, "", "", "", "", ""
             continue
         sides: dict[bool, dict[str, int]] = {True: {}, False: {}}
         for call in (call for call in of["calls"] if call["kind"] != "Pallas"):
@@ -187,7 +196,8 @@ def compiles() -> Iterator[Row]:
         always, rare = (", ".join(f"{kind} {side}" for kind, side in own.items()) for own in sides.values())
         seconds, least = of["lower_seconds"] + of["compile_seconds"], of["bound_seconds"]
         bound = f"{1e6 * least:,.0f} µs" if least else ""
-        yield *head, f"{seconds:.0f} s", f"{of['temporary_mib_a_training']:.3g}", always, rare, bound
+        held, moved = f"{of['temporary_mib_a_training']:.3g} MiB", f"{of['bytes_a_training'] / 1e6:.3g} MB"
+        yield *head, f"{seconds:.0f} s", held, moved, always, rare, bound
 
 
 def ratios_of(found: dict[str, Any]) -> Iterator[Row]:

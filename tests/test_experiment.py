@@ -25,7 +25,7 @@ from trainings import (
 
 from mtfl_jax import compose
 from mtfl_jax.config import FIELDS
-from mtfl_jax.learning import drawing, experiment, measuring
+from mtfl_jax.learning import drawing, experiment, measures, measuring, updates
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.measures import MEASURES, SIMILARITY_SAMPLES, in_set
 from mtfl_jax.learning.probe import PROBES
@@ -108,6 +108,60 @@ def test_experiment_with_a_probe():
     found, (expected, trained_on) = whole(p, cell), learn(p, cell)
     assert_measurements(p, cell, found, expected, trained_on, **CLOSE)
     assert_ridge_probe(p, cell, found, expected[0])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "one_step mixture, own noisy inputs, trained bias, keeps weights",
+        "random_features",
+        "alternating fixed",
+        "alternating split",
+        "joint adamw, axis",
+    ],
+)
+@float64
+def test_representations_of_an_accelerator(case, monkeypatch):
+    """By parts of the samples, whose number the sizes of parts do not divide."""
+    monkeypatch.setattr(drawing, "PART", 7)
+    p, cell = CASES[case]
+    p = p.replace(accelerator=True)
+    assert isinstance(_last_batch(p, cell), updates.Parts)
+    assert_networks(p, cell, networks(p, cell), learn(p, cell)[0])
+
+
+def _last_batch(p, cell):
+    of = drawing.draw_tasks(p, cell)
+    return ALGORITHMS[p.algorithm].run(p, cell, of).batch(p.record[-1])
+
+
+@pytest.mark.parametrize("case", ["one_step of parities", "joint adam, rotated"])
+@float64
+def test_experiment_of_an_accelerator(case, monkeypatch):
+    """Measurements by parts of the samples too."""
+    monkeypatch.setattr(drawing, "PART", 7)
+    monkeypatch.setattr(measures, "PART", 7)
+    p, cell = CASES[case]
+    found = whole(p.replace(accelerator=True), cell)
+    assert found.pop("mended").shape == (len(p.record),)
+    assert_measurements(p, cell, found, *learn(p, cell), **CLOSE)
+
+
+@float64
+def test_parts_are_drawn_as_the_whole(monkeypatch):
+    """Inputs and noisy labels of `once_batch`, shared or of each task's own, part by part."""
+    monkeypatch.setattr(drawing, "PART", 7)
+    for shared in (True, False):
+        p, cell = training(label_noise=0.2, shared_inputs=shared)
+        of = drawing.draw_tasks(p, cell)
+        batch = drawing.draw_batch(p, cell, of, "heads", 0)
+        parts = drawing.once_batch(p.replace(accelerator=True), cell, of, "heads")
+        found = [parts.of(i) for i in range(parts.count)]
+        assert parts.count == 4
+        for part in found:
+            assert (part.n, part.num_tasks) == (batch.n, batch.num_tasks)
+        np.testing.assert_array_equal(np.concatenate([part.x for part in found], axis=-2), batch.x)
+        np.testing.assert_array_equal(np.concatenate([part.y for part in found]), batch.y)
 
 
 def test_cases_cover_the_algorithms():

@@ -26,7 +26,7 @@ from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import data, keys
 from mtfl_jax.learning.measures import MEASURES
-from mtfl_jax.sweeps import api, compiling, engine, machine, store, tables
+from mtfl_jax.sweeps import api, compiling, cost, engine, machine, store, tables
 from mtfl_jax.sweeps.cost import size_names
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import ladder, plan
@@ -549,6 +549,25 @@ def test_chunks_of_an_accelerator_are_of_one_size(monkeypatch):
             assert calls * capacity <= share * 9 / 8 + calls or share <= 16
             sizes.add(capacity)
         assert len(sizes) < 64
+
+
+def test_batches_of_a_tpu_stay_on_the_chip(monkeypatch):
+    """In chunks of the size that another accelerator has, but for a last batch that is not full."""
+    sizes = ({"d": 16, "width": 16}, {"d": 64, "width": 256}, {"d": 512, "width": 4096, "n_down": 4096})
+    buckets = [plan(grid_of(num_tasks=64, seed="range(0,1100)", **own), "never")[0] for own in sizes]
+    found = {}
+    for platform in ("gpu", "tpu"):
+        monkeypatch.setattr(compiling, "devices", lambda of=platform: (SimpleNamespace(platform=of),))
+        found[platform] = [compiling.chunk_of(bucket) for bucket in buckets]
+    assert found["gpu"] == [compiling.Chunk(576, 576)] * 3
+    batches = [chunk.batch for chunk in found["tpu"]]
+    assert batches[2] == 1 < batches[1] < batches[0]
+    for (capacity, batch), bucket in zip(found["tpu"], buckets, strict=True):
+        assert 576 <= capacity < 576 + batch
+        assert capacity % batch == 0
+        assert batch == 1 or batch * cost.lane_bytes(bucket.program) <= compiling.ON_CHIP
+    halves = compiling.half(compiling.Chunk(576, 64))
+    assert halves == compiling.Chunk(288, 32)
 
 
 def test_a_program_too_large_for_memory_is_refused_by_its_own_analysis():

@@ -165,11 +165,63 @@ def test_collectives(op):
 
 def test_the_bound_is_of_what_takes_longer():
     """197 TFLOP/s of bfloat16, six to a float32 product, and 819 GB/s; a GPU's 67 TFLOP/s are float32's."""
-    of = {"operations_a_training": 197e12, "xla_bytes_a_training": 819e9 * 2}
+    of = {"operations_a_training": 197e12, "bytes_a_training": 819e9 * 2}
     assert topology.bound("v5e", of) == pytest.approx(6)
-    assert topology.bound("v5e", {**of, "xla_bytes_a_training": 819e9 * 7}) == pytest.approx(7)
-    assert topology.bound("h100", {"operations_a_training": 67e12, "xla_bytes_a_training": None}) == pytest.approx(1)
-    assert topology.bound("h100", {"operations_a_training": None, "xla_bytes_a_training": None}) is None
+    assert topology.bound("v5e", {**of, "bytes_a_training": 819e9 * 7}) == pytest.approx(7)
+    assert topology.bound("h100", {"operations_a_training": 67e12, "bytes_a_training": 1e15}) == pytest.approx(1)
+    assert topology.bound("h100", {"operations_a_training": None, "bytes_a_training": 1e15}) == 0
+
+
+MOVING = """\
+%slice_of (p: f32[8,100], i: s32[]) -> f32[1,100] {
+  %p = f32[8,100]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  ROOT %ds = f32[1,100]{1,0} dynamic-slice(%p, %i, %i), dynamic_slice_sizes={1,100}
+}
+
+%set_in (p.1: f32[8,100], u: f32[1,100], i.1: s32[]) -> f32[8,100] {
+  %p.1 = f32[8,100]{1,0} parameter(0)
+  %u = f32[1,100]{1,0} parameter(1)
+  %i.1 = s32[] parameter(2)
+  ROOT %dus = f32[8,100]{1,0} dynamic-update-slice(%p.1, %u, %i.1, %i.1)
+}
+
+%cond (c: (s32[], f32[8,100])) -> pred[] {
+  %c = (s32[], f32[8,100]{1,0}) parameter(0)
+  %n = s32[]{:T(128)} constant(8)
+  %at.1 = s32[]{:T(128)S(1)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(128)S(1)} compare(%at.1, %n), direction=LT
+}
+
+%body (b: (s32[], f32[8,100])) -> (s32[], f32[8,100]) {
+  %b = (s32[], f32[8,100]{1,0}) parameter(0)
+  %at = s32[]{:T(128)S(1)} get-tuple-element(%b), index=0
+  %all = f32[8,100]{1,0} get-tuple-element(%b), index=1
+  %row = f32[1,100]{1,0} fusion(%all, %at), kind=kLoop, calls=%slice_of
+  %near = f32[1,100]{1,0:T(8,128)S(1)} negate(%row)
+  %set = f32[8,100]{1,0} fusion(%all, %near, %at), kind=kLoop, calls=%set_in
+  ROOT %out = (s32[], f32[8,100]{1,0}) tuple(%at, %set)
+}
+
+ENTRY %main (x: f32[8,100], k: s32[]) -> f32[8,100] {
+  %x = f32[8,100]{1,0} parameter(0)
+  %k = s32[]{:T(128)S(1)} parameter(1)
+  %double = bf16[8,100]{1,0} convert(%x)
+  %start = (s32[], f32[8,100]{1,0}) tuple(%k, %x)
+  %loop = (s32[], f32[8,100]{1,0}) while(%start), condition=%cond, body=%body
+  ROOT %found = f32[8,100]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_bytes_moved():
+    """Slices and not the arrays they are of, nothing that is on the chip, a loop's as often as it turns."""
+    convert, row = 800 * (4 + 2), 100 * 4
+    # A row is read, written, read, and written where it is set.
+    assert topology.bytes_moved(MOVING) == convert + 8 * (2 * row + row + row)
+    assert topology.bytes_moved(MOVING.replace("constant(8)", "parameter(1)")) == convert + 4 * row
+    known = MOVING.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"3"}}')
+    assert topology.bytes_moved(known) == convert + 3 * 4 * row
 
 
 def test_reports_replace_those_of_the_same_compile(tmp_path):

@@ -13,7 +13,10 @@ from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
 from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
-from mtfl_jax.learning.updates import Batch
+from mtfl_jax.learning.updates import Batch, Parts, Samples, in_parts
+
+PART = 256
+"""Samples whose hidden layer an accelerator holds at a time: what a batch of trainings has of them stays on the chip."""
 
 
 def losses_of(p: Program, cell: Cell) -> tuple[Margins, ...]:
@@ -41,14 +44,23 @@ def draw_inputs(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Ar
 
 
 def draw_labels(
-    p: Program, cell: Cell, of: Tasks, key: Key[Array, ""], x: Float[Array, "n d"], *, noisy: bool
+    p: Program,
+    cell: Cell,
+    of: Tasks,
+    key: Key[Array, ""],
+    x: Float[Array, "n d"],
+    *,
+    noisy: bool,
+    which: Integer[Array, " n"] | None = None,
 ) -> Float[Array, "n T"]:
-    """Labels of inputs, each flipped with probability label_noise where `noisy`."""
+    """Labels of inputs, of the samples `which` (default: the first), each flipped with probability label_noise where
+    `noisy`.
+    """
     y = tasks.labels(of, data.orthants(x, cell.r, p.r))
     if not noisy:
         return y
     n, num_tasks = y.shape
-    u = draws.uniform(key, num_tasks, n).T
+    u = draws.uniform(key, num_tasks, n if which is None else which).T
     return jnp.where(u < cell.label_noise, -y, y)
 
 
@@ -57,28 +69,56 @@ def inputs_key(cell: Cell, purpose: str, step: IntLike) -> Key[Array, ""]:
     return keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), step)
 
 
-def draw_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Batch:
-    """Training samples of one step: n1 for the purpose "heads", n2 for "features"; y is zero where padded."""
+def draw_batch(
+    p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike, which: Integer[Array, " n"] | None = None
+) -> Batch:
+    """Training samples of one step: n1 for the purpose "heads", n2 for "features", or those `which`; y is zero where
+    padded.
+    """
     key = inputs_key(cell, purpose, step)
     noise_key = keys.at(keys.stream(cell.seed, f"{purpose}/label_noise"), step)
-    max_n, n = {"heads": lambda: (p.n1, cell.n1), "features": lambda: (p.n2, cell.n2)}[purpose]()
+    max_n, n = _sizes(p, cell, purpose)
+    at = max_n if which is None else which
     if p.shared_inputs:
-        x = draw_inputs(p, cell, key, max_n)
-        y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy)
+        x = draw_inputs(p, cell, key, at)
+        y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy, which=which)
     else:
-        x = jax.vmap(lambda key: draw_inputs(p, cell, key, max_n))(keys.indexed(key, p.num_tasks))
+        x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(keys.indexed(key, p.num_tasks))
         noise_keys = keys.indexed(noise_key, p.num_tasks)
 
         def own_labels(
             task: Float[Array, " _"], key: Key[Array, ""], x: Float[Array, "max_n d"]
         ) -> Float[Array, " max_n"]:
-            return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy)[:, 0]
+            return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy, which=which)[:, 0]
 
         y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
-    counted = (jnp.arange(max_n) < n)[:, None] & (jnp.arange(p.num_tasks) < cell.num_tasks)
+    counted = ((jnp.arange(max_n) if which is None else which) < n)[:, None] & (
+        jnp.arange(p.num_tasks) < cell.num_tasks
+    )
     return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
 
 
-def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Batch:
+def _sizes(p: Program, cell: Cell, purpose: str) -> tuple[int, IntLike]:
+    """The padded and the true number of samples of a purpose; a program need not have that of the other."""
+    return {"heads": lambda: (p.n1, cell.n1), "features": lambda: (p.n2, cell.n2)}[purpose]()
+
+
+def _whole(p: Program) -> bool:
+    """Whether the hidden layer of a batch is one array: on a core, and where kernels take it in tiles."""
+    return not p.accelerator or p.arithmetic.kernel != "plain"
+
+
+def once_batch(p: Program, cell: Cell, of: Tasks, purpose: str) -> Samples:
+    """The samples of the only step, on an accelerator drawn a part at a time."""
+    max_n, _ = _sizes(p, cell, purpose)
+    count = 1 if _whole(p) else -(-max_n // PART)
+    if count == 1:
+        return draw_batch(p, cell, of, purpose, 0)
+    size = -(-max_n // count)
+    return Parts(lambda i: draw_batch(p, cell, of, purpose, 0, i * size + jnp.arange(size)), count, cell.num_tasks)
+
+
+def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Samples:
     """The samples of a step of a training in steps: new ones each, or those of the first where they are fixed."""
-    return draw_batch(p, cell, of, purpose, 0 if p.fixed_samples else step)
+    batch = draw_batch(p, cell, of, purpose, 0 if p.fixed_samples else step)
+    return batch if _whole(p) else in_parts(batch, PART)

@@ -81,8 +81,14 @@ def singular(B: Float[Array, "m n"]) -> Singular:
     The columns of BV, by the Gram matrix's V, are orthogonal up to small angles; what is left is a second problem,
     graded by their sizes, whose eigenvalues Jacobi's rotations find to relative accuracy.
     """
-    V = eigh(B.T @ B).vectors
-    return refined(B @ V, V)
+
+    def turned(_: IntLike, V: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        BV = B @ V
+        return V @ eigh(BV.T @ BV).vectors
+
+    # A loop of two turns, so that rotations are compiled once.
+    V = jax.lax.fori_loop(0, 2, turned, jnp.eye(B.shape[1], dtype=B.dtype))
+    return Singular(jnp.linalg.norm(B @ V, axis=0), V, B @ V)
 
 
 def refined(BV: Float[Array, "m k"], V: Float[Array, "n k"]) -> Singular:

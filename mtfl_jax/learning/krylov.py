@@ -160,15 +160,12 @@ def _largest(
 
 
 def _whole(W: Float[Array, "width d"], r: IntLike, max_r: int) -> Spectra:
-    """By all singular values."""
-    if W.shape[0] >= W.shape[1]:
-        found = jacobi.singular(W)
-        right = found.V
-    else:
-        found = jacobi.singular(W.T)
-        right = _normalised(found.BV, found.values)
-    across = jnp.maximum(jacobi.eigh(_gram(outside(W, r)), 1).values[0], 0)
-    return Spectra(*_angles(W, right, found.values, r, max_r), jnp.sqrt(across), jnp.asarray(True))
+    """By all singular values, of W and of what is outside the span at once."""
+    tall, both = W.shape[0] >= W.shape[1], jnp.stack([W, outside(W, r)])
+    found = jax.vmap(jacobi.singular)(both if tall else jnp.swapaxes(both, 1, 2))
+    own = jax.tree.map(lambda leaf: leaf[0], found)
+    right = own.V if tall else _normalised(own.BV, own.values)
+    return Spectra(*_angles(W, right, own.values, r, max_r), found.values[1, 0], jnp.asarray(True))
 
 
 def _angles(

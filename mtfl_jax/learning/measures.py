@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int, Num
@@ -16,12 +17,13 @@ from jaxtyping import Float, Int, Num
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
 from mtfl_jax.learning import data, network, probe, recovery, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import losses_of
+from mtfl_jax.learning.drawing import PART, losses_of
+from mtfl_jax.learning.losses import Margins
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import Tasks
-from mtfl_jax.learning.updates import Batch
+from mtfl_jax.learning.updates import Batch, Samples
 from mtfl_jax.records import Registry
 
 SIMILARITY_SAMPLES = 256
@@ -45,7 +47,7 @@ class Seen:
         cell: Cell,
         of: Tasks,
         params: Params,
-        batch: Batch | None,
+        batch: Samples | None,
         x: Float[Array, "max_test d"] | None,
     ) -> None:
         self.p, self.cell, self.of, self.params, self.batch, self._x = p, cell, of, params, batch, x
@@ -75,7 +77,9 @@ class Seen:
     @functools.cached_property
     def test(self) -> Batch:
         """The trained tasks on them."""
-        return Batch(self.x, tasks.labels(self.of, self.z), self.cell.n_test, self.cell.num_tasks)
+        p, cell = self.p, self.cell
+        counted = (jnp.arange(p.n_test) < cell.n_test)[:, None] & (jnp.arange(p.num_tasks) < cell.num_tasks)
+        return Batch(self.x, jnp.where(counted, tasks.labels(self.of, self.z), 0), cell.n_test, cell.num_tasks)
 
     @functools.cached_property
     def few(self) -> tuple[Float[Array, "few width"], Float[Array, "few max_tasks"], Int[Array, ""]]:
@@ -84,9 +88,17 @@ class Seen:
         h = network.features(self.params, self.x[:few], self.how)
         return h, self.test.y[:few], jnp.minimum(few, self.cell.n_test)
 
-    def loss(self, batch: Batch) -> Float[Array, ""]:
-        """The multitask objective on a batch."""
-        return updates.objective(self.params, batch, losses_of(self.p, self.cell), self.how)
+    @functools.cached_property
+    def outputs(self) -> Float[Array, "max_test max_tasks"]:
+        """The network's outputs on them."""
+        if self.p.accelerator:
+            return jax.lax.map(lambda x: network.outputs(self.params, x[None], self.how)[0], self.x, batch_size=PART)
+        return network.outputs(self.params, self.x, self.how)
+
+    @functools.cached_property
+    def losses(self) -> tuple[Margins, ...]:
+        """The losses of the tasks in turn."""
+        return losses_of(self.p, self.cell)
 
 
 def _cosines(h: Float[Array, "max_n width"], n: IntLike) -> Float[Array, "max_n max_n"]:
@@ -192,7 +204,13 @@ def in_set(name: str) -> list[Measure]:
 
 
 def _train_loss(seen: Seen) -> Float[Array, ""]:
-    return jnp.asarray(jnp.nan) if seen.batch is None else seen.loss(seen.batch)
+    if seen.batch is None:
+        return jnp.asarray(jnp.nan)
+    return updates.objective(seen.params, seen.batch, seen.losses, seen.how)
+
+
+def _test_loss(seen: Seen) -> Float[Array, ""]:
+    return jnp.sum(updates.losses_of(seen.outputs, seen.test, seen.losses)) / seen.cell.num_tasks
 
 
 def _similarity(seen: Seen) -> Float[Array, " distances"]:
@@ -243,15 +261,13 @@ for _measure in (
     Measure(
         "test_loss",
         "the objective on fresh samples with clean labels",
-        lambda seen: seen.loss(seen.test),
+        _test_loss,
         uses=("n_test",),
     ),
     Measure(
         "task_error",
         "share of wrong signs of the trained tasks on fresh samples",
-        lambda seen: task_error(
-            network.outputs(seen.params, seen.x, seen.how), seen.test.y, seen.cell.num_tasks, seen.cell.n_test
-        ),
+        lambda seen: task_error(seen.outputs, seen.test.y, seen.cell.num_tasks, seen.cell.n_test),
         uses=("n_test",),
     ),
     Measure("downstream_error", "test error of the probe on a new task", of="probe", sets=ALL),

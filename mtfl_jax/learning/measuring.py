@@ -13,7 +13,7 @@ from mtfl_jax.learning.measures import Seen, in_set
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
-from mtfl_jax.learning.updates import Batch
+from mtfl_jax.learning.updates import Samples
 
 
 class Fresh(NamedTuple):
@@ -32,7 +32,7 @@ def draw_fresh(p: Program, cell: Cell) -> Fresh:
 
 
 def measure(
-    p: Program, cell: Cell, of: Tasks, params: Params, batch: Batch | None, fresh: Fresh | None = None
+    p: Program, cell: Cell, of: Tasks, params: Params, batch: Samples | None, fresh: Fresh | None = None
 ) -> dict[str, Array]:
     """The measurements of a network by name, of padded shapes; and downstream_error (probes, k) where there are probes.
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Key, Num
 
 from mtfl_jax.learning import data, moments, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import draw_inputs, draw_network, draw_tasks, inputs_key
+from mtfl_jax.learning.drawing import PART, draw_inputs, draw_network, draw_tasks, inputs_key
 from mtfl_jax.learning.measures import in_set
 from mtfl_jax.learning.measuring import draw_fresh, measure
 from mtfl_jax.learning.program import Cell, Program
@@ -36,12 +36,14 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
         return tasks.orthant_index(data.orthants(x, p.r, p.r))
 
     key = inputs_key(cell, "heads", 0)
-    h = moments.head_table(params, draw_inputs(p, first, key, p.n1), index(key, p.n1), cell.n1, orthants, how)
+    x, part = draw_inputs(p, first, key, p.n1), PART if p.accelerator else None
+    h = moments.head_table(params, x, index(key, p.n1), cell.n1, orthants, how, part)
     key = inputs_key(cell, "features", 0)
     index_x = index(key, p.n2)
     blocks = moments.by_orthant(index_x, cell.n2, orthants)
     sorted_x = draw_inputs(p, first, key, blocks.sample.reshape(-1)).T
-    table = moments.Moments(h, moments.feature_table(params, sorted_x, blocks, cell.n2, orthants, how))
+    S = moments.feature_table(params, sorted_x, blocks, cell.n2, orthants, how, batched=p.accelerator)
+    table = moments.Moments(h, S)
     fresh = draw_fresh(p, first)
     with_loss = any(record.name == "train_loss" for record in in_set(p.measure))
     x = draw_inputs(p, first, key, p.n2) if with_loss else None
@@ -67,7 +69,7 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
         out = measure(q, own, of, stepped, None, fresh) | {"diverged_step": jnp.where(updates.finite(stepped), 0, 1)}
         if x is not None:
             # The mean of −y F, orthant by orthant: labels and heads are the same all over an orthant.
-            after = moments.head_table(stepped, x, index_x, cell.n2, orthants, how)
+            after = moments.head_table(stepped, x, index_x, cell.n2, orthants, how, part)
             counted = jnp.where(jnp.arange(p.num_tasks)[:, None] < own.num_tasks, truth, 0)
             out["train_loss"] = -jnp.sum((counted.T @ A) * after) / own.num_tasks
         return out

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, Integer
 
-from mtfl_jax.learning import network
+from mtfl_jax.learning import network, updates
 from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
 from mtfl_jax.learning.network import Params
@@ -84,10 +84,17 @@ def head_table(
     n: IntLike,
     orthants: int,
     how: Arithmetic = EXACT,
+    part: int | None = None,
 ) -> Float[Array, "{orthants} width"]:
-    """h of the first n of the samples x, whose orthants are index."""
+    """h of the first n of the samples x, whose orthants are index; by the features of `part` samples at a time."""
     member = (index == jnp.arange(orthants)[:, None]) & (jnp.arange(len(index)) < n)
-    return member.astype(x.dtype) @ network.features(params, x, how) / n
+    batch = updates.Batch(x, member.astype(x.dtype).T, n, orthants)
+    return (
+        updates.summed(
+            lambda some: some.y.T @ network.features(params, some.x, how), updates.in_parts(batch, part or len(x))
+        )
+        / n
+    )
 
 
 def feature_table(
@@ -97,8 +104,13 @@ def feature_table(
     n: IntLike,
     orthants: int,
     how: Arithmetic = EXACT,
+    *,
+    batched: bool = False,
 ) -> Float[Array, "{orthants} width d"]:
-    """S of n samples, x being the inputs of blocks.sample in its order."""
+    """S of n samples, x being the inputs of blocks.sample in its order.
+
+    batched: whether it is one of a batch, in which a loop of each one's own length copies every table at every turn.
+    """
     W, b, slope = params["W"], params["b"], ACTIVATIONS[how.activation].slope
 
     def add(i: Int[Array, ""], S: Float[Array, "orthants width d"]) -> Float[Array, "orthants width d"]:
@@ -106,7 +118,8 @@ def feature_table(
         active = jnp.where(blocks.counted[i], slope(W @ own + b[:, None]), 0)
         return S.at[blocks.orthant[i]].add(active @ own.T)
 
-    return jax.lax.fori_loop(0, blocks.used, add, jnp.zeros((orthants, *W.shape), W.dtype)) / n
+    count = len(blocks.orthant) if batched else blocks.used
+    return jax.lax.fori_loop(0, count, add, jnp.zeros((orthants, *W.shape), W.dtype)) / n
 
 
 def one_step(

@@ -38,6 +38,9 @@ ROUNDING = 4
 TEST_BLOCK = 128
 """Test samples that are classified at a time."""
 
+PANEL = 32
+"""Columns of a Cholesky factor that are found at a time on an accelerator."""
+
 
 Classifier = tuple[Float[Array, " m"], Float[Array, ""]]
 """β and β₀."""
@@ -108,15 +111,13 @@ def ridge_by_factors(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n:
     eye = jnp.eye(len(gram), dtype=C.dtype)
 
     def fit(penalty: Float[Array, ""]) -> tuple[Float[Array, ""], Float[Array, " side"]]:
-        L = jnp.linalg.cholesky(gram + penalty * eye)
-        lower = functools.partial(jax.scipy.linalg.solve_triangular, L, lower=True)
+        inverse = _inverse_factor(gram + penalty * eye)
         if dual:
-            inverse = lower(eye)
             beta = residual = inverse.T @ (inverse @ target)
             kept = jnp.sum(inverse**2, axis=0) - 1 / n / (constant + penalty)
         else:
-            Z = lower(C.T)
-            beta = lower(Z @ target, trans="T")
+            Z = inverse @ C.T
+            beta = inverse.T @ (Z @ target)
             residual = target - C @ beta
             kept = 1 - (jnp.sum(Z**2, axis=0) + 1 / n)
         left_out = jnp.sum(jnp.where(counted, residual / jnp.where(kept > 0, kept, 1), 0) ** 2)
@@ -127,6 +128,34 @@ def ridge_by_factors(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n:
     beta = betas[jnp.argmin(left_out)]
     beta = C.T @ beta if dual else beta
     return beta, offset - mean @ beta
+
+
+def _inverse_factor(K: Float[Array, "side side"]) -> Float[Array, "side side"]:
+    """The inverse of the lower Cholesky factor of K, by panels of PANEL columns: NaN where rounding leaves none.
+
+    One loop whose library calls are of a panel's side: factors of all of K take a TPU's compiler ten seconds.
+    """
+    side = len(K)
+    size = min(PANEL, side)
+    count = -(-side // size)
+    pad = size * count - side
+    rows = jnp.arange(size * count)
+
+    def panel(
+        i: IntLike, carry: tuple[Float[Array, "m m"], Float[Array, "m m"]]
+    ) -> tuple[Float[Array, "m m"], Float[Array, "m m"]]:
+        left, inverse = carry
+        at = i * size
+        columns = jax.lax.dynamic_slice_in_dim(left, at, size, axis=1)
+        own = jnp.linalg.cholesky(jax.lax.dynamic_slice_in_dim(columns, at, size))
+        solved = jax.scipy.linalg.solve_triangular(own, jnp.eye(size, dtype=K.dtype), lower=True)
+        below = jnp.where((rows >= at + size)[:, None], columns @ solved.T, 0)
+        done = solved @ jax.lax.dynamic_slice_in_dim(inverse, at, size)
+        return left - below @ below.T, jax.lax.dynamic_update_slice_in_dim(inverse - below @ done, done, at, axis=0)
+
+    padded = jnp.pad(K, (0, pad)) + jnp.diag((rows >= side).astype(K.dtype))
+    _, inverse = jax.lax.fori_loop(0, count, panel, (padded, jnp.eye(len(rows), dtype=K.dtype)))
+    return inverse[:side, :side]
 
 
 def _dual(C: Float[Array, "max_n m"]) -> bool:

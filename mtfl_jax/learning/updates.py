@@ -6,8 +6,9 @@ Source: arXiv 2307.06887v1: a simple gradient-based multitask algorithm on a two
 updated first is our reading; so are the formulas.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
     """Samples of all tasks.
 
     x: inputs shared by the tasks, or of each task's own; y: labels ±1. Where sizes are padded, `n` and `num_tasks` are
-    the true ones and y is zero beyond them, which keeps padding out of every gradient.
+    the true ones and y is zero beyond them, which keeps padding out of every loss and gradient.
     """
 
     x: Float[Array, "max_n d"] | Float[Array, "max_tasks max_n d"]
@@ -38,32 +39,79 @@ class Batch(NamedTuple):
     num_tasks: IntLike
 
 
-def task_losses(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Float[Array, " max_tasks"]:
+class Parts(NamedTuple):
+    """A batch in `count` parts, of which of(i) makes the i-th: its samples, with the n and num_tasks of all."""
+
+    of: Callable[[IntLike], Batch]
+    count: int
+    num_tasks: IntLike
+
+
+Samples = Batch | Parts
+"""A batch whose hidden layer is one array, or parts whose hidden layers are made one after the other."""
+
+
+def in_parts(batch: Batch, size: int) -> Samples:
+    """A batch in parts of at most `size` samples."""
+    max_n = len(batch.y)
+    count = -(-max_n // size)
+    if count == 1:
+        return batch
+    size = -(-max_n // count)
+    more = [(0, size * count - max_n), (0, 0)]
+    x, y = jnp.pad(batch.x, [(0, 0)] * (batch.x.ndim - 2) + more), jnp.pad(batch.y, more)
+
+    def of(i: IntLike) -> Batch:
+        own = jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=x.ndim - 2)
+        return Batch(own, jax.lax.dynamic_slice_in_dim(y, i * size, size), batch.n, batch.num_tasks)
+
+    return Parts(of, count, batch.num_tasks)
+
+
+Sum = TypeVar("Sum")
+
+
+def summed(f: Callable[[Batch], Sum], batch: Samples) -> Sum:
+    """f of a batch; of one in parts, the sum of f over them."""
+    if isinstance(batch, Batch):
+        return f(batch)
+
+    def add(i: Int[Array, ""], total: Sum) -> Sum:
+        return jax.tree.map(jnp.add, total, f(batch.of(i)))
+
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: f(batch.of(0))))
+    return cast(Sum, jax.lax.fori_loop(0, batch.count, add, start))
+
+
+def task_losses(params: Params, batch: Samples, names: Losses, how: Arithmetic = EXACT) -> Float[Array, " max_tasks"]:
     """L_t of every task; zero for padded tasks."""
-    values = margin_losses(names, batch.y * network.outputs(params, batch.x, how))
-    n, num_tasks = values.shape
-    counted = (jnp.arange(n) < batch.n)[:, None] & (jnp.arange(num_tasks) < batch.num_tasks)
-    return jnp.sum(jnp.where(counted, values, 0), axis=0) / batch.n
+
+    return summed(lambda part: losses_of(network.outputs(params, part.x, how), part, names), batch)
 
 
-def objective(params: Params, batch: Batch, names: Losses, how: Arithmetic = EXACT) -> Float[Array, ""]:
+def losses_of(F: Float[Array, "max_n max_tasks"], batch: Batch, names: Losses) -> Float[Array, " max_tasks"]:
+    """L_t of every task for outputs F; zero for padded tasks."""
+    return jnp.sum(jnp.where(batch.y != 0, margin_losses(names, batch.y * F), 0), axis=0) / batch.n
+
+
+def objective(params: Params, batch: Samples, names: Losses, how: Arithmetic = EXACT) -> Float[Array, ""]:
     """L = (1/T) Σ_t L_t."""
     return jnp.sum(task_losses(params, batch, names, how)) / batch.num_tasks
 
 
-def head_step(params: Params, batch: Batch, names: Losses, lr_a: RealLike, how: Arithmetic = EXACT) -> Params:
+def head_step(params: Params, batch: Samples, names: Losses, lr_a: RealLike, how: Arithmetic = EXACT) -> Params:
     """a_t ← a_t − η_a ∇_{a_t} L_t for every task."""
 
-    def total(A: Float[Array, "max_tasks width"]) -> Float[Array, ""]:
+    def total(A: Float[Array, "max_tasks width"], part: Batch) -> Float[Array, ""]:
         # L_t depends on no other head, so the gradient of the sum holds each task's own.
-        return jnp.sum(task_losses(params | {"A": A}, batch, names, how))
+        return jnp.sum(task_losses(params | {"A": A}, part, names, how))
 
-    return params | {"A": params["A"] - lr_a * jax.grad(total)(params["A"])}
+    return params | {"A": params["A"] - lr_a * summed(functools.partial(jax.grad(total), params["A"]), batch)}
 
 
 def representation_step(
     params: Params,
-    batch: Batch,
+    batch: Samples,
     names: Losses,
     lr_w: RealLike,
     shrink: RealLike,
@@ -73,11 +121,11 @@ def representation_step(
 ) -> Params:
     """W ← (1 − shrink) W − η_w ∇_W L, where shrink = η_w λ_w; a trained bias takes b ← b − η_w ∇_b L."""
 
-    def loss(moved: Params) -> Float[Array, ""]:
-        return objective(params | moved, batch, names, how)
+    def loss(moved: Params, part: Batch) -> Float[Array, ""]:
+        return objective(params | moved, part, names, how)
 
     moved = {name: params[name] for name in (("W", "b") if train_bias else ("W",))}
-    grads = jax.grad(loss)(moved)
+    grads = summed(functools.partial(jax.grad(loss), moved), batch)
     step = {name: moved[name] - lr_w * grads[name] for name in moved}
     # Not step["W"] − shrink W: where shrink is 1, what is forgotten must leave no rounding behind.
     return params | step | {"W": (1 - shrink) * params["W"] - lr_w * grads["W"]}
@@ -85,8 +133,8 @@ def representation_step(
 
 def alternating_round(
     params: Params,
-    heads: Batch,
-    features: Batch,
+    heads: Samples,
+    features: Samples,
     names: Losses,
     *,
     lr_a: RealLike,
@@ -104,8 +152,8 @@ def alternating_round(
 
 def one_step(
     params: Params,
-    heads: Batch,
-    features: Batch,
+    heads: Samples,
+    features: Samples,
     names: Losses = ("linear",),
     *,
     lr_a: RealLike = 1.0,
@@ -126,13 +174,13 @@ def one_step(
 def joint_update(
     params: Params,
     state: optax.OptState,
-    batch: Batch,
+    batch: Samples,
     names: Losses,
     rule: optax.GradientTransformation,
     how: Arithmetic = EXACT,
 ) -> tuple[Params, optax.OptState]:
     """One update of W, A and a trained b together by `rule` on the gradient of L."""
-    grads = jax.grad(objective)(params, batch, names, how)
+    grads = summed(lambda part: jax.grad(objective)(params, part, names, how), batch)
     updates, state = rule.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 

@@ -23,7 +23,7 @@ from mtfl_jax import extend
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, moment_rows
 from mtfl_jax.learning.program import Cell, Program
-from mtfl_jax.sweeps import mappings
+from mtfl_jax.sweeps import cost, mappings
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices, memory_limit
 from mtfl_jax.sweeps.plan import Bucket, ladder
@@ -34,6 +34,8 @@ WRITE_SECONDS = 1.0
 """How long rows wait to be written."""
 MAX_LANES = 1024
 """Trainings of one call on each device at most."""
+ON_CHIP = 2**26
+"""Bytes of a TPU's memory on the chip, of 2^27, that a batch may take by the planner's model."""
 
 _log = logging.getLogger(__name__)
 
@@ -56,14 +58,18 @@ def accelerator() -> bool:
 
 def chunk_of(bucket: Bucket) -> Chunk:
     """The bucket's chunk. A CPU core runs one training after the other faster than a batch of them, as many as take
-    CHUNK_SECONDS by the planner's model; an accelerator wants the batch.
+    CHUNK_SECONDS by the planner's model; an accelerator wants batches, a TPU such as stay on the chip.
     """
     if not accelerator():
         return Chunk(min(ladder(max(1, int(CHUNK_SECONDS / bucket.seconds))), MAX_LANES), 1)
     share = -(-len(bucket) // len(devices()))
     # Chunks of one size: a last one that is half empty takes as long as a full one.
-    batch = _padded(-(-share // -(-share // MAX_LANES)))
-    return Chunk(batch, batch)
+    capacity = _padded(-(-share // -(-share // MAX_LANES)))
+    if devices()[0].platform != "tpu":
+        return Chunk(capacity, capacity)
+    most = max(1, int(ON_CHIP / cost.lane_bytes(bucket.program)))
+    batch = min(capacity, 1 << (most.bit_length() - 1))
+    return Chunk(-(-capacity // batch) * batch, batch)
 
 
 def _padded(lanes: int) -> int:
@@ -78,7 +84,7 @@ def half(chunk: Chunk) -> Chunk:
     """Half the chunk, in whole batches."""
     if chunk.batch > 1:
         batch = chunk.batch // 2
-        return Chunk(batch, batch)
+        return Chunk(chunk.capacity // 2 // batch * batch, batch)
     return Chunk(chunk.capacity // 2, 1)
 
 
@@ -185,6 +191,9 @@ def compiled(job: Job, chunk: Chunk) -> Compiled:
         def body(i: jax.Array, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
             return jax.tree.map(lambda all_, leaf: all_.at[i].set(leaf), out, one_batch(i))
 
+        if rounds == 1:
+            # Nothing of a loop that turns once depends on the turn: compilers move all of it out, some of it twice.
+            return one_batch(0)
         shapes = jax.eval_shape(one_batch, 0)
         out = jax.tree.map(lambda leaf: jnp.zeros((rounds, *leaf.shape), leaf.dtype), shapes)
         out = jax.lax.fori_loop(0, (count[0] + chunk.batch - 1) // chunk.batch, body, out)

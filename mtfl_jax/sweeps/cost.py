@@ -10,6 +10,7 @@ from mtfl_jax.config import FIELDS
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Cost
 from mtfl_jax.learning.data import LAWS
+from mtfl_jax.learning.drawing import PART
 from mtfl_jax.learning.measures import in_set
 from mtfl_jax.learning.program import Program
 
@@ -94,3 +95,16 @@ def lane_seconds(program: Program, shapes: np.ndarray) -> np.ndarray:
 def lane_flops(program: Program) -> float:
     """Matrix-product operations of one lane of a program, measurements and probes included."""
     return float(_Shapes(program, shape_of(program)).flops().item())
+
+
+def lane_bytes(program: Program) -> float:
+    """Bytes that a training on an accelerator reads and writes again and again: the hidden layer of a part of its
+    samples with its gradients, weights with theirs, the tables of a shared pass, and what the probes decompose.
+    """
+    p, width = program, program.width
+    numbers = 3 * PART * width + 3 * width * (p.d + p.num_tasks)
+    if p.groups:
+        numbers += 2**p.r * width * p.d
+    if p.probes:
+        numbers += 3 * min(max(p.n_down), width) ** 2
+    return 4.0 * numbers

@@ -20,13 +20,13 @@ from mtfl_jax.learning.algorithms.record import (
     products,
 )
 from mtfl_jax.learning.arithmetic import EXACT
-from mtfl_jax.learning.drawing import draw_batch, draw_network, losses_of
+from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 
 
 def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
-    heads, features = (draw_batch(p, cell, of, purpose, 0) for purpose in ("heads", "features"))
+    heads, features = (once_batch(p, cell, of, purpose) for purpose in ("heads", "features"))
     # No weight decay given: that which forgets the initial weights.
     shrink = jnp.where(jnp.isnan(cell.weight_decay), 1.0, cell.lr_w * cell.weight_decay)
     params = updates.one_step(

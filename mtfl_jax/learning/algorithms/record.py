@@ -15,7 +15,7 @@ from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import Tasks
-from mtfl_jax.learning.updates import Batch
+from mtfl_jax.learning.updates import Samples
 from mtfl_jax.records import Registry
 
 
@@ -26,7 +26,7 @@ class Trained(NamedTuple):
 
     params: Params
     diverged: Int[Array, ""]
-    batch: Callable[[Any], Batch | None]
+    batch: Callable[[Any], Samples | None]
 
 
 class Cost(NamedTuple):
@@ -89,7 +89,7 @@ IN_STEPS = (*TRAINED, "n2", "steps", "measure_at", "samples", "weight_decay")
 """What bears on every algorithm that takes steps."""
 
 
-def at_once(params: Params, batch: Batch | None) -> Trained:
+def at_once(params: Params, batch: Samples | None) -> Trained:
     """The outcome of an algorithm without steps."""
     diverged = jnp.where(updates.finite(params), 0, 1)
     return Trained(jax.tree.map(lambda leaf: leaf[None], params), diverged, lambda step: batch)

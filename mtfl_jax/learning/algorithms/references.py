@@ -13,7 +13,7 @@ from mtfl_jax.learning.algorithms.record import (
     at_once,
     products,
 )
-from mtfl_jax.learning.drawing import draw_batch, draw_network, losses_of
+from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import Tasks
 
@@ -27,7 +27,7 @@ def _oracle(p: Program, cell: Cell, of: Tasks) -> Trained:
 
 
 def _with_heads(p: Program, cell: Cell, of: Tasks, params: network.Params) -> Trained:
-    heads = draw_batch(p, cell, of, "heads", 0)
+    heads = once_batch(p, cell, of, "heads")
     return at_once(updates.head_step(params, heads, losses_of(p, cell), cell.lr_a, p.arithmetic), heads)
 
 
