@@ -270,7 +270,8 @@ def bytes_moved(text: str) -> float:
         for of in own:
             if of.op == "while":
                 body, condition = (re.search(rf"{name}=%?([\w.\-$]+)", of.rest) for name in ("body", "condition"))
-                assert body and condition
+                assert body
+                assert condition
                 known = re.search(r'"known_trip_count":\{"n":"(\d+)"', of.rest)
                 left.append((body[1], times * (int(known[1]) if known else _turns(found[condition[1]]))))
             elif of.op == "call" and (called := re.search(r"to_apply=%?([\w.\-$]+)", of.rest)):

@@ -156,8 +156,8 @@ def test_parts_are_drawn_as_the_whole(monkeypatch):
         of = drawing.draw_tasks(p, cell)
         batch = drawing.draw_batch(p, cell, of, "heads", 0)
         parts = drawing.once_batch(p.replace(accelerator=True), cell, of, "heads")
-        found = [parts.of(i) for i in range(parts.count)]
-        assert parts.count == 4
+        found = [parts.of(i) for i in range(parts.number)]
+        assert parts.number == 4
         for part in found:
             assert (part.n, part.num_tasks) == (batch.n, batch.num_tasks)
         np.testing.assert_array_equal(np.concatenate([part.x for part in found], axis=-2), batch.x)

@@ -16,7 +16,7 @@ from mtfl_jax.learning.tasks import FAMILIES, Tasks
 from mtfl_jax.learning.updates import Batch, Parts, Samples, in_parts
 
 PART = 256
-"""Samples whose hidden layer an accelerator holds at a time: what a batch of trainings has of them stays on the chip."""
+"""Samples whose hidden layer an accelerator holds at a time, so that those of a batch of trainings stay on the chip."""
 
 
 def losses_of(p: Program, cell: Cell) -> tuple[Margins, ...]:

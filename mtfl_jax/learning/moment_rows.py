@@ -36,8 +36,8 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
         return tasks.orthant_index(data.orthants(x, p.r, p.r))
 
     key = inputs_key(cell, "heads", 0)
-    x, part = draw_inputs(p, first, key, p.n1), PART if p.accelerator else None
-    h = moments.head_table(params, x, index(key, p.n1), cell.n1, orthants, how, part)
+    part = PART if p.accelerator else None
+    h = moments.head_table(params, draw_inputs(p, first, key, p.n1), index(key, p.n1), cell.n1, orthants, how, part)
     key = inputs_key(cell, "features", 0)
     index_x = index(key, p.n2)
     blocks = moments.by_orthant(index_x, cell.n2, orthants)

@@ -9,7 +9,6 @@ biases and its grid are ours.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 
 import jax

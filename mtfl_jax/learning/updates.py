@@ -40,10 +40,10 @@ class Batch(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """A batch in `count` parts, of which of(i) makes the i-th: its samples, with the n and num_tasks of all."""
+    """A batch in `number` parts, of which of(i) makes the i-th: its samples, with the n and num_tasks of all."""
 
     of: Callable[[IntLike], Batch]
-    count: int
+    number: int
     num_tasks: IntLike
 
 
@@ -80,12 +80,11 @@ def summed(f: Callable[[Batch], Sum], batch: Samples) -> Sum:
         return jax.tree.map(jnp.add, total, f(batch.of(i)))
 
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda: f(batch.of(0))))
-    return cast(Sum, jax.lax.fori_loop(0, batch.count, add, start))
+    return cast(Sum, jax.lax.fori_loop(0, batch.number, add, start))
 
 
 def task_losses(params: Params, batch: Samples, names: Losses, how: Arithmetic = EXACT) -> Float[Array, " max_tasks"]:
     """L_t of every task; zero for padded tasks."""
-
     return summed(lambda part: losses_of(network.outputs(params, part.x, how), part, names), batch)
 
 
