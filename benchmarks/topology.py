@@ -429,7 +429,7 @@ def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[A
     compiling.devices = lambda: devices
     seeds = f"range(0,{lanes * len(devices)})"
     (bucket,) = plan.plan(Grid({**of.axes, "seed": seeds}, compose.composed), of.moments)
-    chunk = compiling.chunk_of(bucket)
+    chunk = compiling.modelled(bucket)
     executable = compiling.compiled(compiling.job_of(bucket), chunk).executable
     return executable, chunk.batch, cost.lane_flops(bucket.program)
 

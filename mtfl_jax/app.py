@@ -39,7 +39,7 @@ from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
 SHOWN_CELLS = 100_000
 """A table of more cells than this is not read back to be shown."""
 
-PLANS = ("run", "only", "compile")
+PLANS = ("run", "only", "compile", "calibrate")
 """Whether to run, or only to say what would run, without or with compiling it."""
 
 PRESETS = "study/sizes"
@@ -129,7 +129,13 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
             there = store.Folder(folder, _folder_key(), write=False).finished()
             remove_if_empty(folder)
             found = api.forecast(
-                grid, there, memory_fraction=memory_fraction, part=part, moments=moments, compiled=how == "compile"
+                grid,
+                there,
+                memory_fraction=memory_fraction,
+                part=part,
+                moments=moments,
+                compiled=how != "only",
+                calibrated=how == "calibrate",
             )
             console.print(report.plan(found))
             if any(item.problem for item in found.left):

@@ -16,7 +16,7 @@ STATUSES = (OK, DIVERGED)
 OTHER_KEYS: Mapping[str, str] = {
     "study": "a ready grid and what it finds",
     "size": "how large a study: large is for an accelerator",
-    "plan": "run; only: say what would run, and how long; compile: and its memory and compile time",
+    "plan": "run; only: say what would run; compile: and memory, compile times; calibrate: and the fastest batches",
     "moments": "one_step of many cells by moments of the inputs: auto, always, never",
     "memory_fraction": "share of a device's memory that a program may take",
     "extensions": "modules or .py files that register records of your own: they are imported, so their code runs",

@@ -143,7 +143,12 @@ USED = (
     ),
     Field("samples", "choice", one_of("fresh", "fixed"), "new samples every step, or one training set"),
     Field("precision", "choice", one_of(*PRECISIONS), "precision of the factors of the training's matrix products"),
-    Field("kernel", "choice", one_of(*KERNELS), "pallas: the training's hidden layer is never in a GPU's memory"),
+    Field(
+        "kernel",
+        "choice",
+        one_of(*KERNELS),
+        "pallas: no hidden layer of a training in a GPU's memory; auto: as calibrated",
+    ),
     Field(
         "momentum",
         "knob",

@@ -135,10 +135,10 @@ def test_a_plan_that_compiles_says_lines_and_seconds_apart_within_80_columns(her
     assert (status, err) == (0, "")
     assert max(map(len, out.splitlines())) == 80
     shown = out[out.index("what compiling shows") :].splitlines()
-    assert shown[1].split() == ["#", "program", "memory", "HLO", "lines", "lower", "compile"]
+    assert shown[1].split() == ["#", "program", "at", "once", "memory", "HLO", "lines", "lower", "compile"]
     for k, algorithm in ((1, "oracle"), (2, "random_features")):
-        number, *program, memory, unit, lines, lowering, compiling_ = shown[2 + k].split()
-        assert (number, program[0], unit) == (str(k), algorithm, "MiB")
+        number, *program, at_once, memory, unit, lines, lowering, compiling_ = shown[2 + k].split()
+        assert (number, program[0], at_once, unit) == (str(k), algorithm, "1", "MiB")
         assert float(memory) > 0
         assert int(lines.replace(",", "")) > 50
         for seconds in (lowering, compiling_):

@@ -541,7 +541,7 @@ def test_chunks_of_an_accelerator_are_of_one_size(monkeypatch):
         monkeypatch.setattr(compiling, "devices", lambda count=count: (Device,) * count)
         sizes = set()
         for lanes in [*range(1, 3000), 10_000, 123_456]:
-            capacity, batch = compiling.chunk_of([None] * lanes)
+            capacity, batch = compiling.modelled([None] * lanes)
             share = -(-lanes // count)
             calls = -(-share // capacity)
             assert batch == capacity <= compiling.MAX_LANES
@@ -558,7 +558,7 @@ def test_batches_of_a_tpu_stay_on_the_chip(monkeypatch):
     found = {}
     for platform in ("gpu", "tpu"):
         monkeypatch.setattr(compiling, "devices", lambda of=platform: (SimpleNamespace(platform=of),))
-        found[platform] = [compiling.chunk_of(bucket) for bucket in buckets]
+        found[platform] = [compiling.modelled(bucket) for bucket in buckets]
     assert found["gpu"] == [compiling.Chunk(576, 576)] * 3
     batches = [chunk.batch for chunk in found["tpu"]]
     assert batches[2] == 1 < batches[1] < batches[0]

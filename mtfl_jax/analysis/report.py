@@ -54,7 +54,7 @@ def plan(found: Any) -> RenderableType:
     """What a grid would run (`api.Forecasts`): a line a program, what compiling has shown of each, and the totals."""
     numbered = ["#"] * found.compiled
     out = _programs(*numbered, "program", "cells", "trainings", "padded sizes", "run")
-    shown = _programs("#", "program", "memory", "HLO lines", "lower", "compile")
+    shown = _programs("#", "program", "at once", "memory", "HLO lines", "lower", "compile")
     for number_, item in enumerate(found.left, 1):
         program, bucket = item.bucket.program, item.bucket
         families = program.tasks or " ".join(program.families)
@@ -76,6 +76,8 @@ def plan(found: Any) -> RenderableType:
     parts: list[RenderableType] = [Text("what would run", style="bold"), out] if left else []
     if left and found.compiled:
         parts += [Text("what compiling shows", style="bold"), shown]
+    for number_, item in enumerate(found.left, 1):
+        lines += _measured(number_, item)
     failed = [Text(f"failed: {item.problem}", style="red") for item in found.left if item.problem]
     return Group(*parts, *map(Text, lines), *failed)
 
@@ -89,10 +91,29 @@ def _programs(*columns: str) -> Table:
 
 
 def _compiled(item: Any) -> list[str]:
-    """What compiling has shown of a program (`api.Forecast`): memory, lines, and seconds of lowering and compiling."""
+    """What compiling has shown of a program (`api.Forecast`): how many trainings a device takes at once, memory, lines,
+    and seconds of lowering and compiling.
+    """
     if item.memory is None:
-        return ["—"] * 4
-    return [f"{item.memory / 2**20:.3g} MiB", f"{item.lines:,}", _tenths(item.lowering), _tenths(item.compiling)]
+        return ["—"] * 5
+    return [
+        _at_once(item.chunk),
+        f"{item.memory / 2**20:.3g} MiB",
+        f"{item.lines:,}",
+        _tenths(item.lowering),
+        _tenths(item.compiling),
+    ]
+
+
+def _at_once(chunk: Any) -> str:
+    """How many trainings a device takes at once, and by which kernel if not plainly."""
+    return f"{chunk.batch:,}{'' if chunk.kernel == 'plain' else f' {chunk.kernel}'}"
+
+
+def _measured(number_: int, item: Any) -> list[str]:
+    """What was tried of a program, the fastest first, in a line."""
+    rates = [f"{_at_once(one.chunk)} at once {one.rate:.3g}" for one in item.tried]
+    return [f"program {number_}, trainings a second and device: {', '.join(rates)}"] if rates else []
 
 
 def _seconds_to_compile(found: Any) -> str:

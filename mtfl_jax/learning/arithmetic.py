@@ -11,8 +11,11 @@ from jaxtyping import Float, Float32
 PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 """What the factors of a matrix product are rounded to; its sums are float32."""
 
-KERNELS = ("plain", "pallas")
-"""Whether the hidden layer is an array, or made again where it is needed and never in a GPU's main memory."""
+AUTO = "auto"
+KERNELS = ("plain", "pallas", AUTO)
+"""Whether the hidden layer is an array, or made again where it is needed and never in a GPU's main memory; or whichever
+was measured to be faster, which is settled before anything is computed.
+"""
 
 
 class Arithmetic(NamedTuple):

@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 
 from mtfl_jax import compose, extend
-from mtfl_jax.sweeps import identity, store, tables
-from mtfl_jax.sweeps.compiling import chunk_of, fitting, job_of, lines_of, memory_of
+from mtfl_jax.sweeps import calibration, identity, store, tables
+from mtfl_jax.sweeps.compiling import Chunk, fitting, job_of, lines_of, memory_of
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, lane_flops, size_names
 from mtfl_jax.sweeps.engine import describe, execute, remaining
 from mtfl_jax.sweeps.grid import Grid, row_ids
@@ -24,7 +24,7 @@ class Forecast(NamedTuple):
 
     sizes: the padded sizes by name; flops and seconds: of matrix products and by the planner's model. Where it was
     compiled, memory: bytes of a device by the compiler's account; lines: of its optimised HLO; lowering and compiling:
-    seconds. problem: why it cannot run.
+    seconds; chunk: trainings of a call. tried: what was measured, the fastest first. problem: why it cannot run.
     """
 
     bucket: Bucket
@@ -35,6 +35,8 @@ class Forecast(NamedTuple):
     lines: int | None = None
     lowering: float | None = None
     compiling: float | None = None
+    chunk: Chunk | None = None
+    tried: Sequence[calibration.Tried] = ()
     problem: str = ""
 
 
@@ -63,9 +65,10 @@ def forecast(
     part: tuple[int, int] = (1, 1),
     moments: str = "auto",
     compiled: bool = False,
+    calibrated: bool = False,
 ) -> Forecasts:
-    """What running a grid would take, less the rows `finished` (their identities); runs nothing, and compiles only
-    where `compiled` says so.
+    """What running a grid would take, less the rows `finished` (their identities). It keeps no row, compiles only where
+    `compiled` says so, and measures chunks (`calibration`) only where `calibrated` says so.
     """
     buckets = remaining(grid, plan(grid, moments), finished, part)
     left = []
@@ -75,9 +78,11 @@ def forecast(
         item = Forecast(bucket, sizes, len(bucket) * lane_flops(p), len(bucket) * bucket.seconds)
         if compiled:
             try:
-                executable, _, lowering, compiling = fitting(job_of(bucket), chunk_of(bucket), memory_fraction)
-                item = item._replace(memory=memory_of(executable), lines=lines_of(executable))
-                item = item._replace(lowering=lowering, compiling=compiling)
+                if calibrated:
+                    item = item._replace(tried=calibration.calibrate(grid, bucket, memory_fraction))
+                made = fitting(job_of(bucket), calibration.chunk_of(bucket), memory_fraction)
+                item = item._replace(memory=memory_of(made.executable), lines=lines_of(made.executable))
+                item = item._replace(lowering=made.lowering, compiling=made.compiling, chunk=made.chunk)
             except Exception as error:  # What a record's code raises, or a program that does not fit.
                 item = item._replace(problem=describe(grid, bucket, error))
         left.append(item)

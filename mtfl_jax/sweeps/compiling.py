@@ -22,6 +22,7 @@ from jax.sharding import Mesh, PartitionSpec
 from mtfl_jax import extend
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, moment_rows
+from mtfl_jax.learning.arithmetic import AUTO, EXACT
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.sweeps import cost, mappings
 from mtfl_jax.sweeps.grid import Grid
@@ -45,10 +46,13 @@ class TooLargeError(Exception):
 
 
 class Chunk(NamedTuple):
-    """Trainings of one call on each device: at most `capacity`, `batch` of them at a time."""
+    """Trainings of one call on each device: at most `capacity`, `batch` of them at a time, by `kernel` where the
+    program leaves it open.
+    """
 
     capacity: int
     batch: int
+    kernel: str = EXACT.kernel
 
 
 def accelerator() -> bool:
@@ -56,9 +60,11 @@ def accelerator() -> bool:
     return devices()[0].platform != "cpu"
 
 
-def chunk_of(bucket: Bucket) -> Chunk:
-    """The bucket's chunk. A CPU core runs one training after the other faster than a batch of them, as many as take
-    CHUNK_SECONDS by the planner's model; an accelerator wants batches, a TPU such as stay on the chip.
+def modelled(bucket: Bucket) -> Chunk:
+    """The bucket's chunk where nothing was measured (`calibration`).
+
+    A CPU core runs one training after the other faster than a batch of them, as many as take CHUNK_SECONDS by the
+    planner's model; an accelerator wants batches, a TPU such as stay on the chip.
     """
     if not accelerator():
         return Chunk(min(ladder(max(1, int(CHUNK_SECONDS / bucket.seconds))), MAX_LANES), 1)
@@ -68,8 +74,13 @@ def chunk_of(bucket: Bucket) -> Chunk:
     if devices()[0].platform != "tpu":
         return Chunk(capacity, capacity)
     most = max(1, int(ON_CHIP / cost.lane_bytes(bucket.program)))
-    batch = min(capacity, 1 << (most.bit_length() - 1))
-    return Chunk(-(-capacity // batch) * batch, batch)
+    return batched(Chunk(capacity, capacity), 1 << (most.bit_length() - 1))
+
+
+def batched(chunk: Chunk, batch: int) -> Chunk:
+    """The chunk in whole batches of this size, at most what a call may take."""
+    batch = max(1, min(batch, chunk.capacity))
+    return chunk._replace(capacity=-(-chunk.capacity // batch) * batch, batch=batch)
 
 
 def _padded(lanes: int) -> int:
@@ -84,8 +95,8 @@ def half(chunk: Chunk) -> Chunk:
     """Half the chunk, in whole batches."""
     if chunk.batch > 1:
         batch = chunk.batch // 2
-        return Chunk(chunk.capacity // 2 // batch * batch, batch)
-    return Chunk(chunk.capacity // 2, 1)
+        return chunk._replace(capacity=chunk.capacity // 2 // batch * batch, batch=batch)
+    return chunk._replace(capacity=chunk.capacity // 2)
 
 
 class Leaf(NamedTuple):
@@ -175,7 +186,10 @@ def compiled(job: Job, chunk: Chunk) -> Compiled:
     are real. The others give zeros, and batches without a real one cost nothing.
     """
     mesh, spec = Mesh(np.asarray(devices()), ("lanes",)), PartitionSpec("lanes")
-    run = functools.partial(experiment.experiment, job.program.replace(accelerator=accelerator()))
+    p = job.program.replace(accelerator=accelerator())
+    if p.arithmetic.kernel == AUTO:
+        p = p.replace(arithmetic=p.arithmetic._replace(kernel=chunk.kernel))
+    run = functools.partial(experiment.experiment, p)
 
     def each_device(cells: Cell, count: jax.Array) -> dict[str, jax.Array]:
         rounds = chunk.capacity // chunk.batch

@@ -19,7 +19,8 @@ import threadpoolctl
 
 from mtfl_jax import ends
 from mtfl_jax.sweeps import compiling, mappings
-from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, chunk_of, fitting, half, job_of
+from mtfl_jax.sweeps.calibration import chunk_of
+from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, fitting, half, job_of
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, devices
 from mtfl_jax.sweeps.plan import Bucket, plan

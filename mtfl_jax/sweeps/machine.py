@@ -22,6 +22,11 @@ MEMORY_FRACTION = 0.8
 """Share of a device's memory that a program may take, unless told otherwise."""
 
 
+def cache_home() -> Path:
+    """Where this package keeps what it has compiled and measured."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mtfl_jax"
+
+
 @functools.cache
 def devices() -> tuple[jax.Device, ...]:
     """The local devices; on a CPU one a core this process may keep busy (`host.cores`), unless JAX is already
@@ -33,8 +38,7 @@ def devices() -> tuple[jax.Device, ...]:
     with contextlib.suppress(RuntimeError, AttributeError):
         jax.config.update("jax_num_cpu_devices", host.cores())
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(home / "mtfl_jax" / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str(cache_home() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     cache.mend()

@@ -19,7 +19,7 @@ from mtfl_jax.learning.algorithms.record import (
     loss_names,
     products,
 )
-from mtfl_jax.learning.arithmetic import EXACT
+from mtfl_jax.learning.arithmetic import AUTO, EXACT
 from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -57,7 +57,7 @@ def _by_moments(c: View) -> bool:
     forgotten = c.weight_decay is None and c.label_noise == 0 and c.bias != "trained"
     linear = c.shared_inputs and set(loss_names(c)) == {"linear"}
     padded = not of_network(c.network).exact and c.r <= moments.MAX_R
-    return bool(forgotten and linear and (c.precision, c.kernel) == EXACT[:2] and padded)
+    return bool(forgotten and linear and c.precision == EXACT.precision and c.kernel in (EXACT.kernel, AUTO) and padded)
 
 
 @rule("nuisance_scale")
