@@ -541,7 +541,7 @@ def test_chunks_of_an_accelerator_are_of_one_size(monkeypatch):
         monkeypatch.setattr(compiling, "devices", lambda count=count: (Device,) * count)
         sizes = set()
         for lanes in [*range(1, 3000), 10_000, 123_456]:
-            capacity, batch = compiling.modelled([None] * lanes)
+            capacity, batch, _ = compiling.modelled([None] * lanes)
             share = -(-lanes // count)
             calls = -(-share // capacity)
             assert batch == capacity <= compiling.MAX_LANES
@@ -556,16 +556,19 @@ def test_batches_of_a_tpu_stay_on_the_chip(monkeypatch):
     sizes = ({"d": 16, "width": 16}, {"d": 64, "width": 256}, {"d": 512, "width": 4096, "n_down": 4096})
     buckets = [plan(grid_of(num_tasks=64, seed="range(0,1100)", **own), "never")[0] for own in sizes]
     found = {}
+    monkeypatch.setattr(compiling, "on_chip", lambda: 2**27)
     for platform in ("gpu", "tpu"):
         monkeypatch.setattr(compiling, "devices", lambda of=platform: (SimpleNamespace(platform=of),))
         found[platform] = [compiling.modelled(bucket) for bucket in buckets]
     assert found["gpu"] == [compiling.Chunk(576, 576)] * 3
     batches = [chunk.batch for chunk in found["tpu"]]
     assert batches[2] == 1 < batches[1] < batches[0]
-    for (capacity, batch), bucket in zip(found["tpu"], buckets, strict=True):
+    for (capacity, batch, _), bucket in zip(found["tpu"], buckets, strict=True):
         assert 576 <= capacity < 576 + batch
         assert capacity % batch == 0
-        assert batch == 1 or batch * cost.lane_bytes(bucket.program) <= compiling.ON_CHIP
+        assert batch == 1 or batch * cost.lane_bytes(bucket.program) <= 2**26
+    monkeypatch.undo()
+    assert compiling.on_chip() == 2**24  # of a device that Pallas does not know
     halves = compiling.half(compiling.Chunk(576, 64))
     assert halves == compiling.Chunk(288, 32)
 

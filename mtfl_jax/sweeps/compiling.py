@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import tpu
 from jax.sharding import Mesh, PartitionSpec
 
 from mtfl_jax import extend
@@ -35,8 +36,8 @@ WRITE_SECONDS = 1.0
 """How long rows wait to be written."""
 MAX_LANES = 1024
 """Trainings of one call on each device at most."""
-ON_CHIP = 2**26
-"""Bytes of a TPU's memory on the chip, of 2^27, that a batch may take by the planner's model."""
+ON_CHIP = 0.5
+"""Share of a TPU's memory on the chip that a batch may take by the planner's model."""
 
 _log = logging.getLogger(__name__)
 
@@ -73,8 +74,16 @@ def modelled(bucket: Bucket) -> Chunk:
     capacity = _padded(-(-share // -(-share // MAX_LANES)))
     if devices()[0].platform != "tpu":
         return Chunk(capacity, capacity)
-    most = max(1, int(ON_CHIP / cost.lane_bytes(bucket.program)))
+    most = max(1, int(ON_CHIP * on_chip() / cost.lane_bytes(bucket.program)))
     return batched(Chunk(capacity, capacity), 1 << (most.bit_length() - 1))
+
+
+def on_chip() -> int:
+    """Bytes of memory on the chip of each TPU core, as Pallas knows them; the least of any where it does not."""
+    mesh = Mesh(np.asarray(devices()), ("lanes",)).abstract_mesh
+    with contextlib.suppress(ValueError), jax.sharding.use_abstract_mesh(mesh):
+        return int(tpu.get_tpu_info().vmem_capacity_bytes)
+    return 2**24
 
 
 def batched(chunk: Chunk, batch: int) -> Chunk:
