@@ -85,6 +85,7 @@ def test_files_are_of_a_kind_of_device(an_accelerator, monkeypatch):
     assert names == {"nvidia-h100-80gb-hbm3.json", "tpu-v5-lite.json"}
 
 
+@pytest.mark.slow
 def test_a_plan_that_calibrates_says_what_it_measured(here, an_accelerator, tmp_path, monkeypatch):
     """And a sweep takes it."""
     cells = ["-m", *(f"{key}={value}" for key, value in SMALL.items()), "algorithm=oracle", "kernel=auto"]

@@ -156,7 +156,8 @@ def test_parts_are_drawn_as_the_whole(monkeypatch):
         of = drawing.draw_tasks(p, cell)
         batch = drawing.draw_batch(p, cell, of, "heads", 0)
         parts = drawing.once_batch(p.replace(accelerator=True), cell, of, "heads")
-        found = [parts.of(i) for i in range(parts.number)]
+        of_part = quick_jit(parts.of)
+        found = [of_part(i) for i in range(parts.number)]
         assert parts.number == 4
         for part in found:
             assert (part.n, part.num_tasks) == (batch.n, batch.num_tasks)

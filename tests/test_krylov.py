@@ -13,6 +13,7 @@ from mtfl_jax.sweeps.grid import Grid
 R = 4
 EPS = np.finfo(np.float32).eps
 COUNT = 6
+TALL, WIDE = (160, 96), (96, 160)  # Few shapes: compiling takes most of the time.
 
 
 def highest(function):
@@ -34,24 +35,25 @@ def spectrum(width, d, sigma):
 
 
 MATRICES = {
-    "learned, tall": noise(200, 100, 3),
-    "learned, wide": noise(100, 200, 3),
-    "learned in part": noise(160, 96, 1.2),
-    "noise": noise(160, 96),
-    "noise, wide": noise(80, 160),
+    "learned, tall": noise(*TALL, 3),
+    "learned, wide": noise(*WIDE, 3),
+    "learned in part": noise(*TALL, 1.2),
+    "noise": noise(*TALL),
+    "noise, wide": noise(*WIDE),
     "small": noise(40, 24, 2),
     "small, wide": noise(12, 40),
-    "one direction": noise(96, 96, 3) + 30 * spectrum(96, 96, [1.0]) * 10,
-    "two equal": spectrum(120, 100, [3, 3, 2, 2, *np.linspace(1, 0.01, 90)]),
-    "graded": noise(160, 96) * np.logspace(0, -5, 96),
-    "rank 4": spectrum(100, 90, [4, 3, 2, 1]),
+    "one direction": noise(*TALL, 3) + 30 * spectrum(*TALL, [1.0]) * 10,
+    "two equal": spectrum(*TALL, [3, 3, 2, 2, *np.linspace(1, 0.01, 90)]),
+    "graded": noise(*TALL) * np.logspace(0, -5, 96),
+    "rank 4": spectrum(*TALL, [4, 3, 2, 1]),
 }
+quick = highest(jax.vmap(lambda W: krylov.quick(W, R, R)))
 
 
 @pytest.mark.parametrize("name", MATRICES)
 def test_spectra_are_those_of_numpy(name):
     W = np.float32(MATRICES[name])
-    found = highest(jax.vmap(lambda W: krylov.quick(W, R, R)))(W / np.abs(W).max(axis=(1, 2), keepdims=True))
+    found = quick(W / np.abs(W).max(axis=(1, 2), keepdims=True))
     assert found.quick.all()
     for i, own in enumerate(np.float64(W) / np.abs(W[:]).max(axis=(1, 2), keepdims=True)):
         distance, _, _, ratio = reference.recovery(own, np.eye(own.shape[1])[:, :R])
@@ -64,17 +66,19 @@ def test_spectra_are_those_of_numpy(name):
 
 
 def test_directions_that_lack_have_sine_one():
-    for W in (spectrum(128, 96, [2.0, 1.0]), np.zeros((2, 96, 96)), spectrum(24, 20, [2.0, 1.0])):
-        found = highest(jax.vmap(lambda W: recovery.recovery(W, R, R, accelerator=True)))(np.float32(W))
+    of = highest(jax.vmap(lambda W: recovery.recovery(W, R, R, accelerator=True)))
+    for W in (spectrum(*TALL, [2.0, 1.0]), np.zeros((COUNT, *TALL)), spectrum(24, 20, [2.0, 1.0])):
+        found = of(np.float32(W))
         assert (found.subspace_distance == 1).all()
         assert (found.spectral_ratio == 0).all()
 
 
+@pytest.mark.slow
 def test_lanes_that_meet_no_bound_are_mended_alone():
     """Where σ_r = σ_{r+1} and more there is no gap to bound by; the lanes beside them keep their numbers."""
-    none = spectrum(120, 100, [3.0] * 12 + [1.0] * 80)
-    W = np.float32(np.concatenate([MATRICES["learned, tall"][:, :120], none, none]))
-    alone = highest(jax.vmap(lambda W: krylov.quick(W, R, R)))(W)
+    none = spectrum(*TALL, [3.0] * 12 + [1.0] * 80)
+    W = np.float32(np.concatenate([MATRICES["learned, tall"], none, none]))
+    alone = quick(W)
     together = highest(jax.vmap(lambda W: krylov.spectra(W, R, R)))(W)
     assert alone.quick[:COUNT].all()
     assert not alone.quick[COUNT:].any()

@@ -14,7 +14,7 @@ PRECISIONS = ("float32", "tensorfloat32", "bfloat16")
 AUTO = "auto"
 KERNELS = ("plain", "pallas", AUTO)
 """Whether the hidden layer is an array, or made again where it is needed and never in a GPU's main memory; or whichever
-was measured to be faster, which is settled before anything is computed.
+was measured to be faster, the former where nothing was.
 """
 
 

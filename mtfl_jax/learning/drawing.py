@@ -105,7 +105,7 @@ def _sizes(p: Program, cell: Cell, purpose: str) -> tuple[int, IntLike]:
 
 def _whole(p: Program) -> bool:
     """Whether the hidden layer of a batch is one array: on a core, and where kernels take it in tiles."""
-    return not p.accelerator or p.arithmetic.kernel != "plain"
+    return not p.accelerator or p.arithmetic.kernel == "pallas"
 
 
 def once_batch(p: Program, cell: Cell, of: Tasks, purpose: str) -> Samples:

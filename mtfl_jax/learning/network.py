@@ -14,7 +14,7 @@ from jaxtyping import Float, Key
 
 from mtfl_jax.learning import draws, kernels, keys
 from mtfl_jax.learning.activations import ACTIVATIONS
-from mtfl_jax.learning.arithmetic import EXACT, Arithmetic, contract
+from mtfl_jax.learning.arithmetic import EXACT, KERNELS, Arithmetic, contract
 from mtfl_jax.learning.scalars import IntLike, RealLike
 
 Params = dict[str, Float[Array, "..."]]
@@ -111,8 +111,8 @@ def outputs(params: Params, x: Inputs, how: Arithmetic = EXACT) -> Float[Array, 
         return kernels.outputs(
             params["W"], params["b"], params["A"], x, precision=how.precision, activation=how.activation
         )
-    if how.kernel != "plain":
-        raise ValueError(f"kernel={how.kernel}: allowed: plain, pallas")
+    if how.kernel not in KERNELS:
+        raise ValueError(f"kernel={how.kernel}: allowed: {', '.join(KERNELS)}")
     return cast(Array, module(params, how).apply({"params": params}, x))
 
 

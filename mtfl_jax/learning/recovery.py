@@ -14,16 +14,15 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from mtfl_jax.learning import draws, keys, krylov
+from mtfl_jax.learning.krylov import EXTRA, TOLERANCE, Spectra, columns, outside, rounding_of
 from mtfl_jax.learning.scalars import IntLike
 
 DENSE_BELOW = 64
 """Least side of a matrix from which iteration is tried before a factorisation."""
-EXTRA = 8
-"""Columns that the iterated block has beyond r."""
 ROUNDS = 24
 LANCZOS = 48
-TOLERANCE = 1e-5
-"""Largest error of an iterated result: in the sine of an angle, and relative in a singular value."""
+STAGE = 16
+"""Steps of Lanczos between looks at its bound."""
 GRAM_GAP = 2e-4
 """Least gap of a Gram matrix's spectrum, beside its largest eigenvalue, for its factorisation to serve."""
 
@@ -62,10 +61,8 @@ def recovery(
     W = W / jnp.where(largest > 0, largest, 1)
     total = jnp.sum(W**2)
     energy = jnp.sum(jnp.where(along, W, 0) ** 2) / jnp.where(total > 0, total, 1)
-    mended = jnp.asarray(False)
     if accelerator:
-        spectra = krylov.spectra(W, r, max_r)
-        found, mended = _Spectra(spectra.sines2, spectra.sigma_r, spectra.across), ~spectra.quick
+        found = krylov.spectra(W, r, max_r)
     else:
         found = (_factorised if min(W.shape) < DENSE_BELOW else _iterated)(W, r, max_r)
     return Recovery(
@@ -73,16 +70,8 @@ def recovery(
         directions_recovered=jnp.where(finite, jnp.sum(found.sines2 < 0.25) - (max_r - r), 0),
         feature_energy=jnp.where(finite, energy, jnp.nan),
         spectral_ratio=jnp.where(finite, jnp.where(found.sigma_r > 0, found.sigma_r / found.across, 0), jnp.nan),
-        mended=mended,
+        mended=jnp.asarray(accelerator) & ~found.quick,
     )
-
-
-class _Spectra(NamedTuple):
-    """sines2 of the principal angles, ascending; σ_r(WM); ‖W(I − MMᵀ)‖₂."""
-
-    sines2: Float[Array, " max_r"]
-    sigma_r: Float[Array, ""]
-    across: Float[Array, ""]
 
 
 def _sines2(right: Float[Array, "max_r d"], found: Bool[Array, " max_r"], r: IntLike) -> Float[Array, " max_r"]:
@@ -94,10 +83,11 @@ def _sines2(right: Float[Array, "max_r d"], found: Bool[Array, " max_r"], r: Int
     return jnp.linalg.eigvalsh(off_span @ off_span.T + jnp.diag((direction & ~found).astype(right.dtype)))
 
 
-def _factorised(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
+def _factorised(W: Float[Array, "width d"], r: IntLike, max_r: int) -> Spectra:
     """By QR and SVD."""
     R, top, sigma_r = _inside(W, r, max_r)
-    return _Spectra(top, sigma_r, jnp.linalg.svd(krylov.outside(R, r), compute_uv=False)[0])
+    across = jnp.linalg.svd(outside(R, r), compute_uv=False)[0]
+    return Spectra(top, sigma_r, across, jnp.asarray(False))
 
 
 def _inside(
@@ -107,28 +97,28 @@ def _inside(
     # R has the singular values and right singular vectors of W.
     R = jnp.linalg.qr(W, mode="r")
     _, sigma, Vt = jnp.linalg.svd(R, full_matrices=False)
-    found = _first(sigma, max_r) > krylov.rounding_of(W, sigma[0])
+    found = _first(sigma, max_r) > rounding_of(W, sigma[0])
     return R, _sines2(_first(Vt, max_r), found, r), _sigma_r(W, sigma[0], r, max_r)
 
 
 def _sigma_r(W: Float[Array, "width d"], largest: Float[Array, ""], r: IntLike, max_r: int) -> Float[Array, ""]:
     """σ_r(WM), 0 where it is rounding."""
-    R = jnp.linalg.qr(krylov.columns(W - krylov.outside(W, r), max_r), mode="r")
+    R = jnp.linalg.qr(columns(W - outside(W, r), max_r), mode="r")
     sigma = _first(jnp.linalg.svd(R, compute_uv=False), max_r)[r - 1]
-    return jnp.where(sigma > krylov.rounding_of(W, largest), sigma, 0)
+    return jnp.where(sigma > rounding_of(W, largest), sigma, 0)
 
 
-def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
+def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> Spectra:
     """By iteration on the smaller Gram matrix where its error bounds come below TOLERANCE, else by factorisation: of
     the Gram matrix where the spectrum has no gap behind the r-th singular value but one behind the block's last.
 
     What rounding of the Gram matrix does to the block's span is of the order eps over that gap (found: below 2e-5 in a
     sine at T = 1 and 4); inside the span W itself tells the directions apart.
     """
-    outside = krylov.outside(W, r)
+    beyond = outside(W, r)
     tall = W.shape[0] >= W.shape[1]
     gram = W.T @ W if tall else W @ W.T
-    gram_outside = krylov.outside(krylov.outside(gram, r).T, r) if tall else outside @ outside.T
+    gram_outside = outside(outside(gram, r).T, r) if tall else beyond @ beyond.T
     start = draws.normal(keys.root(0), gram.shape[0], max_r + EXTRA)
     V, error = _top_subspace(gram, start, r)
     largest, error_outside = _largest(gram_outside, start[:, 0])
@@ -156,9 +146,9 @@ def _iterated(W: Float[Array, "width d"], r: IntLike, max_r: int) -> _Spectra:
     across = jax.lax.cond(
         error_outside <= 2 * TOLERANCE * largest,
         lambda: jnp.sqrt(largest),
-        lambda: jnp.linalg.svd(jnp.linalg.qr(outside, mode="r"), compute_uv=False)[0],
+        lambda: jnp.linalg.svd(jnp.linalg.qr(beyond, mode="r"), compute_uv=False)[0],
     )
-    return _Spectra(sines2, sigma_r, across)
+    return Spectra(sines2, sigma_r, across, jnp.asarray(False))
 
 
 def _top_subspace(
@@ -197,8 +187,11 @@ def _top_subspace(
 
 
 def _largest(G: Float[Array, "side side"], start: Float[Array, " side"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest eigenvalue of G by Lanczos with full reorthogonalisation, and its residual, a bound on its error."""
-    steps, tiny = min(LANCZOS, G.shape[0]), jnp.finfo(G.dtype).tiny
+    """The largest eigenvalue of G by Lanczos with full reorthogonalisation, and a bound on its error (Kato and Temple):
+    in stages of STAGE steps, until the bound is below TOLERANCE of it.
+    """
+    side, tiny = G.shape[0], jnp.finfo(G.dtype).tiny
+    most = min(LANCZOS, side)
 
     def normalised(v: Float[Array, " side"]) -> tuple[Float[Array, " side"], Float[Array, ""]]:
         length = jnp.linalg.norm(v)
@@ -214,11 +207,23 @@ def _largest(G: Float[Array, "side side"], start: Float[Array, " side"]) -> tupl
         v, length = normalised(v - (basis @ v) @ basis)
         return basis.at[i + 1].set(v), alpha, beta.at[i].set(length)
 
-    basis = jnp.zeros((steps + 1, G.shape[0]), G.dtype).at[0].set(normalised(start)[0])
-    zeros = jnp.zeros(steps, G.dtype)
-    _, alpha, beta = jax.lax.fori_loop(0, steps, step, (basis, zeros, zeros))
-    values, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
-    return values[-1], beta[-1] * jnp.abs(vectors[-1, -1])
+    def stage(first: int, carry: Carry) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        last = min(first + STAGE, most)
+        carry = jax.lax.fori_loop(first, last, step, carry)
+        alpha, beta = (numbers[:last] for numbers in carry[1:])
+        values, vectors = jnp.linalg.eigh(jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1))
+        residuals = beta[-1] * jnp.abs(vectors[-1])
+        gap = values[-1] - values[-2] - residuals[-2]
+        error = jnp.where(gap > 0, jnp.minimum(residuals[-1], residuals[-1] ** 2 / gap), residuals[-1])
+        if last == most:
+            return values[-1], error
+        return jax.lax.cond(
+            error <= TOLERANCE * values[-1], lambda _: (values[-1], error), lambda carry: stage(last, carry), carry
+        )
+
+    basis = jnp.zeros((most + 1, side), G.dtype).at[0].set(normalised(start)[0])
+    zeros = jnp.zeros(most, G.dtype)
+    return stage(0, (basis, zeros, zeros))
 
 
 def _first(rows: Float[Array, " _ *rest"], n: int) -> Float[Array, " {n} *rest"]:
