@@ -196,8 +196,9 @@ def compiles() -> Iterator[Row]:
         always, rare = (", ".join(f"{kind} {side}" for kind, side in own.items()) for own in sides.values())
         seconds, least = of["lower_seconds"] + of["compile_seconds"], of["bound_seconds"]
         bound = f"{1e6 * least:,.0f} µs" if least else ""
-        held, moved = f"{of['temporary_mib_a_training']:.3g} MiB", f"{of['bytes_a_training'] / 1e6:.3g} MB"
-        yield *head, f"{seconds:.0f} s", held, moved, always, rare, bound
+        mib, mb = of["temporary_mib_a_training"], of["bytes_a_training"] / 1e6
+        held, moved = (f"{size:,.0f}" if size >= 100 else f"{size:.3g}" for size in (mib, mb))
+        yield *head, f"{seconds:.0f} s", f"{held} MiB", f"{moved} MB", always, rare, bound
 
 
 def ratios_of(found: dict[str, Any]) -> Iterator[Row]:

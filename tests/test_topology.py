@@ -259,11 +259,11 @@ SIDE = 32
 FORBIDDEN = ("SVD", "QR", "eigen", "sort")
 """One after the other in a batch (a GPU's) or loops that take long to compile (a TPU's); not so Cholesky factors."""
 TEMPORARY = {
-    "one_step": 23,
-    "one_step recovery": 23,
-    "moments recovery": 49,
-    "alternating pallas": 0.8,
-    "random_features": 32,
+    "one_step": 5.5,
+    "one_step recovery": 0.75,
+    "moments recovery": 43,
+    "alternating pallas": 0.75,
+    "random_features": 5.5,
     "kernels": 0.2,
 }
 """MiB of temporaries a training at most: a quarter more than was found, on the target that takes more."""
