@@ -287,7 +287,7 @@ def precision() -> dict[str, Any]:
     """Every measurement under each precision of the training: means, and the mean and standard error of the difference
     to float32 on the same seeds; and trainings a second, warm.
     """
-    from mtfl_jax.learning import network
+    from mtfl_jax.learning import arithmetic
 
     names = ("subspace_distance", "directions_recovered", "feature_energy", "spectral_ratio", "train_loss", "test_loss")
     names += ("task_error", "downstream_error", "contrastive_loss")
@@ -297,7 +297,7 @@ def precision() -> dict[str, Any]:
     for algorithm, own in kinds.items():
         axes = {"algorithm": algorithm, "data": "rademacher", "seed": range(runs), **own}
         out[algorithm], exact = {}, None
-        for name in network.PRECISIONS:
+        for name in arithmetic.PRECISIONS:
             # Neither takes the moment path, which is float32's alone.
             each = {**axes, "precision": name}
             table = executed(each, moments="never")[2]

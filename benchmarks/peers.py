@@ -101,7 +101,7 @@ def alternating(runs: int, do: Callable[..., None] = round_of) -> None:
     b = torch.rand(runs, 1, width) * 2 - 1
     A = torch.zeros(runs, T, width)
     table = tables(T, r, (runs,))
-    for _ in range(c["steps"]):
+    for _ in range(int(c["steps"])):
         do(W, b, A, table)
     distance(W, r)
 
