@@ -33,7 +33,7 @@ def standing_in():
         yield
 
 
-SHARD = 150
+SHARD = 100
 """Grids of a shard of those that are stood in for."""
 
 

@@ -88,13 +88,8 @@ def head_table(
 ) -> Float[Array, "{orthants} width"]:
     """h of the first n of the samples x, whose orthants are index; by the features of `part` samples at a time."""
     member = (index == jnp.arange(orthants)[:, None]) & (jnp.arange(len(index)) < n)
-    batch = updates.Batch(x, member.astype(x.dtype).T, n, orthants)
-    return (
-        updates.summed(
-            lambda some: some.y.T @ network.features(params, some.x, how), updates.in_parts(batch, part or len(x))
-        )
-        / n
-    )
+    batch = updates.in_parts(updates.Batch(x, member.astype(x.dtype).T, n, orthants), part or len(x))
+    return updates.summed(lambda some: some.y.T @ network.features(params, some.x, how), batch) / n
 
 
 def feature_table(
