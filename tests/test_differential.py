@@ -48,7 +48,7 @@ def pytest_generate_tests(metafunc):
         return
     stood_in = metafunc.function is test_rows_are_those_of_the_cells_alone_in_every_grid
     grids, size, fast = (
-        (max(3000, metafunc.config.getoption("grids")), SHARD, 1)
+        (10 * metafunc.config.getoption("grids"), SHARD, 1)
         if stood_in
         else (metafunc.config.getoption("grids"), GRIDS_OF_A_CELL, 0)
     )
