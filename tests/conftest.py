@@ -34,7 +34,9 @@ install_import_hook("mtfl_jax.learning", "beartype.beartype")
 
 def pytest_addoption(parser):
     """How large the campaigns are."""
-    parser.addoption("--grids", type=int, default=320, help="random grids of real trainings, and ten times as many of others")
+    parser.addoption(
+        "--grids", type=int, default=320, help="random grids of real trainings, and ten times as many of others"
+    )
 
 
 def pytest_collection_modifyitems(items):
