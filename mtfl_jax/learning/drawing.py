@@ -13,7 +13,7 @@ from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
 from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
-from mtfl_jax.learning.updates import Batch, Parts, Samples, in_parts
+from mtfl_jax.learning.updates import Batch, Parts, Samples, in_parts, split
 
 PART = 256
 """Samples whose hidden layer an accelerator holds at a time, so that those of a batch of trainings stay on the chip."""
@@ -111,10 +111,9 @@ def _whole(p: Program) -> bool:
 def once_batch(p: Program, cell: Cell, of: Tasks, purpose: str) -> Samples:
     """The samples of the only step, on an accelerator drawn a part at a time."""
     max_n, _ = _sizes(p, cell, purpose)
-    count = 1 if _whole(p) else -(-max_n // PART)
+    count, size = split(max_n, max_n if _whole(p) else PART)
     if count == 1:
         return draw_batch(p, cell, of, purpose, 0)
-    size = -(-max_n // count)
     return Parts(lambda i: draw_batch(p, cell, of, purpose, 0, i * size + jnp.arange(size)), count, cell.num_tasks)
 
 

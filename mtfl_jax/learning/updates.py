@@ -51,13 +51,18 @@ Samples = Batch | Parts
 """A batch whose hidden layer is one array, or parts whose hidden layers are made one after the other."""
 
 
+def split(max_n: int, most: int) -> tuple[int, int]:
+    """Into how many parts of which equal size, at most `most`, max_n samples fall; the last may lack some."""
+    count = -(-max_n // most)
+    return count, -(-max_n // count)
+
+
 def in_parts(batch: Batch, size: int) -> Samples:
     """A batch in parts of at most `size` samples."""
     max_n = len(batch.y)
-    count = -(-max_n // size)
+    count, size = split(max_n, size)
     if count == 1:
         return batch
-    size = -(-max_n // count)
     more = [(0, size * count - max_n), (0, 0)]
     x, y = jnp.pad(batch.x, [(0, 0)] * (batch.x.ndim - 2) + more), jnp.pad(batch.y, more)
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas import tpu
 from jax.sharding import Mesh, PartitionSpec
 
 from mtfl_jax import extend
@@ -80,6 +79,8 @@ def modelled(bucket: Bucket) -> Chunk:
 
 def on_chip() -> int:
     """Bytes of memory on the chip of each TPU core, as Pallas knows them; the least of any where it does not."""
+    from jax.experimental.pallas import tpu  # Its import takes time, which only TPUs should.
+
     mesh = Mesh(np.asarray(devices()), ("lanes",)).abstract_mesh
     with contextlib.suppress(ValueError), jax.sharding.use_abstract_mesh(mesh):
         return int(tpu.get_tpu_info().vmem_capacity_bytes)
@@ -205,7 +206,9 @@ def compiled(job: Job, chunk: Chunk) -> Compiled:
         batches = jax.tree.map(lambda leaf: leaf.reshape(rounds, chunk.batch, *leaf.shape[1:]), cells)
 
         def one_batch(i: int | jax.Array) -> dict[str, jax.Array]:
-            batch = jax.tree.map(lambda leaf: leaf[i], batches)
+            # Else nothing of a loop that turns once depends on the turn: compilers move it all out, some of it twice.
+            at, all_ = jax.lax.optimization_barrier((i, batches))
+            batch = jax.tree.map(lambda leaf: leaf[at], all_)
             if chunk.batch > 1:
                 return jax.vmap(run)(batch)
             alone = run(jax.tree.map(lambda leaf: leaf[0], batch))
@@ -214,9 +217,6 @@ def compiled(job: Job, chunk: Chunk) -> Compiled:
         def body(i: jax.Array, out: dict[str, jax.Array]) -> dict[str, jax.Array]:
             return jax.tree.map(lambda all_, leaf: all_.at[i].set(leaf), out, one_batch(i))
 
-        if rounds == 1:
-            # Nothing of a loop that turns once depends on the turn: compilers move all of it out, some of it twice.
-            return one_batch(0)
         shapes = jax.eval_shape(one_batch, 0)
         out = jax.tree.map(lambda leaf: jnp.zeros((rounds, *leaf.shape), leaf.dtype), shapes)
         out = jax.lax.fori_loop(0, (count[0] + chunk.batch - 1) // chunk.batch, body, out)
