@@ -28,6 +28,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 # A shell without job control has what it puts in the background ignore Ctrl-C, and so would all that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # As under nohup.
 # Before anything imports them, and in this process only: every annotation of these modules is checked at every call.
 install_import_hook("mtfl_jax.learning", "beartype.beartype")
 
