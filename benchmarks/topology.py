@@ -449,7 +449,9 @@ def kernels(devices: tuple[Any, ...], lanes: int) -> tuple[Any, int, None]:
     on = jax.sharding.SingleDeviceSharding(devices[0])
     shapes = [(width, d), (width,), (num_tasks, width), (n, d)]
     arrays = [jax.ShapeDtypeStruct((lanes, *shape), jnp.float32, sharding=on) for shape in shapes]
-    with jax.default_matmul_precision(MATMUL_PRECISION):
+    # Pallas looks for its chip in the mesh.
+    mesh = jax.sharding.Mesh(devices[:1], ("lanes",)).abstract_mesh
+    with jax.default_matmul_precision(MATMUL_PRECISION), jax.sharding.use_abstract_mesh(mesh):
         gradients = jax.jit(jax.vmap(jax.value_and_grad(loss, argnums=(0, 1, 2))))
         return gradients.lower(*arrays).compile(), lanes, None
 

@@ -407,6 +407,44 @@ def test_a_failed_bucket_is_named_and_the_rest_runs(monkeypatch):
         mtfl_jax.sweep(**{**SMALL, "algorithm": "oracle"})
 
 
+def test_programs_that_compile_together_end_in_any_order(monkeypatch):
+    """As on a host of an accelerator: none is lost, one that fails takes no other along, and rows are as ever."""
+    algorithms = ["one_step", "oracle", "random_features", "alternating"]
+    grid = grid_of(algorithm=algorithms, steps=2, data=["gaussian", "rademacher"], seed=range(3))
+    stand_in, active, most = differential.StandIn(differential.Truth()), set(), []
+    monkeypatch.setattr(engine, "fitting", stand_in.fitting)
+    usual = table_of(grid, moments="never")
+    jobs = [compiling.job_of(bucket) for bucket in plan(grid, "never")]
+    assert len(jobs) == 8
+
+    def fitting(job, *rest):
+        active.add(job)
+        most.append(len(active))
+        time.sleep(0.05 * (3 - jobs.index(job) % 3))  # Of three that begin together the last one is the first.
+        active.remove(job)
+        if job == jobs[4]:
+            raise RuntimeError("no such luck")
+        return stand_in.fitting(job, *rest)
+
+    monkeypatch.setattr(engine, "fitting", fitting)
+    monkeypatch.setattr(compiling, "at_once", lambda: 3)
+    sink = store.Memory()
+    progress = engine.execute(grid, sink, moments="never")
+    assert (max(most), progress.compiled, progress.done) == (3, 7, 21)
+    assert [line.split(": ", 1)[1] for line in progress.failures] == ["RuntimeError: no such luck"]
+    found = tables.frame(api.in_order(grid, sink.table())).set_index(["algorithm", "data", "seed", "step"])
+    pd.testing.assert_frame_equal(found, usual.set_index(["algorithm", "data", "seed", "step"]).loc[found.index])
+
+
+def test_how_many_programs_compile_together(monkeypatch):
+    monkeypatch.setattr(machine.host, "cores", lambda: 16)
+    assert compiling.at_once() == 1
+    monkeypatch.setattr(compiling, "accelerator", lambda: True)
+    assert compiling.at_once() == 8
+    monkeypatch.setattr(machine.host, "cores", lambda: 1)
+    assert compiling.at_once() == 1
+
+
 @pytest.mark.slow
 def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch):
     sizes = []

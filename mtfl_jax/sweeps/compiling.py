@@ -24,7 +24,7 @@ from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, moment_rows
 from mtfl_jax.learning.arithmetic import AUTO, EXACT
 from mtfl_jax.learning.program import Cell, Program
-from mtfl_jax.sweeps import cost, mappings
+from mtfl_jax.sweeps import cost, host, mappings
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.machine import MATMUL_PRECISION, devices, memory_limit
 from mtfl_jax.sweeps.plan import Bucket, ladder
@@ -37,7 +37,6 @@ MAX_LANES = 1024
 """Trainings of one call on each device at most."""
 ON_CHIP = 0.5
 """Share of a TPU's memory on the chip that a batch may take by the planner's model."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +57,13 @@ class Chunk(NamedTuple):
 def accelerator() -> bool:
     """Whether programs are for a device that wants batches, and not for a processor's cores."""
     return devices()[0].platform != "cpu"
+
+
+def at_once() -> int:
+    """Programs that compile at the same time: one on a CPU, whose cores run others meanwhile; for an accelerator as
+    many as this host's cores allow, as a compile keeps two of them busy now and then.
+    """
+    return max(1, host.cores() // 2) if accelerator() else 1
 
 
 def modelled(bucket: Bucket) -> Chunk:

@@ -1,9 +1,10 @@
 """Runs a grid: one compiled program a bucket, chunks of trainings shared by the local devices.
 
-While chunks run, the next bucket compiles in another thread. Compiled programs are kept in JAX's persistent cache.
+While chunks run, the next buckets compile in other threads. Compiled programs are kept in JAX's persistent cache.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import logging
 import time
@@ -167,8 +168,8 @@ def execute(
 
 @dataclasses.dataclass
 class _Run:
-    """Buckets on their way: `waiting`, then `coming` (it compiles, in another thread), then among the `courses` while
-    they have lanes left. `held` are rows that are not written yet.
+    """Buckets on their way: `waiting`, then among those `coming` (they compile, in other threads), then among the
+    `courses` while they have lanes left. `held` are rows that are not written yet.
     """
 
     grid: Grid
@@ -179,20 +180,21 @@ class _Run:
     notify: Callable[[Progress], None]
     progress: Progress
     waiting: collections.deque[Bucket]
-    coming: tuple[Bucket, Future[tuple[_Course, float]]] | None = None
+    coming: list[tuple[Bucket, Future[tuple[_Course, float]]]] = dataclasses.field(default_factory=list)
     courses: list[_Course] = dataclasses.field(default_factory=list)
     held: list[pa.Table] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.costs = Costs(self.grid)
-        self.ahead = ThreadPoolExecutor(1, ends.COMPILES)
+        self.at_once = compiling.at_once()
+        self.ahead = ThreadPoolExecutor(self.at_once, ends.COMPILES)
         self.written = self.since = time.perf_counter()
 
     def all(self) -> None:
         """Run every bucket, or until `stop`."""
         flying: _Flight | None = None
         try:
-            self._compile_next()
+            self._compile_more()
             while flying or self.courses or self.coming:
                 flight = None
                 if not self.stop():
@@ -206,13 +208,14 @@ class _Run:
                 flying = flight
         finally:
             # A program that still compiles is not awaited.
-            compiles = self.coming is not None and not self.coming[1].done()
+            compiles = any(not future.done() for _, future in self.coming)
             self.ahead.shutdown(wait=not compiles, cancel_futures=True)
             self._write()
 
-    def _compile_next(self) -> None:
-        bucket = self.waiting.popleft() if self.waiting else None
-        self.coming = None if bucket is None else (bucket, self.ahead.submit(self._compiled, bucket))
+    def _compile_more(self) -> None:
+        while self.waiting and len(self.coming) < self.at_once:
+            bucket = self.waiting.popleft()
+            self.coming.append((bucket, self.ahead.submit(self._compiled, bucket)))
 
     def _compiled(self, bucket: Bucket) -> tuple[_Course, float]:
         start, job = time.perf_counter(), job_of(bucket)
@@ -222,15 +225,17 @@ class _Run:
     def _take_compiled(self, wait: bool) -> None:
         """Let what has compiled run, where there is room for it; wait for it where nothing else runs, until `stop`."""
         idle = wait and not self.courses
-        # Counting mappings takes its time where there are many; there is room for a few.
-        while self.coming and (idle or (self.coming[1].done() and (len(self.courses) < FEW or mappings.room()))):
-            bucket, future = self.coming
-            try:
-                course, seconds = future.result(timeout=STOP_SECONDS)
-            except TimeoutError:
-                if self.stop():
-                    return
+        while self.coming:
+            futures = [future for _, future in self.coming]
+            ready, _ = concurrent.futures.wait(futures, STOP_SECONDS if idle else 0, concurrent.futures.FIRST_COMPLETED)
+            if not ready and idle and not self.stop():
                 continue
+            # Counting mappings takes its time where there are many; there is room for a few.
+            if not ready or not (idle or len(self.courses) < FEW or mappings.room()):
+                return
+            bucket, future = self.coming.pop(next(i for i, one in enumerate(futures) if one in ready))
+            try:
+                course, seconds = future.result()
             except Exception as error:
                 self._fail(bucket, error)
             else:
@@ -238,7 +243,7 @@ class _Run:
                 self.progress.compiled += 1
                 self.progress.compile_seconds += seconds
                 idle = False
-            self._compile_next()
+            self._compile_more()
             self.since = time.perf_counter() if wait else self.since
 
     def _dispatch(self) -> _Flight | None:
