@@ -437,11 +437,11 @@ def test_programs_that_compile_together_end_in_any_order(monkeypatch):
 
 
 def test_how_many_programs_compile_together(monkeypatch):
-    monkeypatch.setattr(machine.host, "cores", lambda: 16)
+    monkeypatch.setattr(compiling.host, "cores", lambda: 16)
     assert compiling.at_once() == 1
     monkeypatch.setattr(compiling, "accelerator", lambda: True)
     assert compiling.at_once() == 8
-    monkeypatch.setattr(machine.host, "cores", lambda: 1)
+    monkeypatch.setattr(compiling.host, "cores", lambda: 1)
     assert compiling.at_once() == 1
 
 

@@ -37,6 +37,7 @@ MAX_LANES = 1024
 """Trainings of one call on each device at most."""
 ON_CHIP = 0.5
 """Share of a TPU's memory on the chip that a batch may take by the planner's model."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -60,8 +61,8 @@ def accelerator() -> bool:
 
 
 def at_once() -> int:
-    """Programs that compile at the same time: one on a CPU, whose cores run others meanwhile; for an accelerator as
-    many as this host's cores allow, as a compile keeps two of them busy now and then.
+    """Programs that compile at the same time: one on a CPU, whose cores run others meanwhile; for an accelerator half
+    as many as this host has cores, as a compile keeps more than one of them busy.
     """
     return max(1, host.cores() // 2) if accelerator() else 1
 

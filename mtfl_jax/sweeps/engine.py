@@ -180,7 +180,7 @@ class _Run:
     notify: Callable[[Progress], None]
     progress: Progress
     waiting: collections.deque[Bucket]
-    coming: list[tuple[Bucket, Future[tuple[_Course, float]]]] = dataclasses.field(default_factory=list)
+    coming: dict[Future[tuple[_Course, float]], Bucket] = dataclasses.field(default_factory=dict)
     courses: list[_Course] = dataclasses.field(default_factory=list)
     held: list[pa.Table] = dataclasses.field(default_factory=list)
 
@@ -208,14 +208,14 @@ class _Run:
                 flying = flight
         finally:
             # A program that still compiles is not awaited.
-            compiles = any(not future.done() for _, future in self.coming)
+            compiles = any(not future.done() for future in self.coming)
             self.ahead.shutdown(wait=not compiles, cancel_futures=True)
             self._write()
 
     def _compile_more(self) -> None:
         while self.waiting and len(self.coming) < self.at_once:
             bucket = self.waiting.popleft()
-            self.coming.append((bucket, self.ahead.submit(self._compiled, bucket)))
+            self.coming[self.ahead.submit(self._compiled, bucket)] = bucket
 
     def _compiled(self, bucket: Bucket) -> tuple[_Course, float]:
         start, job = time.perf_counter(), job_of(bucket)
@@ -226,14 +226,15 @@ class _Run:
         """Let what has compiled run, where there is room for it; wait for it where nothing else runs, until `stop`."""
         idle = wait and not self.courses
         while self.coming:
-            futures = [future for _, future in self.coming]
-            ready, _ = concurrent.futures.wait(futures, STOP_SECONDS if idle else 0, concurrent.futures.FIRST_COMPLETED)
+            timeout, until = STOP_SECONDS if idle else 0, concurrent.futures.FIRST_COMPLETED
+            ready, _ = concurrent.futures.wait(self.coming, timeout, until)
             if not ready and idle and not self.stop():
                 continue
             # Counting mappings takes its time where there are many; there is room for a few.
             if not ready or not (idle or len(self.courses) < FEW or mappings.room()):
                 return
-            bucket, future = self.coming.pop(next(i for i, one in enumerate(futures) if one in ready))
+            future = next(one for one in self.coming if one in ready)
+            bucket = self.coming.pop(future)
             try:
                 course, seconds = future.result()
             except Exception as error:
