@@ -73,10 +73,11 @@ def executed(axes: dict[str, Any], **options: Any) -> tuple[Any, Any, Any]:
 
 def flops_run(grid: Any, moments: str = "auto") -> float:
     """Matrix-product operations of the programs of a grid, padding included."""
+    from mtfl_jax.sweeps.compiling import speed
     from mtfl_jax.sweeps.cost import lane_flops
     from mtfl_jax.sweeps.plan import plan
 
-    return sum(lane_flops(bucket.program) * len(bucket) for bucket in plan(grid, moments))
+    return sum(lane_flops(bucket.program) * len(bucket) for bucket in plan(grid, moments, speed()))
 
 
 def planning(seeds: str) -> dict[str, Any]:

@@ -428,7 +428,7 @@ def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[A
     # All that asks for this process's devices on the way: which they are, and how many.
     compiling.devices = lambda: devices
     seeds = f"range(0,{lanes * len(devices)})"
-    (bucket,) = plan.plan(Grid({**of.axes, "seed": seeds}, compose.composed), of.moments)
+    (bucket,) = plan.plan(Grid({**of.axes, "seed": seeds}, compose.composed), of.moments, compiling.speed())
     chunk = compiling.modelled(bucket)
     executable = compiling.compiled(compiling.job_of(bucket), chunk).executable
     return executable, chunk.batch, cost.lane_flops(bucket.program)

@@ -47,13 +47,17 @@ MATRICES = {
     "graded": noise(*TALL) * np.logspace(0, -5, 96),
     "rank 4": spectrum(*TALL, [4, 3, 2, 1]),
 }
-quick = highest(jax.vmap(lambda W: krylov.quick(W, R, R)))
+quick, from_library = (highest(jax.vmap(lambda W: krylov.quick(W, R, R))) for _ in range(2))
 
 
+@pytest.mark.parametrize("start", ["", "library"])
 @pytest.mark.parametrize("name", MATRICES)
-def test_spectra_are_those_of_numpy(name):
+def test_spectra_are_those_of_numpy(name, start, monkeypatch):
+    """Also from where a library starts the rotations, as on an NVIDIA GPU."""
+    if start:
+        monkeypatch.setattr(jacobi, "started", jacobi.by_library)
     W = np.float32(MATRICES[name])
-    found = quick(W / np.abs(W).max(axis=(1, 2), keepdims=True))
+    found = (from_library if start else quick)(W / np.abs(W).max(axis=(1, 2), keepdims=True))
     assert found.quick.all()
     for i, own in enumerate(np.float64(W) / np.abs(W[:]).max(axis=(1, 2), keepdims=True)):
         distance, _, _, ratio = reference.recovery(own, np.eye(own.shape[1])[:, :R])
@@ -114,6 +118,19 @@ def test_small_eigenproblems(n):
         V = np.float64(found.vectors)
         np.testing.assert_allclose(V.T @ V, np.eye(n), atol=1e-5)
         np.testing.assert_allclose(H @ V, V * np.float64(found.values), atol=1e-5 * expected[0])
+
+
+def test_rotations_of_a_lane_do_not_depend_on_the_others():
+    """To the bit, though the batch ends when its last lane does; and batches of batches are one batch."""
+    of = highest(jax.vmap(jax.vmap(jacobi.eigh)))
+    H = np.float32([A.T @ A for A in rng.standard_normal((6, 40, 12))]).reshape(3, 2, 12, 12)
+    others = np.broadcast_to(np.diag(np.arange(12, dtype=np.float32)), H.shape).copy()
+    others[1, 0] = H[1, 0]
+    hard, easy = of(H), of(others)
+    np.testing.assert_array_equal(hard.values[1, 0], easy.values[1, 0])
+    np.testing.assert_array_equal(hard.vectors[1, 0], easy.vectors[1, 0])
+    np.testing.assert_array_equal(easy.values[2, 1], np.arange(12)[::-1])
+    np.testing.assert_allclose(hard.values, np.linalg.eigvalsh(np.float64(H))[..., ::-1], rtol=1e-5)
 
 
 @pytest.mark.slow

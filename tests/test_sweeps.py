@@ -704,12 +704,17 @@ def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
 
 
 def test_parts_of_a_sweep_are_the_whole():
-    grid = grid_of(width=[8, 16], seed=range(7))
-    buckets = plan(grid)
+    """Also where each is run on a device of another speed, for which there are other programs."""
+    grid = grid_of(width=[8, 256], seed=range(700), algorithm=["one_step", "oracle"])
+    none = np.empty(0, np.uint64)
+    slow, fast = plan(grid, "auto", 0.01), plan(grid, "auto", 100)
+    assert len(fast) < len(slow)
     cells = [
-        bucket.cells for k in (1, 2, 3) for bucket in engine.remaining(grid, buckets, np.empty(0, np.uint64), (k, 3))
+        bucket.cells
+        for k, buckets in ((1, slow), (2, fast), (3, slow))
+        for bucket in engine.remaining(grid, buckets, none, engine.share(grid, "auto", (k, 3)))
     ]
-    assert sorted(np.concatenate(cells).tolist()) == list(range(14))
+    assert sorted(np.concatenate(cells).tolist()) == list(range(len(grid)))
 
 
 def test_sweeps_of_several_threads_are_those_of_one():

@@ -88,7 +88,7 @@ def by_gram(W: Float[Array, "width d"], r: IntLike, max_r: int) -> Spectra:
     V = jnp.linalg.eigh(_gram(W))[1][:, : -block - 1 : -1]
     for _ in range(2):
         # Rounding of the Gram matrix has turned V out of the leading space; a power step on W turns it back.
-        V = _orthonormal(W.T @ (W @ V) if tall else W @ (W.T @ V))
+        V = _orthonormal(W.T @ (W @ V) if tall else W @ (W.T @ V), jnp.zeros((len(V), 0), V.dtype))
     if tall:
         found = jacobi.refined(W @ V, V)
         right = found.V
@@ -122,11 +122,18 @@ def quick(W: Float[Array, "width d"], r: IntLike, max_r: int) -> Spectra:
         error = jnp.minimum(missed[0], missed[0] ** 2 / jnp.where(gap > 0, gap, 1) + jnp.where(gap > 0, 0, jnp.inf))
         return error <= TOLERANCE * found.values[0]
 
+    def one(start: Float[Array, "d block"], whole: Bool[Array, ""]) -> tuple[Array, tuple[jacobi.Singular, Array]]:
+        A = jnp.where(whole, W, outside(W, r))
+        found, exact = _largest(A, start, lambda *of: jnp.where(whole, angles(*of), largest(*of)))
+        # The vectors behind the first r are near the largest outside already.
+        return outside(found.V.T, r).T, (found, exact)
+
     random = draws.normal(keys.root(0), d, EXTRA)
-    found, exact = _largest(W, jnp.concatenate([jnp.eye(d, max_r, dtype=W.dtype), random], axis=1), angles)
-    # The vectors behind the first r are near the largest outside already.
-    beyond, known = _largest(outside(W, r), outside(found.V.T, r).T, largest)
-    return Spectra(*_angles(W, found.V, found.values, r, max_r), beyond.values[0], exact & known)
+    start = jnp.concatenate([jnp.eye(d, max_r, dtype=W.dtype), random], axis=1)
+    # One after the other by one body, which takes seconds to compile.
+    _, (found, exact) = jax.lax.scan(one, start, jnp.asarray([True, False]))
+    sines2, sigma_r = _angles(W, found.V[0], found.values[0], r, max_r)
+    return Spectra(sines2, sigma_r, found.values[1, 0], jnp.all(exact))
 
 
 def _largest(
@@ -137,22 +144,28 @@ def _largest(
     """The largest singular values of A with their vectors, and whether they are `exact`, a function of them and of the
     residuals ‖Aᵀu − σv‖.
     """
-    block = start.shape[1]
+    (width, d), block = A.shape, start.shape[1]
+    most = (1 + STEPS) * block
+
+    def step(i: IntLike, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        new, Z, AZ = carry
+        Q = _orthonormal(new, Z)
+        AQ = A @ Q
+        Z, AZ = (jax.lax.dynamic_update_slice_in_dim(all_, own, i * block, 1) for all_, own in ((Z, Q), (AZ, AQ)))
+        return A.T @ AQ, Z, AZ
 
     def grown(carry: tuple) -> tuple:
         (_, before, _), _, count = carry
-        Z = Q = _orthonormal(before)
-        AZ = AQ = A @ Q
-        for _ in range(STEPS):
-            Q = _orthonormal(A.T @ AQ, Z)
-            AQ = A @ Q
-            Z, AZ = jnp.concatenate([Z, Q], axis=1), jnp.concatenate([AZ, AQ], axis=1)
+        nothing = jnp.zeros((d, most), A.dtype), jnp.zeros((width, most), A.dtype)
+        _, Z, AZ = jax.lax.fori_loop(0, 1 + STEPS, step, (before, *nothing))
+        V = jacobi.started(AZ)
+        Z, AZ = Z @ V, AZ @ V
         top = jacobi.eigh(AZ.T @ AZ, block).vectors
         found = jacobi.refined(AZ @ top, Z @ top)
         missed = jnp.linalg.norm(A.T @ _normalised(found.BV, found.values) - found.V * found.values, axis=0)
         return found, exact(found, missed), count + 1
 
-    nothing = jacobi.Singular(jnp.zeros(block, A.dtype), start, jnp.zeros((len(A), block), A.dtype))
+    nothing = jacobi.Singular(jnp.zeros(block, A.dtype), start, jnp.zeros((width, block), A.dtype))
     found, done, _ = jax.lax.while_loop(
         lambda carry: ~carry[1] & (carry[2] <= RESTARTS), grown, (nothing, jnp.asarray(False), 0)
     )
@@ -206,9 +219,10 @@ def columns(W: Float[Array, "rows k"], n: int) -> Float[Array, "rows {n}"]:
     return jnp.pad(W[:, :n], ((0, 0), (0, max(0, n - W.shape[1]))))
 
 
-def _orthonormal(Z: Float[Array, "d block"], K: Float[Array, "d k"] | None = None) -> Float[Array, "d block"]:
-    """Orthonormal columns that span those of Z, orthogonal to K's; a column that adds no direction becomes zero."""
-    K = jnp.zeros((Z.shape[0], 0), Z.dtype) if K is None else K
+def _orthonormal(Z: Float[Array, "d block"], K: Float[Array, "d k"]) -> Float[Array, "d block"]:
+    """Orthonormal columns that span those of Z, orthogonal to K's, which are orthonormal or zero; a column that adds no
+    direction becomes zero.
+    """
 
     def column(j: IntLike, Q: Float[Array, "d block"]) -> Float[Array, "d block"]:
         before = jnp.where(jnp.arange(Q.shape[1]) < j, Q, 0)
@@ -220,9 +234,10 @@ def _orthonormal(Z: Float[Array, "d block"], K: Float[Array, "d k"] | None = Non
         some = left > 1e3 * jnp.finfo(Q.dtype).eps * size
         return Q.at[:, j].set(jnp.where(some, z / jnp.where(some, left, 1), 0))
 
-    for _ in range(2):
-        Z = Z - K @ (K.T @ Z)
-        Z = jax.lax.fori_loop(0, Z.shape[1], column, Z)
+    def again(_: IntLike, Z: Float[Array, "d block"]) -> Float[Array, "d block"]:
+        return jax.lax.fori_loop(0, Z.shape[1], column, Z - K @ (K.T @ Z))
+
+    Z = jax.lax.fori_loop(0, 2, again, Z)
     # A column of rounding may have come back along K.
     Z = Z - K @ (K.T @ Z)
     size = jnp.linalg.norm(Z, axis=0)

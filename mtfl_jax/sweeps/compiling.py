@@ -35,8 +35,16 @@ WRITE_SECONDS = 1.0
 """How long rows wait to be written."""
 MAX_LANES = 1024
 """Trainings of one call on each device at most."""
+ACCELERATED = 100.0
+"""An accelerator's speed in units of the planner's core: an H200 was 20 to 200 times as fast as a core."""
 ON_CHIP = 0.5
 """Share of a TPU's memory on the chip that a batch may take by the planner's model."""
+OPTIONS: dict[str, dict[str, str | bool]] = {
+    "gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": "0"}
+}
+"""Options of the compiler, by platform. What XLA would choose by timing it differs from run to run, and rows with it; a
+program took 15 s longer for it, and minutes where it tried Triton's kernels, which multiply slower than cuBLAS.
+"""
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +66,11 @@ class Chunk(NamedTuple):
 def accelerator() -> bool:
     """Whether programs are for a device that wants batches, and not for a processor's cores."""
     return devices()[0].platform != "cpu"
+
+
+def speed() -> float:
+    """How many times as fast as the planner's core a device is."""
+    return ACCELERATED if accelerator() else 1.0
 
 
 def at_once() -> int:
@@ -238,7 +251,7 @@ def compiled(job: Job, chunk: Chunk) -> Compiled:
         lowering = time.perf_counter() - start
         with _first_on_host(f"{job} {chunk} {jax.__version__} {mesh}"):
             start = time.perf_counter()
-            executable = lowered.compile()
+            executable = lowered.compile(OPTIONS.get(devices()[0].platform))
             compiling = time.perf_counter() - start
     _log.info("lowered %s in %.1f s, compiled it in %.1f s", job.program, lowering, compiling)
     return Compiled(executable, lowering, compiling)

@@ -21,7 +21,7 @@ import threadpoolctl
 from mtfl_jax import ends
 from mtfl_jax.sweeps import compiling, mappings
 from mtfl_jax.sweeps.calibration import chunk_of
-from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, fitting, half, job_of
+from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, fitting, half, job_of, speed
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, devices
 from mtfl_jax.sweeps.plan import Bucket, plan
@@ -70,11 +70,23 @@ class Sink(Protocol):
         """Identities of the rows there already, sorted."""
 
 
-def remaining(grid: Grid, buckets: Sequence[Bucket], finished: np.ndarray, part: tuple[int, int]) -> list[Bucket]:
-    """The buckets less the lanes whose every row is finished, and less those of other parts.
-
-    part (k, K): the k-th of K shares of the plan's lanes, equal in the model's time.
+def share(grid: Grid, moments: str, part: tuple[int, int]) -> np.ndarray:
+    """Which cells (cells,) are those of part (k, K): the k-th of K shares of the trainings, equal in the model's time,
+    and the same on every machine.
     """
+    k, of = part
+    mine = np.ones(len(grid), bool)
+    buckets = plan(grid, moments) if of > 1 else []
+    start, total = 0.0, sum(bucket.seconds * len(bucket) for bucket in buckets)
+    for bucket in buckets:
+        middle = start + bucket.seconds * (np.arange(len(bucket)) + 0.5)
+        start += bucket.seconds * len(bucket)
+        mine[bucket.cells] = ((middle >= total * (k - 1) / of) & (middle < total * k / of))[bucket.lane]
+    return mine
+
+
+def remaining(grid: Grid, buckets: Sequence[Bucket], finished: np.ndarray, mine: np.ndarray) -> list[Bucket]:
+    """The buckets less the lanes whose every row is finished, and less those of cells that are not `mine` (cells,)."""
     unfinished = np.ones(len(grid), bool)
     if len(finished):
         records, record = grid.records()
@@ -82,16 +94,12 @@ def remaining(grid: Grid, buckets: Sequence[Bucket], finished: np.ndarray, part:
             own = np.flatnonzero(record == i)
             ids = row_ids(np.repeat(grid.ids[own], len(steps)), np.tile(steps, len(own)))
             unfinished[own] = ~np.isin(ids, finished).reshape(len(own), len(steps)).all(axis=1)
-    k, of = part
-    total = sum(bucket.seconds * len(bucket) for bucket in buckets)
-    start, left = 0.0, []
+    left = []
     for bucket in buckets:
-        middle = start + bucket.seconds * (np.arange(len(bucket)) + 0.5)
-        start += bucket.seconds * len(bucket)
-        mine = (middle >= total * (k - 1) / of) & (middle < total * k / of)
-        mine &= np.bincount(bucket.lane, weights=unfinished[bucket.cells], minlength=len(bucket)) > 0
-        if mine.any():
-            left.append(bucket.of_lanes(np.flatnonzero(mine)))
+        wanted = (unfinished & mine)[bucket.cells]
+        lanes = np.flatnonzero(np.bincount(bucket.lane, weights=wanted, minlength=len(bucket)))
+        if len(lanes):
+            left.append(bucket.of_lanes(lanes))
     return left
 
 
@@ -150,8 +158,8 @@ def execute(
     before every chunk; `notify` hears of every one. A bucket that fails is listed in the result's failures and the
     others run.
     """
-    whole = plan(grid, moments)
-    buckets = remaining(grid, whole, sink.finished(), part)
+    whole = plan(grid, moments, speed())
+    buckets = remaining(grid, whole, sink.finished(), share(grid, moments, part))
     cells = sum(len(bucket.cells) for bucket in buckets)
     every = len(grid) if part == (1, 1) else cells
     progress = Progress(cells=every, buckets=len(buckets), skipped=every - cells)

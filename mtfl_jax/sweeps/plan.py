@@ -127,11 +127,12 @@ def _row(own: Config) -> tuple[Any, ...]:
 _SIZED = ("r", "width", "num_tasks")
 
 
-def plan(grid: Grid, moments: str = "auto") -> list[Bucket]:
+def plan(grid: Grid, moments: str = "auto", speed: float = 1.0) -> list[Bucket]:
     """Buckets of the grid's cells, in order of first appearance.
 
     moments: whether cells share passes over samples where they can ("auto"), must ("always", which raises ConfigError
-    where they cannot) or do not ("never").
+    where they cannot) or do not ("never"). speed: how many times as fast as the model's core a device is; a fast one
+    repays fewer programs, as it compiles no faster.
     """
     # Trainings, numbered seed by seed and by first appearance: what is run first is some seeds of everything.
     identities = grid.lanes(moments != "never")
@@ -151,7 +152,7 @@ def plan(grid: Grid, moments: str = "auto") -> list[Bucket]:
     if moments == "always":
         _require_moments([own for own, _ in configs])
     kinds, kind_of_lane = _kinds(configs, code, lane, len(first), moments != "never")
-    bucket_of_kind, programs = _programs(kinds, np.bincount(kind_of_lane, minlength=len(kinds)))
+    bucket_of_kind, programs = _programs(kinds, np.bincount(kind_of_lane, minlength=len(kinds)) / speed)
 
     by_lane = np.argsort(lane, kind="stable")
     bucket_of_cell = bucket_of_kind[kind_of_lane][lane[by_lane]]
@@ -170,7 +171,7 @@ def plan(grid: Grid, moments: str = "auto") -> list[Bucket]:
         buckets.append(
             Bucket(
                 program=program,
-                seconds=lane_seconds(program, shape_of(program)).item(),
+                seconds=lane_seconds(program, shape_of(program)).item() / speed,
                 members=members,
                 n_down=np.asarray([kinds[i].n_down for i in own_kinds])[kind],
                 probe_settings={name: np.asarray([own[name] for own in probing])[kind] for name in probing[0]},
@@ -215,7 +216,9 @@ def _kinds(
 
 
 def _programs(kinds: Sequence[_Kind], lanes: np.ndarray) -> tuple[np.ndarray, list[Program]]:
-    """Which program each kind takes, and the padded programs; lanes (kinds,): how many trainings are of each kind."""
+    """Which program each kind takes, and the padded programs; lanes (kinds,): how many trainings are of each kind, in
+    units of what the model's core does in the same time.
+    """
     alike: dict[tuple, list[int]] = {}
     for i, kind in enumerate(kinds):
         blank = kind.program.replace(**dict.fromkeys(size_names(kind.program), 0))
@@ -247,7 +250,7 @@ def _programs(kinds: Sequence[_Kind], lanes: np.ndarray) -> tuple[np.ndarray, li
 
 def _group_widths(program: Program, kinds: Sequence[_Kind], lanes: np.ndarray) -> list[int]:
     """The widths of groups on the moment path: a group of its own only where its rows repay compiling it."""
-    rows: dict[int, int] = collections.Counter()
+    rows: dict[int, float] = collections.defaultdict(float)
     for kind, count in zip(kinds, lanes.tolist(), strict=True):
         for width, *_ in kind.rows:
             rows[width] += count
