@@ -32,7 +32,7 @@ from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
 from mtfl_jax.names import SWEEP_KEYS
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import api, engine, jobs, machine, progress, store, tables
+from mtfl_jax.sweeps import api, engine, jobs, machine, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
 
@@ -122,7 +122,12 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         grid = grid_of(composed)
         if said := grid.without_effect(key.removeprefix("sweep.axes.") for key in given_keys()):
             console.print(said, style="yellow", soft_wrap=True, highlight=False, markup=False)
-        memory_fraction, part = memory_share(composed.memory_fraction), part_of(composed.sweep.part)
+        memory_fraction = memory_share(composed.memory_fraction)
+        if composed.sweep.part == workers.AUTO:
+            _require_common_folder()
+            composed.sweep.part = "/".join(map(str, workers.part()))
+            workers.take_own()
+        part = part_of(composed.sweep.part)
         moments = moments_of(composed.moments)
         how = str(one_of(*PLANS).parse("plan", composed.plan))
         if how != "run":
@@ -191,7 +196,14 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
     sink.note({**about, **progress.facts(outcome, state)})
     if stop.came:
         raise StoppedError(outcome.left, outcome.cells, go_on, stop.came)
-    finish(grid, sink, console)
+    # Shares only append: who launched them shows all of them together, or, where nobody did, the one that ends last.
+    if not jobs.driven(HydraConfig.get()):
+        if part == (1, 1) or not engine.unfinished(grid, sink.finished()).any():
+            finish(grid, sink, console)
+        else:
+            rows = progress.several(outcome.done, "cell")
+            console.print(f"share {part[0]}/{part[1]}: {rows} more in {folder}", soft_wrap=True, highlight=False)
+            console.print(f"mtfl-report {folder} shows what all shares have made", soft_wrap=True, highlight=False)
     if outcome.failures:
         raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
 
@@ -207,6 +219,14 @@ def _require_own_folder() -> None:
         key, _, value = text.lstrip("+~").partition("=")
         if key == "hydra.sweep.dir" != _folder_key():
             raise ConfigError(key, value, "allowed with -m; without it hydra.run.dir")
+
+
+def _require_common_folder() -> None:
+    """Raise ConfigError where each process would have a folder of its own, of the time at which it began."""
+    raw: Any = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False)
+    text = str(raw["hydra"][_folder_key().split(".")[1]]["dir"])
+    if "${now:" in text.replace("${hydra.run.dir}", str(raw["hydra"]["run"]["dir"])):
+        raise ConfigError(workers.KEY, workers.AUTO, f"allowed with {_folder_key()}=FOLDER, one for all processes")
 
 
 def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:

@@ -87,5 +87,5 @@ def part_of(value: Any) -> tuple[int, int]:
         return 1, 1
     k, _, of = str(value).partition("/")
     if not (k.isdigit() and of.isdigit() and 1 <= int(k) <= int(of)):
-        raise ConfigError("sweep.part", value, "allowed: k/K with 1 <= k <= K")
+        raise ConfigError("sweep.part", value, "allowed: k/K with 1 <= k <= K, or auto")
     return int(k), int(of)

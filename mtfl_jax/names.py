@@ -30,7 +30,7 @@ SWEEP_KEYS: Mapping[str, str] = {
     "grids": "[{KEY: …}, …]: grids one after the other; each has these axes and those above",
     "zip": "[[d,n1]]: axes that advance together",
     "where": "['width >= 2*d']: conditions that cells must meet",
-    "part": "k/K: the k-th of K equal shares",
+    "part": "k/K: the k-th of K equal shares; auto: as Slurm, MPI or a TPU pod numbers its processes",
 }
 """Keys of `sweep`, and what they are."""
 

@@ -336,7 +336,8 @@ def test_extensions_make_a_study_known(folder, command, tmp_path, monkeypatch):
     empty = copy.deepcopy(studies.STUDIES)
     empty.clear()
     monkeypatch.setattr(studies, "STUDIES", empty)
-    assert command(path, "--extensions", "one", "two.py") == (0, f"wrote {path}/report/index.html\n", "")
+    wrote = f"wrote {path}/results.parquet\nwrote {path}/report/index.html\n"
+    assert command(path, "--extensions", "one", "two.py") == (0, wrote, "")
     assert loaded == [["one", "two.py"]]
     assert "Registered" in text_of(path / "report" / "index.html")
     assert "extensions mine:1f2e" in text_of(path / "report" / "index.html")
@@ -422,14 +423,9 @@ def test_the_command_writes_where_it_says(folder, command, tmp_path, monkeypatch
     folder(quick(), "b")
     status, out, err = command("a")
     assert (status, err) == (0, "")
-    assert out.split() == [
-        "wrote",
-        "a/report/index.html",
-        "wrote",
-        "a/report/quickstart.png",
-        "wrote",
-        "a/report/quickstart.pdf",
-    ]
+    made = [f"wrote a/report/{name}" for name in ("index.html", "quickstart.png", "quickstart.pdf")]
+    assert out.splitlines() == ["wrote a/results.parquet", *made]  # The rows were in parts alone.
+    assert command("a")[1].splitlines() == made
     assert command("a", "b") == (0, "wrote report-a-b/index.html\n", "")
     assert command("a", "b", "--out", "c") == (0, "wrote c/index.html\n", "")
     assert command("a", "--out", "d")[0] == 0

@@ -342,7 +342,7 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 
 
 def main() -> None:
-    """Entry point `mtfl-report`: make the page of a sweep again, or one of two sweeps. Nothing is computed anew."""
+    """Entry point `mtfl-report`: gather the parts of a sweep and make its page again, or one of two sweeps."""
     parser = Parser("mtfl-report", description="Make the page of a sweep again, or lay two sweeps side by side.")
     parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="the folder of a sweep; one or two")
     parser.add_argument("--out", type=Path, help="where to write; default FOLDER/report, or report-A-B for two")
@@ -357,7 +357,10 @@ def main() -> None:
             first, second = given.folders
             files, problem = [compare(first, second, given.out)], None
         else:
+            # Shares that nobody drives leave their rows in parts.
+            merged = [tables.merge(given.folders[0])] if not given.out and tables.scattered(given.folders[0]) else []
             _, files, problem = write(given.folders[0], given.out)
+            files = [*merged, *files]
     except OSError as error:
         at = error.filename or given.out or given.folders[0] / "report"
         parser.error(f"{at}: {error.strerror}" if error.strerror else str(error))

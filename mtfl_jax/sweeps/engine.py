@@ -73,30 +73,50 @@ class Sink(Protocol):
 def share(grid: Grid, moments: str, part: tuple[int, int]) -> np.ndarray:
     """Which cells (cells,) are those of part (k, K): the k-th of K shares of the trainings, equal in the model's time,
     and the same on every machine.
+
+    A share has trainings of few programs, as each process compiles its own; the first shares have the first seeds of
+    every program, the last ones the last.
     """
     k, of = part
-    mine = np.ones(len(grid), bool)
-    buckets = plan(grid, moments) if of > 1 else []
-    start, total = 0.0, sum(bucket.seconds * len(bucket) for bucket in buckets)
-    for bucket in buckets:
-        middle = start + bucket.seconds * (np.arange(len(bucket)) + 0.5)
-        start += bucket.seconds * len(bucket)
-        mine[bucket.cells] = ((middle >= total * (k - 1) / of) & (middle < total * k / of))[bucket.lane]
+    if of == 1:
+        return np.ones(len(grid), bool)
+    buckets = plan(grid, moments)
+    seconds = np.concatenate([np.full(len(bucket), bucket.seconds) for bucket in buckets])
+    owner = np.repeat(np.arange(len(buckets)), [len(bucket) for bucket in buckets])
+    total = seconds.sum()
+
+    def begun(bucket: Bucket) -> np.ndarray:
+        """How far the bucket is where each of its lanes comes, in pieces of about a share."""
+        pieces = max(1, round(bucket.seconds * len(bucket) * of / total))
+        return np.arange(len(bucket)) * pieces // len(bucket) / pieces
+
+    order = np.lexsort((np.arange(len(owner)), owner, np.concatenate([begun(bucket) for bucket in buckets])))
+    number = np.empty(len(owner), int)
+    number[order] = (np.cumsum(seconds[order]) - seconds[order] / 2) * of // total
+    mine, lanes = np.zeros(len(grid), bool), np.split(number == k - 1, np.cumsum([len(one) for one in buckets])[:-1])
+    for bucket, own in zip(buckets, lanes, strict=True):
+        mine[bucket.cells] = own[bucket.lane]
     return mine
 
 
-def remaining(grid: Grid, buckets: Sequence[Bucket], finished: np.ndarray, mine: np.ndarray) -> list[Bucket]:
-    """The buckets less the lanes whose every row is finished, and less those of cells that are not `mine` (cells,)."""
-    unfinished = np.ones(len(grid), bool)
+def unfinished(grid: Grid, finished: np.ndarray) -> np.ndarray:
+    """Which cells (cells,) lack a row among those `finished` (their identities, sorted)."""
+    lacking = np.ones(len(grid), bool)
     if len(finished):
         records, record = grid.records()
         for i, steps in enumerate(records):
             own = np.flatnonzero(record == i)
             ids = row_ids(np.repeat(grid.ids[own], len(steps)), np.tile(steps, len(own)))
-            unfinished[own] = ~np.isin(ids, finished).reshape(len(own), len(steps)).all(axis=1)
+            lacking[own] = ~np.isin(ids, finished).reshape(len(own), len(steps)).all(axis=1)
+    return lacking
+
+
+def remaining(grid: Grid, buckets: Sequence[Bucket], finished: np.ndarray, mine: np.ndarray) -> list[Bucket]:
+    """The buckets less the lanes whose every row is finished, and less those of cells that are not `mine` (cells,)."""
+    wanted_cells = unfinished(grid, finished) & mine
     left = []
     for bucket in buckets:
-        wanted = (unfinished & mine)[bucket.cells]
+        wanted = wanted_cells[bucket.cells]
         lanes = np.flatnonzero(np.bincount(bucket.lane, weights=wanted, minlength=len(bucket)))
         if len(lanes):
             left.append(bucket.of_lanes(lanes))

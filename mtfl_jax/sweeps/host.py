@@ -13,12 +13,13 @@ JOBS = "MTFL_JAX_JOBS_ON_HOST"
 
 def cores() -> int:
     """Cores this process may keep busy: those of its affinity, fewer where a cgroup has a smaller quota (one and a half
-    count as two). Raises AttributeError where the platform has no affinity.
+    count as two), shared evenly with the jobs of the same sweep on this host. Raises AttributeError where the platform
+    has no affinity.
     """
     # Of cgroup v2 quota and period are in one file, of v1 in two; a quota of "max" or -1 is none.
     quotas = [text.split() for text in _of_cgroups("cpu", "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
     limits = [-(-int(quota) // int(period)) for quota, period in quotas if quota.isdigit() and int(period)]
-    return max(1, min([len(os.sched_getaffinity(0)), *limits]))
+    return max(1, min([len(os.sched_getaffinity(0)), *limits]) // max(1, _number(JOBS)))
 
 
 def memory() -> int:

@@ -131,13 +131,17 @@ def launch(
         hydra_context=hydra_context, task_function=task_function, config=config
     )
     more = go_on(KEY, folders[0])
-    if type(launcher).__name__ == "BasicLauncher":  # In this process, one after the other; each shows itself.
-        with ends.listening(f"stopped, the rows that were written are kept; {more}"):
+    looked_at = folders if all(shown(one.hydra) for one in configs) else []
+    if type(launcher).__name__ == "BasicLauncher":  # In this process, one after the other; one alone shows itself.
+        looked_at = looked_at if len(batch) > 1 else []
+        with (
+            ends.listening(f"stopped, the rows that were written are kept; {more}"),
+            _told(1) if looked_at else contextlib.nullcontext(),
+        ):
             returns, came = launcher.launch(batch, initial_job_idx=0), 0
     else:
-        looked_at = folders if all(shown(one.hydra) for one in configs) else []
         returns, came = _elsewhere(launcher, batch, configs[0], looked_at, more)
-        LAUNCHED.extend((KEY, folder) for folder in looked_at)
+    LAUNCHED.extend((KEY, folder) for folder in looked_at)
     # Of a failed job JobReturn.return_value would print a line of its own before it raises.
     failed = {i: job._return_value for i, job in enumerate(returns) if job.status == JobStatus.FAILED}
     stopped = [error for error in failed.values() if isinstance(error, StoppedError)]
@@ -147,6 +151,11 @@ def launch(
     if failed:
         raise JobsFailedError("\n".join(f"job {i}: {error}" for i, error in failed.items()))
     return list(returns)
+
+
+def driven(config: Any) -> bool:
+    """Whether this process runs one of several jobs, by Hydra's config, which the one that launched them shows."""
+    return COMMAND in os.environ and shown(config)
 
 
 def shown(config: Any) -> bool:

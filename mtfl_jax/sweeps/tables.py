@@ -172,7 +172,14 @@ def distinct(found: Stored, columns: Sequence[str] | None = None, where: Any = N
                 yield (part.filter(pq.filters_to_expression(where)) if where else part).select(names)
 
 
-def merge(folder: Path, current: pa.Schema) -> Path:
+def scattered(folder: Path) -> bool:
+    """Whether parts of a folder have rows that its results.parquet lacks."""
+    files = files_of(folder)
+    found, gathered = (ids(stored(some)) for some in (files, [path for path in files if path.name == RESULTS]))
+    return len(found) > len(gathered)
+
+
+def merge(folder: Path, current: pa.Schema | None = None) -> Path:
     """Write every row of a folder once into its results.parquet, those of the present one too; its path.
 
     The present file is replaced in one step by one that has its rows; if it is damaged it is moved aside, with a

@@ -1,0 +1,154 @@
+"""`sweep.part=auto`: which share a process has, by what those who start processes say; and what devices."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import mtfl_jax
+from mtfl_jax.compose import composed
+from mtfl_jax.fields import ConfigError
+from mtfl_jax.sweeps import engine, host, workers
+from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.plan import plan
+
+
+def step(rank, size, local="0", nodes="1", node="0"):
+    """What srun puts into the environment of a task."""
+    names = ("PROCID", "STEP_NUM_TASKS", "LOCALID", "STEP_TASKS_PER_NODE", "NODEID", "STEP_ID")
+    return {f"SLURM_{name}": text for name, text in zip(names, (rank, size, local, nodes, node, "0"), strict=True)}
+
+
+def array(number, least="0", most="7", every="1", count="8"):
+    names = ("ID", "MIN", "MAX", "STEP", "COUNT")
+    values = zip(names, (number, least, most, every, count), strict=True)
+    return {f"SLURM_ARRAY_TASK_{name}": text for name, text in values}
+
+
+OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "5", "OMPI_COMM_WORLD_SIZE": "8"}
+LOCAL = {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}
+BATCH = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "part", "here"),
+    [
+        (step("0", "2", nodes="2"), (1, 2), (0, 2)),
+        (step("6", "7", "0", "2(x3),1", "3"), (7, 7), (0, 1)),
+        (step("3", "7", "1", "2(x3),1", "1"), (4, 7), (1, 2)),
+        (BATCH | array("3"), (4, 8), (0, 1)),
+        (BATCH | array("7", "1", "9", "2", "5"), (4, 5), (0, 1)),
+        (array("1", "0", "1", "1", "2") | step("2", "3", "2", "3"), (6, 6), (2, 3)),
+        (OPEN_MPI, (6, 8), (0, 1)),
+        (OPEN_MPI | LOCAL | step("0", "2"), (6, 8), (1, 4)),  # Open MPI starts its own daemons by srun.
+        ({"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}, (2, 2), (1, 2)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, (4, 4), (1, 2)),
+        ({"TPU_WORKER_ID": "3", "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, (4, 4), (0, 1)),
+    ],
+)
+def test_who_starts_processes_says_which(environment, part, here):
+    assert workers.part(environment) == part
+    assert workers.worker(environment).here == here
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "nothing says which process this is"),
+        (BATCH, "nothing says which process this is"),  # The script of a job, beside which no other process runs.
+        (array("5", "1", "5", "1", "3"), "3 numbers from 1 to 5"),
+        (array("x"), "SLURM_ARRAY_TASK_ID=x"),
+        (step("2", "2"), "SLURM_PROCID is number 2 of 2"),
+        (step("0", "2", nodes="two"), "SLURM_STEP_TASKS_PER_NODE=two"),
+        ({"TPU_WORKER_ID": "1"}, "TPU_WORKER_ID is number 1 of 0"),
+        ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": ""}, "OMPI_COMM_WORLD_SIZE="),
+    ],
+)
+def test_what_makes_no_sense_is_refused(environment, said):
+    with pytest.raises(ConfigError) as error:
+        workers.part(environment)
+    line = str(error.value)
+    assert line.startswith("sweep.part=auto: ")
+    assert said in line
+    assert "allowed" in line
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """Set who this process is, and see what it takes: how many jobs share cores and memory, and which GPUs."""
+
+    def taken(seen, cores=4, **environment):
+        for name in [name for name in os.environ if name.startswith("SLURM_")]:
+            monkeypatch.delenv(name)
+        monkeypatch.delenv(host.JOBS, raising=False)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+        monkeypatch.setattr(os, "cpu_count", lambda: 4)
+        for name, text in {"CUDA_VISIBLE_DEVICES": seen, **LOCAL, **OPEN_MPI, **environment}.items():
+            monkeypatch.setenv(name, text)
+        workers.take_own()
+        return os.environ.get(host.JOBS), os.environ["CUDA_VISIBLE_DEVICES"]
+
+    return taken
+
+
+def test_each_process_of_a_host_has_devices_of_its_own(devices):
+    assert devices("") == ("4", "")
+    assert devices("0,1,2,3,4,5,6,7") == ("4", "1,5")
+    assert devices("0") == ("4", "0")  # There is one for all, or each sees its own already.
+    assert devices("0,1,2,3", SLURM_GPUS_PER_TASK="4") == ("4", "0,1,2,3")
+    assert devices("2", cores=1) == (None, "2")  # Bound to cores of its own.
+    assert devices("2", cores=2, SLURM_CPUS_ON_NODE="2") == ("4", "2")
+
+
+def test_jobs_on_a_host_share_its_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    for jobs, cores in (("1", 4), ("2", 2), ("3", 1), ("9", 1)):
+        monkeypatch.setenv(host.JOBS, jobs)
+        assert host.cores() == cores
+
+
+@pytest.mark.parametrize("of", [2, 7, 64])
+def test_shares_are_equal_and_seeds_come_breadth_first(of):
+    grid = Grid({"d": [16, 128], "width": [16, 512], "num_tasks": [1, 64], "seed": range(64)}, composed)
+    seconds = np.zeros(len(grid))
+    for bucket in plan(grid):
+        # Of a training, to each of its cells.
+        seconds[bucket.cells] = (bucket.seconds / np.bincount(bucket.lane, minlength=len(bucket)))[bucket.lane]
+    shares = [engine.share(grid, "auto", (k, of)) for k in range(1, of + 1)]
+    assert (np.sum(shares, axis=0) == 1).all()
+    longest = max(bucket.seconds for bucket in plan(grid))
+    took = [seconds[mine].sum() for mine in shares]
+    assert max(took) - min(took) <= 2 * longest + 1e-9
+    seeds = [grid.column("seed", np.flatnonzero(mine)).mean() for mine in shares if mine.any()]
+    assert np.corrcoef(np.arange(len(seeds)), seeds)[0, 1] > 0.7
+
+
+COMMAND = [sys.executable, "-m", "mtfl_jax", "-m", "d=16", "width=8,16", "seed=range(0,3)", "n1=64", "n2=64"]
+COMMAND += ["measure=recovery", "probe=none", "sweep.part=auto"]
+
+
+def run(folder, environment):
+    clean = {name: text for name, text in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI_"))}
+    command = [*COMMAND, *([f"hydra.sweep.dir={folder}"] if folder else [])]
+    return subprocess.Popen(
+        command, env={**clean, **environment}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def test_processes_that_nobody_drives(tmp_path):
+    """Two at once: each appends, and the last one shows all; a folder of its own for each is refused."""
+    refused = run(None, {"PMI_RANK": "0", "PMI_SIZE": "2"})
+    started = [run(tmp_path / "out", {"PMI_RANK": str(k), "PMI_SIZE": "2"}) for k in range(2)]
+    said = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert sum("wrote" in text for text in said) >= 1
+    assert all("wrote" in text or "mtfl-report" in text for text in said)
+    table = mtfl_jax.load(tmp_path / "out")
+    assert len(table) == table["id"].nunique() == 6
+    assert (tmp_path / "out" / "results.parquet").exists()
+    assert (tmp_path / "out" / "report" / "index.html").exists()
+    (line,) = refused.communicate()[0].splitlines()
+    assert line == "mtfl: sweep.part=auto: allowed with hydra.sweep.dir=FOLDER, one for all processes"
+    assert refused.returncode == 2
