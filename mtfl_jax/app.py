@@ -106,8 +106,13 @@ def task(composed: DictConfig, alone: bool = True) -> None:
     """
     folder = Path(HydraConfig.get().runtime.output_dir)
     console = progress.console(sys.stdout, quiet=not alone)
-    with ends.listening(ends.BEGUN, clean=lambda: remove_if_empty(folder), say=alone) as stop:
-        _run(composed, folder, console, stop)
+    listening = ends.listening(ends.BEGUN, clean=lambda: remove_if_empty(folder), say=alone, launched=True)
+    with jobs.following(), listening as stop:
+        try:
+            _run(composed, folder, console, stop)
+        except StoppedError:
+            stop.hand_over()
+            raise
 
 
 def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) -> None:

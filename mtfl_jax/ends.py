@@ -3,9 +3,11 @@
 import atexit
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +26,8 @@ ONCE = 0.3
 """Seconds in which Ctrl-C is one: a program that started this one may pass it on beside the terminal."""
 GONE = (errno.EPIPE, errno.EIO)
 """What writing raises where nobody reads any more: a pipe (`| head -1`) and a terminal."""
+QUEUE_SECONDS = 3600.0
+"""Seconds that a process waits for Slurm to end it, which asked it to: a job is run again that Slurm had to kill."""
 COMPILES = "mtfl-compiles"
 """How the name of a thread begins that compiles, which may take a minute, and whose end nobody awaits."""
 
@@ -35,13 +39,30 @@ class Stop:
     """What signals have asked of this process: `came` is the number of the first one, else 0.
 
     The first one is answered with `soon` and remembered, a second one with `now`, and ends the process; where `soon`
-    is empty the first one does. `clean` is called before the process ends, `first` with the first signal.
+    is empty the first one does. `clean` is called before the process ends, `first` with the first signal. Then whoever
+    asked takes over (`hand_over`): `theirs` are the handlers of a launcher, by signal.
     """
 
     def __init__(self, name: str, now: str, soon: str, clean: Callable[[], object], say: bool) -> None:
         self.name, self.now, self.soon, self.clean, self.say = name, now, soon, clean, say
         self.first: Callable[[], object] = lambda: None
+        self.theirs: Mapping[int, Callable[[int, None], object]] = {}
         self.came = 0
+
+    def hand_over(self, wait: Callable[[float], object] = time.sleep) -> None:
+        """After a signal, with everything kept: do what the launcher has for it, which may put the job back into its
+        queue and end the process, or raise why it cannot; and where Slurm ends this job, wait for that.
+        """
+        try:
+            if handler := self.theirs.get(self.came):
+                handler(self.came, None)
+        except subprocess.CalledProcessError:
+            # To put a job back ends it, and with it the program that was told to.
+            wait(QUEUE_SECONDS)
+            raise
+        if self.came == signal.SIGTERM and "SLURM_JOB_ID" in os.environ:
+            self._answer(self.came, "waits for Slurm to end this job, or to put it back; once more ends it now")
+            wait(QUEUE_SECONDS)
 
     def hear(self, source: int, taken: Collection[int], outer: int) -> None:
         """Answer signals, a byte each from the file descriptor `source`, until its other end closes; those that are
@@ -78,6 +99,8 @@ class Stop:
             for path in list(UNFINISHED):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+            with contextlib.suppress(BaseException):
+                self.hand_over(functools.partial(select.select, [source], [], []) if not again else bool)
             os._exit(128 + number)
 
     def _answer(self, number: int, line: str) -> None:
@@ -115,12 +138,24 @@ def _ours() -> Mapping[int, Any]:
     return {number: handler for number in STOPS if (handler := signal.getsignal(number)) in usual}
 
 
+def _theirs(ours: Mapping[int, Any]) -> dict[int, Any]:
+    """Handlers of the others of those signals, but for those that are ignored."""
+    found = {number: signal.getsignal(number) for number in STOPS if number not in ours}
+    return {number: handler for number, handler in found.items() if callable(handler)}
+
+
 @contextlib.contextmanager
 def listening(
-    now: str, soon: str = "", *, name: str = "mtfl", clean: Callable[[], object] = lambda: None, say: bool = True
+    now: str,
+    soon: str = "",
+    *,
+    name: str = "mtfl",
+    clean: Callable[[], object] = lambda: None,
+    say: bool = True,
+    launched: bool = False,
 ) -> Iterator[Stop]:
-    """Hear the signals that stop a run, as `Stop` says, but for those that are ignored (nohup) or that a launcher
-    handles.
+    """Hear the signals that stop a run, as `Stop` says, but for those that are ignored (nohup), or, unless this is the
+    job that it `launched`, that a launcher handles.
 
     A thread hears them, at once: Python calls handlers between two steps of the main thread, which may be a whole
     chunk of trainings away. Outside the main thread, which alone may take signals, none are heard.
@@ -130,6 +165,9 @@ def listening(
         yield stop
         return
     before = _ours()
+    if launched:
+        stop.theirs = _theirs(before)
+        before = {**before, **stop.theirs}
     source, sink = os.pipe()
     os.set_blocking(sink, False)
     outer = signal.set_wakeup_fd(sink, warn_on_full_buffer=False)

@@ -1,6 +1,7 @@
 """What the fused sweeper does with a command line: one job whose axes are the sweeps, or several shares of it."""
 
 import contextlib
+import importlib.util
 import itertools
 import json
 import multiprocessing
@@ -10,7 +11,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobStatus
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -35,6 +37,10 @@ SOON = "stops when what runs is finished and kept; once more stops at once"
 """The answer to the first signal."""
 COMMAND = "MTFL_JAX_COMMAND"
 """The environment variable that says what the process was called with that launched this one."""
+DRIVER = "MTFL_JAX_DRIVER"
+"""The environment variable that says which process of this host launched this one, and without which it is to stop."""
+LOCAL = ("JoblibLauncher", "LocalLauncher")
+"""Launchers that run jobs as processes of this host."""
 LOOK_SECONDS = 1.0
 """How often the notes of jobs in other processes are read."""
 
@@ -149,7 +155,7 @@ def launch(
         left, cells = (sum(getattr(error, name) for error in stopped) for name in ("left", "cells"))
         raise StoppedError(left, cells, more, came or stopped[0].number)
     if failed:
-        raise JobsFailedError("\n".join(f"job {i}: {error}" for i, error in failed.items()))
+        raise JobsFailedError("\n".join([*(f"job {i}: {error}" for i, error in failed.items()), more]))
     return list(returns)
 
 
@@ -172,8 +178,8 @@ def _elsewhere(
 ) -> tuple[Sequence[Any], int]:
     """Run jobs in other processes, and show how far they are: their returns, and the signal that came, else 0.
 
-    The processes that joblib starts end with this one, so they are told to stop, and awaited. The jobs of a queue go on
-    without the command that put them there.
+    Processes that are started on this host end with this one, so they are told to stop, and awaited. The jobs of a
+    queue go on without the command that put them there.
     """
     console = progress.console(sys.stdout, soft_wrap=True, highlight=False, markup=False)
     name = str(
@@ -185,25 +191,114 @@ def _elsewhere(
     memory = f"; {together} at a time, each with 1/{together} of the memory of this host" if together > 1 else ""
     into = " and ".join(map(str, folders)) or "a folder each"
     console.print(f"{len(batch)} jobs on {name} into {into}{where}{memory}")
-    queue = logs is not None
+    local = type(launcher).__name__ in LOCAL
     looks = f"mtfl-status {shlex.quote(str(folders[0]))} says how far they are; " if folders else ""
-    now = f"stopped waiting, the jobs are the launcher's; {looks}{more}" if queue else f"stopped at once; {more}"
-    with ends.listening(now, "" if queue else SOON, clean=lambda: None if queue else _tell(signal.SIGKILL)) as stop:
-        stop.first = lambda: None if queue else _tell(signal.SIGTERM)
-        with _watched(folders, console), _told(together), ends.held_back():
-            if not queue:
+    now = f"stopped at once; {more}" if local else f"stopped waiting, the jobs are the launcher's; {looks}{more}"
+    with ends.listening(now, SOON if local else "", clean=lambda: _tell(signal.SIGKILL) if local else None) as stop:
+        stop.first = lambda: _tell(signal.SIGTERM) if local else None
+
+        def queued(found: Sequence[Any]) -> None:
+            ids = ", ".join(str(job.job_id) for job in found)
+            if not local:
+                stop.now = f"stopped waiting; {ids} go on in the queue (scancel ends them); {looks}{more}"
+
+        with _watched(folders, console), _told(together, local), _awaited(queued), ends.held_back():
+            if local:
                 with contextlib.suppress(ImportError):  # Of another joblib, or none.
                     from joblib.externals.loky.backend import resource_tracker
 
                     resource_tracker.ensure_running()  # It lets some signals through again, now and not later.
-            try:
-                with ends.held_back():
-                    returns = launcher.launch(batch, initial_job_idx=0)
-            except Exception:
-                if not stop.came:
-                    raise
-                returns = []  # A worker that is stopped while it starts is an error of the launcher's own.
+            returns: Sequence[Any] = []
+            for again in (False, True):
+                try:
+                    with ends.held_back():
+                        returns = launcher.launch(batch, initial_job_idx=0)
+                except Exception as error:
+                    # A worker that is stopped while it starts is an error of the launcher's own.
+                    if stop.came:
+                        break
+                    died = type(error).__name__ == "TerminatedWorkerError"
+                    if again or not died:
+                        raise JobsFailedError(f"{name}: {_lines(error)[0]}\n{more}") from error
+                    lost = f"{name}: a worker has died, and the jobs beside it with it; all go on once"
+                    print(f"mtfl: {lost}", file=sys.stderr, flush=True)
+                else:
+                    break
         return returns, stop.came
+
+
+class _Awaited:
+    """A job of submitit, of which a loss is told in a line when all have ended, and not raised when it is found."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def results(self) -> list[JobReturn]:
+        """What the job returned."""
+        try:
+            return list(self.job.results())
+        except Exception as error:  # Of many kinds, with the whole log of the job in them.
+            said = _lines(error)
+            if any("has not produced any output" in line for line in said):
+                # Slurm knows more of an end than that there was one.
+                known = str(self.job.state).partition(" ")[0]
+                said = [f"it has ended without a word{'' if known == 'FINISHED' else f' ({known})'}"]
+            lost = JobReturn(status=JobStatus.FAILED)
+            lost.return_value = JobsFailedError(f"{self.job.job_id}: {said[-1]}; its log is {self.job.paths.stderr}")
+            return [lost]
+
+
+def _lines(error: Exception) -> list[str]:
+    """What an error says, in lines that say something; at least its kind."""
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+
+
+@contextlib.contextmanager
+def _awaited(queued: Callable[[Sequence[Any]], object]) -> Iterator[None]:
+    """Let submitit's jobs all come to their end, whatever becomes of one; `queued` hears which they are."""
+    if "submitit" not in sys.modules and importlib.util.find_spec("submitit") is None:
+        yield
+        return
+    import submitit
+
+    usual = submitit.AutoExecutor.map_array
+
+    def map_array(self: Any, *given: Any) -> list[_Awaited]:
+        found = usual(self, *given)
+        queued(found)
+        return [_Awaited(job) for job in found]
+
+    submitit.AutoExecutor.map_array = map_array  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        submitit.AutoExecutor.map_array = usual  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def following() -> Iterator[None]:
+    """Stop, as by a signal, when the process of this host has gone that launched this one, and end then: who started
+    this process may wait for more work to come.
+    """
+    driver, since = os.environ.get(DRIVER, ""), time.time()
+
+    def follow() -> None:
+        while not notes.gone(int(driver), since):
+            if done.wait(LOOK_SECONDS):
+                return
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if not driver.isdigit() or int(driver) == os.getpid():
+        yield
+        return
+    done = threading.Event()
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        if notes.gone(int(driver), since):
+            os._exit(128 + signal.SIGTERM)
 
 
 def at_once(config: Any, jobs: int) -> int:
@@ -227,21 +322,38 @@ def command() -> list[str]:
 
 
 @contextlib.contextmanager
-def _told(together: int) -> Iterator[None]:
-    """Let the jobs know what the user typed, and how many of them run on this host at the same time."""
-    os.environ.update({COMMAND: json.dumps(command()), host.JOBS: str(together)})
+def _told(together: int, local: bool = False) -> Iterator[None]:
+    """Let the jobs know what the user typed, how many of them run on this host at the same time, and, where they are
+    `local`, that they are to end with this process.
+    """
+    known = {COMMAND: json.dumps(command()), host.JOBS: str(together), DRIVER: str(os.getpid()) if local else ""}
+    os.environ.update(known)
     try:
         yield
     finally:
-        del os.environ[COMMAND], os.environ[host.JOBS]
+        for name in known:
+            del os.environ[name]
 
 
 def _tell(number: int) -> None:
-    """Send a signal to the processes that this one has started."""
-    for child in multiprocessing.active_children():
-        if child.pid is not None:
-            with contextlib.suppress(OSError):
-                os.kill(child.pid, number)
+    """Send a signal to the jobs that this process has started: joblib's, and those of submitit's processes, which await
+    theirs.
+    """
+    started = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+    if not started:
+        started = {pid for child in _children(os.getpid()) for pid in _children(child)}
+    for pid in started:
+        with contextlib.suppress(OSError):
+            os.kill(pid, number)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that one has started, of those that are there; none where the system does not say."""
+    found = list[int]()
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, file.read_text().split())
+    return found
 
 
 @contextlib.contextmanager

@@ -90,15 +90,18 @@ def _problem(note: Any) -> str:
 
 def dead(note: Mapping[str, Any]) -> bool:
     """Whether a process that noted that it runs is one of this host and is there no more."""
-    if note["state"] != "running" or note["host"] != socket.gethostname():
-        return False
+    return note["state"] == "running" and note["host"] == socket.gethostname() and gone(note["pid"], note["updated"])
+
+
+def gone(pid: int, since: float) -> bool:
+    """Whether a process of this host that was there at a time is there no more."""
     try:
-        os.kill(note["pid"], 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
         pass  # It is another user's, or of a number that no process has here.
-    return _another(note["pid"], note["updated"])
+    return _another(pid, since)
 
 
 def _another(pid: int, since: float) -> bool:
