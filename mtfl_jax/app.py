@@ -32,7 +32,7 @@ from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
 from mtfl_jax.names import SWEEP_KEYS
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import api, engine, jobs, machine, progress, store, tables, workers
+from mtfl_jax.sweeps import api, engine, jobs, machine, notes, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
 
@@ -162,6 +162,7 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         "command": jobs.command(),
         "pid": os.getpid(),
         "host": socket.gethostname(),
+        "slurm_job": notes.slurm_job(),
         "config": plain(composed),
         "extensions": list(extensions),
         "findings": studies.known(composed.study),

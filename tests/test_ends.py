@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from test_page import RUN
 
 import mtfl_jax
-from mtfl_jax import __main__
+from mtfl_jax import __main__, ends
 from mtfl_jax.analysis import page
 from mtfl_jax.analysis import status as status_of_folder
 from mtfl_jax.sweeps import engine, notes, tables
@@ -182,7 +182,7 @@ class Finder:
 
 numbers = list(map(int, sys.argv.pop(1).split(",")))
 sys.meta_path.insert(0, Finder())
-from mtfl_jax import __main__
+from mtfl_jax import __main__, ends
 
 __main__.{command}()
 """
@@ -425,3 +425,95 @@ def test_a_full_disk_is_one_line_that_names_the_folder(here, tmp_path, monkeypat
     if at == "write_table":
         with pytest.raises(ValueError, match="folder=out: "):
             mtfl_jax.sweep(d=8, r=2, n1=64, n2=64, n_down=8, n_test=32, folder="out")
+
+
+# Those who asked
+
+
+LAUNCHER = """
+import signal, sys
+from mtfl_jax import __main__, ends
+
+
+def put_back(number, frame):
+    print("handed over", number, flush=True)
+    sys.exit(7)
+
+
+signal.signal(signal.SIGUSR2, put_back)
+__main__.main()
+"""
+
+
+def test_a_launcher_hears_of_its_signal_when_everything_is_kept(tmp_path):
+    """Not before, between two steps of the engine, which would take what it raises for a fault of the program."""
+    words = [*SMALL, "algorithm=joint", "steps=50", "seed=range(0,100000)", f"hydra.sweep.dir={tmp_path}/out"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, "-m", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    parts = tmp_path / "out" / "parts"
+    while not any(parts.glob("*.parquet")):
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGUSR2)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 7, err
+    assert "handed over 12" in out
+    assert "SIGUSR2: stops when what runs is finished" in err
+    assert "Traceback" not in err
+    (note,) = notes.read(tmp_path / "out")
+    assert note["state"] == "stopped"
+    assert note["failures"] == []
+    assert tables.count(tables.files_of(tmp_path / "out")) == note["done"] > 0
+
+
+def test_slurm_is_waited_for(monkeypatch):
+    """Where it asks, and where the program that puts the job back is ended with the job; else nothing is."""
+    waited = []
+
+    def handed(number, handler=None):
+        stop = ends.Stop("mtfl", "", "", lambda: None, False)
+        stop.came, stop.theirs = number, {signal.SIGUSR2: handler} if handler else {}
+        waited.clear()
+        stop.hand_over(waited.append)
+        return bool(waited)
+
+    def ended(number, frame):
+        raise subprocess.CalledProcessError(-15, ["scontrol", "requeue"])
+
+    def refused(number, frame):
+        raise RuntimeError("timed-out too many times")
+
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert not handed(signal.SIGTERM)
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    assert handed(signal.SIGTERM)
+    assert not handed(signal.SIGINT)
+    with pytest.raises(subprocess.CalledProcessError):
+        handed(signal.SIGUSR2, ended)
+    assert waited
+    with pytest.raises(RuntimeError, match="too many times"):
+        handed(signal.SIGUSR2, refused)
+    assert not waited
+
+
+def test_a_process_of_another_host_is_dead_when_slurm_has_its_job_no_more(tmp_path, monkeypatch):
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        '#!/bin/sh\ncase "$5" in 7_1) echo 7_1;; 8) exit 0;;\n'
+        "9) echo slurm_load_jobs error: Invalid job id specified >&2; exit 1;;\n"
+        "*) echo no controller >&2; exit 1;; esac\n"
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    notes._queued.cache_clear()
+    far = {"state": "running", "host": "elsewhere", "pid": 1, "updated": time.time()}
+    found = [notes.dead({**far, "slurm_job": job}) for job in ("7_1", "8", "9", "10", "x; rm", None)]
+    assert found == [False, True, True, False, False, False]
+    assert not notes.dead({**far, "slurm_job": "8", "state": "finished"})
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    notes._queued.cache_clear()
+    assert not notes.dead({**far, "slurm_job": "8"})
+    assert notes.slurm_job({"SLURM_JOB_ID": "5"}) == "5"
+    assert notes.slurm_job({"SLURM_JOB_ID": "5", "SLURM_ARRAY_JOB_ID": "4", "SLURM_ARRAY_TASK_ID": "2"}) == "4_2"
+    assert notes.slurm_job({}) is None

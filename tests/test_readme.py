@@ -131,7 +131,7 @@ def test_every_mtfl_command_can_be_planned(here, tmp_path, arguments):
     for step in page:
         if step.kind == "write":
             write(tmp_path, step)
-    kept = [word for word in arguments if not re.search(r"^plan=|\$|^hydra.launcher", word)]
+    kept = [word for word in arguments if not re.search(r"^plan=|^cluster=|\$|^hydra.launcher", word)]
     asked = () if any("help" in word for word in arguments) else ("plan=only",)
     status, out, err = here(*kept, *asked)
     assert (status, err) == (0, "")

@@ -3,15 +3,20 @@
 Imports no jax, so that a folder can be looked at in a moment.
 """
 
+import functools
 import json
 import math
 import os
+import re
 import socket
+import subprocess
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+SLURM_SECONDS = 5.0
+"""Seconds that Slurm has for an answer."""
 _HOW = ("plan", "moments", "memory_fraction")
 """Keys of a config that say how its cells are run, not which."""
 
@@ -89,8 +94,35 @@ def _problem(note: Any) -> str:
 
 
 def dead(note: Mapping[str, Any]) -> bool:
-    """Whether a process that noted that it runs is one of this host and is there no more."""
-    return note["state"] == "running" and note["host"] == socket.gethostname() and gone(note["pid"], note["updated"])
+    """Whether a process that noted that it runs is there no more: one of this host, or of a job that Slurm, where it
+    can be asked, does not have any more.
+    """
+    if note["state"] != "running":
+        return False
+    if note["host"] == socket.gethostname():
+        return gone(note["pid"], note["updated"])
+    job = note.get("slurm_job")
+    return isinstance(job, str) and re.fullmatch(r"\d+(_\d+)?", job) is not None and not _queued(job)
+
+
+def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The Slurm job that this process is of, as squeue names it."""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment.get('SLURM_ARRAY_TASK_ID', '')}"
+    return environment.get("SLURM_JOB_ID")
+
+
+@functools.cache
+def _queued(job: str) -> bool:
+    """Whether Slurm has a job; True where it does not say."""
+    try:
+        asked = subprocess.run(
+            ["squeue", "-h", "-o", "%i", "-j", job], capture_output=True, text=True, timeout=SLURM_SECONDS, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return True
+    # Of a job that has ended it has forgotten after some minutes.
+    return bool(asked.stdout.strip()) if asked.returncode == 0 else "Invalid job id" not in asked.stderr
 
 
 def gone(pid: int, since: float) -> bool:

@@ -1,0 +1,177 @@
+"""Sweeps on a real Slurm, of one node (tests/slurm_node.sh): what ends a job there, and that the table is whole."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import mtfl_jax
+from mtfl_jax.sweeps import notes
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(shutil.which("sbatch") is None, reason="no Slurm here")]
+if os.environ.get("MTFL_REQUIRE_SLURM") == "1":
+    pytestmark = pytest.mark.slow
+
+ROUNDS = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
+ROUNDS += ["measure=recovery", "probe=none", "measure_at=last"]
+MTFL = [sys.executable, "-m", "mtfl_jax", "-m", *ROUNDS]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Start a sweep of so many seeds on Slurm, and await it; afterwards the queue is empty."""
+
+    def start(seeds, jobs=4, **launcher):
+        keys = {"partition": "low", "cpus_per_task": 1, "timeout_min": 10, **launcher}
+        command = [*MTFL, f"seed=range(0,{seeds})", "hydra/launcher=submitit_slurm", f"hydra.sweeper.jobs={jobs}"]
+        command += [f"hydra.launcher.{key}={value}" for key, value in keys.items()]
+        with (tmp_path / "err").open("w") as err:
+            return subprocess.Popen(
+                [*command, f"hydra.sweep.dir={tmp_path}/out"], stdout=subprocess.DEVNULL, stderr=err, cwd=tmp_path
+            )
+
+    start.folder = tmp_path / "out"
+    yield start
+    subprocess.run(["scancel", "-u", "root", "-s", "KILL", "-b"], check=False)
+    subprocess.run(["scancel", "-u", "root"], check=False)
+    until(lambda: not queue())
+
+
+def until(true, seconds=240):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.5)
+
+
+def queue(states="pending,running,completing"):
+    """The jobs in Slurm's queue."""
+    return subprocess.run(
+        ["squeue", "-h", "-r", "-o", "%i", "-t", states], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def rows(folder):
+    return len(mtfl_jax.load(folder, columns=["seed"])) if any((folder / "parts").glob("*.parquet")) else 0
+
+
+def put_back():
+    """Wait until jobs are back in the queue, and let them run without the two minutes that Slurm has them wait."""
+    until(lambda: queue("pending"))
+    # Those two minutes are for what still ends of their last run.
+    until(lambda: not queue("running,completing"))
+    time.sleep(3)
+    for _ in range(5):
+        for job in queue("pending"):
+            subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=False, capture_output=True)
+        time.sleep(1)
+
+
+def whole(folder, seeds):
+    """That the table is that of one process."""
+    table = mtfl_jax.load(folder)
+    assert sorted(table["seed"]) == list(range(seeds))
+    some = table[table["seed"] % (seeds // 4) == 0].sort_values("seed").reset_index(drop=True)
+    axes = dict(text.split("=") for text in ROUNDS)
+    alone = mtfl_jax.sweep(**axes, seed=some["seed"].tolist()).sort_values("seed").reset_index(drop=True)
+    names = ["id", "subspace_distance", "spectral_ratio", "feature_energy", "directions_recovered"]
+    assert some[names].equals(alone[names])
+    assert (folder / "results.parquet").exists()
+    assert (folder / "report" / "index.html").exists()
+
+
+def said(sweep):
+    return (sweep.folder.parent / "err").read_text()
+
+
+def test_preempted_jobs_go_on(sweep):
+    """Slurm asks with SIGTERM, kills after a grace time, and puts back what it had to kill."""
+    running = sweep(900, 2)
+    until(lambda: rows(sweep.folder) > 50)
+    subprocess.run(["srun", "-p", "high", f"-n{os.cpu_count()}", "sleep", "1"], check=True, capture_output=True)
+    put_back()
+    assert running.wait(240) == 0, said(sweep)
+    whole(sweep.folder, 900)
+    states = [note["state"] for note in notes.read(sweep.folder)]
+    assert states.count("stopped") == states.count("finished") == 2
+
+
+def test_jobs_that_run_out_of_time_go_on(sweep):
+    """The signal comes up to half a minute earlier than it is told to, and submitit puts the job back."""
+    running = sweep(1500, 2, timeout_min=1, signal_delay_s=15, max_num_timeout=9)
+    until(lambda: rows(sweep.folder) > 50)
+    while running.poll() is None:
+        if queue("pending"):
+            put_back()
+        time.sleep(0.5)
+    assert running.returncode == 0, said(sweep)
+    whole(sweep.folder, 1500)
+    assert any(note["state"] == "stopped" for note in notes.read(sweep.folder))
+
+
+def test_a_killed_job_is_a_line_and_the_others_end(sweep):
+    running = sweep(600)
+    until(lambda: rows(sweep.folder) > 50)
+    job = queue("running")[0]
+    subprocess.run(["scancel", "--signal=KILL", job], check=True)
+    assert running.wait(240) == 1
+    first, last = said(sweep).splitlines()
+    assert job in first
+    assert ".submitit" in first
+    assert last.endswith(f"hydra.sweep.dir={sweep.folder} goes on")
+    assert 450 <= rows(sweep.folder) < 600
+    assert (sweep.folder / "results.parquet").exists()
+    assert sweep(600).wait(240) == 0
+    whole(sweep.folder, 600)
+
+
+def test_a_node_that_comes_back(sweep):
+    """slurmd is stopped and started: what runs there goes on."""
+    running = sweep(600)
+    until(lambda: rows(sweep.folder) > 50)
+    subprocess.run(["pkill", "-x", "slurmd"], check=True)
+    time.sleep(3)
+    subprocess.run(["slurmd"], check=True)
+    assert running.wait(300) == 0, said(sweep)
+    whole(sweep.folder, 600)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_jobs_are_the_queues_when_who_waits_has_gone(sweep, number):
+    """They end by themselves, a signal names them, and the same command shows the table."""
+    running = sweep(300, 2)
+    until(lambda: rows(sweep.folder) > 20)
+    jobs = queue()
+    running.send_signal(number)
+    assert running.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    assert number == signal.SIGKILL or all(job in said(sweep) for job in jobs)
+    until(lambda: not queue())
+    assert rows(sweep.folder) == 300
+    assert sweep(300, 2).wait(240) == 0
+    whole(sweep.folder, 300)
+
+
+SCRIPT = """#!/bin/bash
+#SBATCH --array=1-3:2
+#SBATCH --output={folder}/log-%a
+exec {command}
+"""
+
+
+@pytest.mark.parametrize("how", ["srun", "array"])
+def test_processes_that_nobody_drives(tmp_path, how):
+    command = [*MTFL, "seed=range(0,60)", "sweep.part=auto", f"hydra.sweep.dir={tmp_path}/out"]
+    if how == "srun":
+        subprocess.run(["srun", "-n2", *command], check=True, cwd=tmp_path, capture_output=True)
+    else:
+        script = tmp_path / "job.sh"
+        script.write_text(SCRIPT.format(folder=tmp_path, command=" ".join(f"'{word}'" for word in command)))
+        subprocess.run(["sbatch", "--wait", str(script)], check=True, cwd=tmp_path)
+    whole(tmp_path / "out", 60)
+    parts = sorted(note["config"]["sweep"]["part"] for note in notes.read(Path(tmp_path) / "out"))
+    assert parts == ["1/2", "2/2"]
