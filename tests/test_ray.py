@@ -1,0 +1,62 @@
+"""Sweeps on a Ray cluster of two nodes, both on this machine: a worker and a node may go at any moment."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import mtfl_jax
+from mtfl_jax.sweeps import notes
+
+pytestmark = pytest.mark.slow
+if os.environ.get("MTFL_REQUIRE_RAY") != "1":
+    pytest.importorskip("ray")
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher")
+
+SWEEP = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
+SWEEP += ["measure=recovery", "probe=none", "measure_at=last", "seed=range(0,400)"]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """A node for the driver, without cores, and two that work."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        yield made, [made.add_node(num_cpus=1) for _ in range(2)]
+    finally:
+        made.shutdown()
+
+
+def running(folder):
+    """What runs, of the processes that have written rows."""
+    return [note for note in notes.read(folder) if note["state"] == "running" and note["done"] and not notes.dead(note)]
+
+
+@pytest.mark.parametrize("lost", ["worker", "node"])
+def test_a_sweep_goes_on(cluster, tmp_path, lost):
+    ray, (_, second) = cluster
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "mtfl_jax", "-m", *SWEEP, "cluster=ray", "hydra.sweeper.jobs=4"]
+    command += [f"hydra.launcher.ray.init.address={ray.address}", f"hydra.sweep.dir={folder}"]
+    with (tmp_path / "said").open("w") as said:
+        sweep = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        end = time.monotonic() + 120
+        while len(running(folder)) < 2:
+            assert sweep.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        if lost == "node":
+            ray.remove_node(second, allow_graceful=False)
+        else:
+            os.kill(running(folder)[0]["pid"], signal.SIGKILL)
+        assert sweep.wait(240) == 0, (tmp_path / "said").read_text()
+    table = mtfl_jax.load(folder)
+    assert sorted(table["seed"]) == list(range(400))
+    assert any(notes.dead(note) for note in notes.read(folder))
+    assert (folder / "results.parquet").exists()
