@@ -154,4 +154,4 @@ def test_jobs_beside_each_other_are_told_so(mtfl, launcher):
         "hydra.sweeper.jobs=2", f"hydra/launcher={launcher}", *["hydra.launcher.n_jobs=2"] * (launcher == "joblib")
     )
     assert limit == pytest.approx(alone / 2, rel=0.1)  # Both are said to two digits.
-    assert out.count("2 at a time, each with 1/2 of the memory of this host") == 1
+    assert out.count("2 at a time, each with 1/2 of the cores and memory of this host") == 1

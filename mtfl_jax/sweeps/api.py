@@ -70,7 +70,8 @@ def forecast(
     """What running a grid would take, less the rows `finished` (their identities). It keeps no row, compiles only where
     `compiled` says so, and measures chunks (`calibration`) only where `calibrated` says so.
     """
-    buckets = remaining(grid, plan(grid, moments, speed()), finished, share(grid, moments, part))
+    mine = share(grid, moments, part)
+    buckets = remaining(grid, plan(grid, moments, speed()), finished, mine)
     left = []
     for bucket in buckets:
         p = bucket.program
@@ -87,7 +88,7 @@ def forecast(
                 item = item._replace(problem=describe(grid, bucket, error))
         left.append(item)
     cells = sum(len(bucket.cells) for bucket in buckets)
-    every = len(grid) if part == (1, 1) else cells
+    every = int(mine.sum())
     return Forecasts(every, every - cells, left, int(memory_fraction * memory_limit()), compiled)
 
 

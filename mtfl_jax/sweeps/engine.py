@@ -179,9 +179,9 @@ def execute(
     others run.
     """
     whole = plan(grid, moments, speed())
-    buckets = remaining(grid, whole, sink.finished(), share(grid, moments, part))
-    cells = sum(len(bucket.cells) for bucket in buckets)
-    every = len(grid) if part == (1, 1) else cells
+    mine = share(grid, moments, part)
+    buckets = remaining(grid, whole, sink.finished(), mine)
+    cells, every = sum(len(bucket.cells) for bucket in buckets), int(mine.sum())
     progress = Progress(cells=every, buckets=len(buckets), skipped=every - cells)
     _log.info("%d cells in %d programs, %d there before", every, len(buckets), progress.skipped)
     # From the whole plan, so that a restart compiles the same programs.

@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -188,7 +189,11 @@ def _elsewhere(
     logs = OmegaConf.select(config, "hydra.launcher.submitit_folder", default=None)
     where = f"; logs in {str(logs).partition('/%')[0]}" if logs else ""
     together = at_once(config, len(batch))
-    memory = f"; {together} at a time, each with 1/{together} of the memory of this host" if together > 1 else ""
+    memory = (
+        f"; {together} at a time, each with 1/{together} of the cores and the memory of this host"
+        if together > 1
+        else ""
+    )
     into = " and ".join(map(str, folders)) or "a folder each"
     console.print(f"{len(batch)} jobs on {name} into {into}{where}{memory}")
     local = type(launcher).__name__ in LOCAL
@@ -217,6 +222,8 @@ def _elsewhere(
                     # A worker that is stopped while it starts is an error of the launcher's own.
                     if stop.came:
                         break
+                    if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
+                        raise
                     died = type(error).__name__ == "TerminatedWorkerError"
                     if again or not died:
                         raise JobsFailedError(f"{name}: {_lines(error)[0]}\n{more}") from error
