@@ -189,13 +189,11 @@ def _elsewhere(
     logs = OmegaConf.select(config, "hydra.launcher.submitit_folder", default=None)
     where = f"; logs in {str(logs).partition('/%')[0]}" if logs else ""
     together = at_once(config, len(batch))
-    memory = (
-        f"; {together} at a time, each with 1/{together} of the cores and the memory of this host"
-        if together > 1
-        else ""
+    each = (
+        f"; {together} at a time, each with 1/{together} of the cores and memory of this host" if together > 1 else ""
     )
     into = " and ".join(map(str, folders)) or "a folder each"
-    console.print(f"{len(batch)} jobs on {name} into {into}{where}{memory}")
+    console.print(f"{len(batch)} jobs on {name} into {into}{where}{each}")
     local = type(launcher).__name__ in LOCAL
     looks = f"mtfl-status {shlex.quote(str(folders[0]))} says how far they are; " if folders else ""
     now = f"stopped at once; {more}" if local else f"stopped waiting, the jobs are the launcher's; {looks}{more}"
