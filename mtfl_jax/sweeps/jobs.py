@@ -189,9 +189,8 @@ def _elsewhere(
     logs = OmegaConf.select(config, "hydra.launcher.submitit_folder", default=None)
     where = f"; logs in {str(logs).partition('/%')[0]}" if logs else ""
     together = at_once(config, len(batch))
-    each = (
-        f"; {together} at a time, each with 1/{together} of the cores and memory of this host" if together > 1 else ""
-    )
+    share = f"1/{together} of the cores and memory of this host"
+    each = f"; {together} at a time, each with {share}" if together > 1 else ""
     into = " and ".join(map(str, folders)) or "a folder each"
     console.print(f"{len(batch)} jobs on {name} into {into}{where}{each}")
     local = type(launcher).__name__ in LOCAL
