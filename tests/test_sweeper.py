@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -17,7 +18,7 @@ import mtfl_jax
 from mtfl_jax.compose import HYDRA_BASE, conf_dir
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.algorithms import ALGORITHMS
-from mtfl_jax.sweeps import compiling
+from mtfl_jax.sweeps import compiling, notes
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
@@ -74,7 +75,7 @@ def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
     # What a plain run prints: progress, the rows, where they and the report are.
     for text in ("10/10 cells" if launcher != "basic" else "4/4 cells", "subspace_distance", "out/report/index.html"):
         assert text in done.stdout
-    assert done.stdout.count("wrote") == (1 if launcher != "basic" else 2) * 4
+    assert done.stdout.count("wrote") == 4
     assert ("logs in out/.submitit" in done.stdout) == (launcher == "submitit_local")
     table = mtfl_jax.load(tmp_path / "out")
     assert sorted(zip(table["num_tasks"], table["seed"], strict=True)) == [(t, s) for t in (1, 2) for s in range(5)]
@@ -146,18 +147,38 @@ def test_a_plan_that_compiles_says_lines_and_seconds_apart_within_80_columns(her
     assert re.search(r"\ds to lower, \S+s to compile or to find in the cache, about 0s to run", out)
 
 
+LOCAL = pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+
+
+def launched(tmp_path, launcher, seeds):
+    """A sweep in two processes that the launcher starts, of which both have written rows."""
+    sweep = [*SMALL, f"seed=range(0,{seeds})", "hydra.sweeper.jobs=2", f"hydra/launcher={launcher}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mtfl_jax", "-m", *sweep, "hydra.sweep.dir=out"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while len(at_work(tmp_path)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def at_work(tmp_path):
+    """What processes note that run, and have written rows."""
+    return [note for note in notes.read(tmp_path / "out") if note["state"] == "running" and note["done"]]
+
+
+@LOCAL
 @pytest.mark.slow
-def test_a_signal_stops_jobs_that_joblib_runs(tmp_path):
+def test_a_signal_stops_jobs_of_this_host(tmp_path, launcher):
     """They finish their chunks, one line says what is left of all of them, and no process stays."""
-    sweep = [*SMALL, "seed=range(0,200000)", "hydra.sweeper.jobs=2", "hydra/launcher=joblib", "hydra.sweep.dir=out"]
-    command = [sys.executable, "-m", "mtfl_jax", "-m", *sweep]
     for number in (signal.SIGTERM, signal.SIGINT):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-        )
-        before, deadline = len(list(tmp_path.glob("out/parts/*"))), time.monotonic() + 120
-        while len(list(tmp_path.glob("out/parts/*"))) < before + 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        process = launched(tmp_path, launcher, 200_000)
         # A terminal sends Ctrl-C to all processes of the command; kill sends to one.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, err = process.communicate(timeout=120)  # Until no process holds the streams.
@@ -167,3 +188,46 @@ def test_a_signal_stops_jobs_that_joblib_runs(tmp_path):
         assert "cells left; the same command with hydra.sweep.dir=" in second
     states = [json.loads(path.read_text())["state"] for path in tmp_path.glob("out/runs/*")]
     assert states == ["stopped"] * 4
+
+
+@LOCAL
+@pytest.mark.slow
+def test_no_job_outlives_its_driver(tmp_path, launcher):
+    process = launched(tmp_path, launcher, 200_000)
+    process.kill()
+    process.communicate(timeout=60)  # Until no process holds the streams.
+    deadline = time.monotonic() + 60
+    while {note["state"] for note in notes.read(tmp_path / "out")} != {"stopped"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert len({note["pid"] for note in notes.read(tmp_path / "out")}) == 2
+
+
+@LOCAL
+@pytest.mark.slow
+def test_a_killed_job_is_a_line(tmp_path, launcher):
+    """The others end: beside it, or, as joblib ends them with it, once more."""
+    process = launched(tmp_path, launcher, 20_000)
+    os.kill(at_work(tmp_path)[0]["pid"], signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
+    assert "Traceback" not in err
+    assert "wrote" in out
+    if launcher == "joblib":
+        assert process.returncode == 0, err
+        assert err == "mtfl: joblib: a worker has died, and the jobs beside it with it; all go on once\n"
+    else:
+        assert process.returncode == 1
+        first, second = err.splitlines()
+        assert "it has ended without a word; its log is " in first
+        assert Path(first.rpartition(" ")[2]).exists()
+        assert second.endswith("goes on")
+        assert 10_000 <= len(mtfl_jax.load(tmp_path / "out")) < 20_000
+        again = subprocess.run(
+            [sys.executable, "-m", "mtfl_jax", "-m", *SMALL, "seed=range(0,20000)", "hydra.sweep.dir=out"],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert "wrote" in again.stdout
+    assert sorted(mtfl_jax.load(tmp_path / "out")["seed"]) == list(range(20_000))

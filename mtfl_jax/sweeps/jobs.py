@@ -138,7 +138,8 @@ def launch(
         hydra_context=hydra_context, task_function=task_function, config=config
     )
     more = go_on(KEY, folders[0])
-    looked_at = folders if all(shown(one.hydra) for one in configs) else []
+    runs = all(OmegaConf.select(one, "plan", default="run") == "run" for one in configs)
+    looked_at = folders if runs and all(shown(one.hydra) for one in configs) else []
     if type(launcher).__name__ == "BasicLauncher":  # In this process, one after the other; one alone shows itself.
         looked_at = looked_at if len(batch) > 1 else []
         with (
