@@ -129,7 +129,7 @@ def test_a_launcher_runs_so_many_of_five_jobs_at_once(launcher, together):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
 def test_jobs_beside_each_other_are_told_so(mtfl, launcher):
-    """The limit that a refusal names is half of what a run alone may take."""
+    """The limit that a refusal names is that of a device, of half of the memory and half of the cores."""
     sweep = [
         "-m",
         "d=12",
@@ -153,5 +153,6 @@ def test_jobs_beside_each_other_are_told_so(mtfl, launcher):
     limit, out = allowed(
         "hydra.sweeper.jobs=2", f"hydra/launcher={launcher}", *["hydra.launcher.n_jobs=2"] * (launcher == "joblib")
     )
-    assert limit == pytest.approx(alone / 2, rel=0.1)  # Both are said to two digits.
+    share = CPUS / 2 / max(1, CPUS // 2)
+    assert limit == pytest.approx(alone * share, rel=0.1)  # Both are said to two digits.
     assert out.count("2 at a time, each with 1/2 of the cores and memory of this host") == 1
