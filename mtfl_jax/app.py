@@ -121,6 +121,9 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
             name = HydraConfig.get().runtime.choices.get("study")
             raise ConfigError("study", name, "its YAML must begin with the line '# @package _global_'")
         _require_own_folder()
+        cluster = HydraConfig.get().runtime.choices.get("cluster")
+        if cluster not in (None, "none") and HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise ConfigError("cluster", cluster, "allowed with -m")
         extensions = extend.load(composed.extensions)
         extend.store_nodes(conf_dir())
         own_study(composed.study)
@@ -302,7 +305,8 @@ def one_line(error: Exception) -> str:
         except ConfigError as unknown:
             return str(unknown)
     if isinstance(error, OSError) and error.filename is not None:
-        return str(store.unwritable(error.filename, error, "hydra.run.dir"))
+        key = "hydra.sweep.dir" if any(text.startswith("hydra.sweep.dir=") for text in sys.argv) else "hydra.run.dir"
+        return str(store.unwritable(error.filename, error, key))
     return " ".join(lines)
 
 

@@ -62,7 +62,10 @@ def test_who_starts_processes_says_which(environment, part, here):
         (array("x"), "SLURM_ARRAY_TASK_ID=x"),
         (step("2", "2"), "SLURM_PROCID is number 2 of 2"),
         (step("0", "2", nodes="two"), "SLURM_STEP_TASKS_PER_NODE=two"),
-        ({"TPU_WORKER_ID": "1"}, "TPU_WORKER_ID is number 1 of 0"),
+        ({"TPU_WORKER_ID": "1"}, "TPU_WORKER_HOSTNAMES says of no hosts"),
+        (step("0", "2", nodes="2", node="1"), "SLURM_NODEID is number 1 of 1"),
+        (step("0", "2", "5", nodes="2"), "SLURM_LOCALID is number 5 of 2"),
+        ({"RANK": "²", "WORLD_SIZE": "2"}, "RANK=²"),
         ({**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": ""}, "OMPI_COMM_WORLD_SIZE="),
     ],
 )
@@ -139,6 +142,13 @@ def run(folder, environment):
 
 def test_processes_that_nobody_drives(tmp_path):
     """Two at once: each appends, and the last one shows all; a folder of its own for each is refused."""
+    status = subprocess.run(
+        [sys.executable, "-m", "mtfl_jax", "-m", "seed=1,2", "sweep.part=1/2", "hydra.sweeper.jobs=2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert status.stderr == "mtfl: sweep.part=1/2: allowed with hydra.sweeper.jobs=1\n"
     refused = run(None, {"PMI_RANK": "0", "PMI_SIZE": "2"})
     started = [run(tmp_path / "out", {"PMI_RANK": str(k), "PMI_SIZE": "2"}) for k in range(2)]
     said = [process.communicate()[0] for process in started]

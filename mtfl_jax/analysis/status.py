@@ -56,6 +56,8 @@ def show(found: Sequence[Mapping[str, Any]], rows: int, console: Console) -> Non
         console.print(summary(found, rows, Counter(said for said, _ in states)))
     else:
         console.print(several(rows, "row"))
+    if waiting := not_begun(found):
+        console.print(waiting)
     if len(others) > SHOWN:
         console.print(f"… {len(others) - SHOWN} earlier processes")
     for said, note in [*others[-SHOWN:], *((RUNS, note) for note in running)]:
@@ -66,6 +68,16 @@ def show(found: Sequence[Mapping[str, Any]], rows: int, console: Console) -> Non
         console.print(f"{name}: {far} (process {note['pid']} on {note['host']})")
         for failure in note["failures"]:
             console.print(Text(f"  failed: {failure}", style="red"))
+
+
+def not_begun(found: Sequence[Mapping[str, Any]]) -> str:
+    """How many of the shares of the last run of a grid no process has begun, in a line; empty where none are known."""
+    parts = [str(note["config"]["sweep"].get("part") or "1/1").partition("/") for note in notes.latest(found)]
+    totals = {of for _, _, of in parts}
+    if len(totals) != 1 or not (total := totals.pop()).isdigit():
+        return ""
+    left = int(total) - len({k for k, _, _ in parts})
+    return f"{left} of {total} shares have not begun" if left > 0 else ""
 
 
 def summary(found: Sequence[Mapping[str, Any]], rows: int, states: Mapping[str, int]) -> str:

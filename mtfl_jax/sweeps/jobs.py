@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -102,6 +103,11 @@ def overrides_of_jobs(
             alternatives.append([f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()])
         else:
             fixed.append(f"++sweep.axes.{axis}={_quoted(_sweep_text(override))}")
+    if jobs > 1 and "sweep.part" in parsed:
+        raise ConfigError("sweep.part", parsed["sweep.part"].value(), "allowed with hydra.sweeper.jobs=1")
+    if "cluster" in parsed and parsed["cluster"].is_sweep_override():
+        names = ",".join(parsed["cluster"].sweep_string_iterator())
+        raise ConfigError("cluster", names, "allowed: one, not a sweep")
     shares = [[f"++sweep.part={k}/{jobs}"] for k in range(1, jobs + 1)] if jobs > 1 else [[]]
     return [[*fixed, *choice, *share] for choice in itertools.product(*alternatives) for share in shares]
 
@@ -134,11 +140,14 @@ def launch(
     batch = overrides_of_jobs(arguments, params, split, jobs, loader)
     configs = [loader.load_sweep_config(config, overrides) for overrides in batch]
     folders = list(dict.fromkeys(Path(str(one.hydra.sweep.dir)).absolute() for one in configs))
-    launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=hydra_context, task_function=task_function, config=config
-    )
-    more = go_on(KEY, folders[0])
     runs = all(OmegaConf.select(one, "plan", default="run") == "run" for one in configs)
+    context = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
+    if runs:
+        launcher = Plugins.instance().instantiate_launcher(**context)
+    else:  # A plan is for who asks.
+        launcher = BasicLauncher()
+        launcher.setup(**context)
+    more = go_on(KEY, folders[0])
     looked_at = folders if runs and all(shown(one.hydra) for one in configs) else []
     if type(launcher).__name__ == "BasicLauncher":  # In this process, one after the other; one alone shows itself.
         looked_at = looked_at if len(batch) > 1 else []
@@ -212,6 +221,7 @@ def _elsewhere(
 
                     resource_tracker.ensure_running()  # It lets some signals through again, now and not later.
             returns: Sequence[Any] = []
+            since = time.time()
             for again in (False, True):
                 try:
                     with ends.held_back():
@@ -220,11 +230,14 @@ def _elsewhere(
                     # A worker that is stopped while it starts is an error of the launcher's own.
                     if stop.came:
                         break
-                    if isinstance(error, ConfigError | HydraException | OmegaConfBaseException):
+                    if isinstance(error, ConfigError | HydraException | OmegaConfBaseException | OSError):
                         raise
                     died = type(error).__name__ == "TerminatedWorkerError"
                     if again or not died:
-                        raise JobsFailedError(f"{name}: {_lines(error)[0]}\n{more}") from error
+                        begun = [note for note in _noted(folders) if note["started"] >= since]
+                        raise JobsFailedError(
+                            "\n".join([f"{name}: {_lines(error)[0]}", *[more] * bool(begun)])
+                        ) from error
                     lost = f"{name}: a worker has died, and the jobs beside it with it; all go on once"
                     print(f"mtfl: {lost}", file=sys.stderr, flush=True)
                 else:

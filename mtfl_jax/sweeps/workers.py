@@ -68,10 +68,13 @@ def _started(environment: Mapping[str, str]) -> Worker | None:
             return Worker(overall, _rank(environment, local, locals_) if locals_ in environment else Rank(0, 1))
     if "SLURM_STEP_ID" in environment and "SLURM_PROCID" in environment:
         overall = _rank(environment, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
-        node = _number(environment, "SLURM_NODEID")
-        return Worker(overall, Rank(_number(environment, "SLURM_LOCALID"), _tasks(environment)[node]))
+        node, tasks = _number(environment, "SLURM_NODEID"), _tasks(environment)
+        of_node = tasks[_checked("SLURM_NODEID", node, len(tasks)).number]
+        return Worker(overall, _checked("SLURM_LOCALID", _number(environment, "SLURM_LOCALID"), of_node))
     if "TPU_WORKER_ID" in environment:
         hosts = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+        if not hosts:
+            raise ConfigError(KEY, AUTO, "TPU_WORKER_HOSTNAMES says of no hosts; allowed: where it names them, or k/K")
         return Worker(_checked("TPU_WORKER_ID", _number(environment, "TPU_WORKER_ID"), len(hosts)), Rank(0, 1))
     return None
 
@@ -95,7 +98,7 @@ def _array(environment: Mapping[str, str]) -> Rank | None:
     number, least, most, step, count = (_number(environment, name) for name in names)
     if (most - least) != step * (count - 1) or (number - least) % max(step, 1):
         numbers = f"{count} numbers from {least} to {most}"
-        raise ConfigError(KEY, AUTO, f"this array has {numbers}; allowed: evenly spaced ones, as --array=0-7")
+        raise ConfigError(KEY, AUTO, f"this array has {numbers}; allowed: a range, as --array=0-7 or --array=1-9:2")
     return _checked("SLURM_ARRAY_TASK_ID", (number - least) // max(step, 1), count)
 
 
@@ -111,7 +114,7 @@ def _checked(name: str, number: int, total: int) -> Rank:
 
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
-    if not text.isdigit():
+    if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ConfigError(KEY, AUTO, f"{name}={text}; allowed: a whole number")
     return int(text)
 
