@@ -14,7 +14,7 @@ install -d -o munge -g munge -m 0711 /var/lib/munge
 [ -s /etc/munge/munge.key ] || dd if=/dev/urandom bs=1 count=1024 status=none of=/etc/munge/munge.key
 chown munge:munge /etc/munge/munge.key
 chmod 400 /etc/munge/munge.key
-pgrep -x munged >/dev/null || setpriv --reuid munge --regid munge --clear-groups /usr/sbin/munged
+pgrep -x munged >/dev/null || setpriv --reuid munge --regid munge --clear-groups /usr/sbin/munged >/dev/null 2>&1
 
 mkdir -p /var/spool/slurmctld /var/spool/slurmd /var/log/slurm /run/slurm /etc/slurm
 cat >/etc/slurm/slurm.conf <<CONF
@@ -68,10 +68,10 @@ pgrep -x mariadbd >/dev/null || setsid mariadbd-safe --user=mysql --bind-address
 until_ready mysqladmin ping
 mysql -e "create database if not exists slurm_acct_db; create user if not exists slurm@localhost identified by 'slurm';
     grant all on slurm_acct_db.* to slurm@localhost"
-pgrep -x slurmdbd >/dev/null || slurmdbd
+pgrep -x slurmdbd >/dev/null || slurmdbd >/dev/null 2>&1
 until_ready sacctmgr -n list cluster
 sacctmgr -i add cluster ci >/dev/null 2>&1 || true
-pgrep -x slurmctld >/dev/null || slurmctld
-pgrep -x slurmd >/dev/null || slurmd
+pgrep -x slurmctld >/dev/null || slurmctld >/dev/null 2>&1
+pgrep -x slurmd >/dev/null || slurmd >/dev/null 2>&1
 until_ready bash -c 'sinfo -h -o %t | grep -qE "idle|mix|alloc"'
 sinfo
