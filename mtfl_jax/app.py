@@ -210,8 +210,8 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         if part == (1, 1) or not engine.unfinished(grid, sink.finished()).any():
             finish(grid, sink, console)
         else:
-            rows = progress.several(outcome.done, "cell")
-            console.print(f"share {part[0]}/{part[1]}: {rows} more in {folder}", soft_wrap=True, highlight=False)
+            made = progress.several(outcome.done, "cell")
+            console.print(f"share {part[0]}/{part[1]}: {made} more in {folder}", soft_wrap=True, highlight=False)
             console.print(f"mtfl-report {folder} shows what all shares have made", soft_wrap=True, highlight=False)
     if outcome.failures:
         raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))

@@ -99,6 +99,7 @@ class Stop:
             for path in list(UNFINISHED):
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+            # Nobody who asks twice waits.
             with contextlib.suppress(BaseException):
                 self.hand_over(functools.partial(select.select, [source], [], []) if not again else bool)
             os._exit(128 + number)

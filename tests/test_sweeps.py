@@ -712,7 +712,7 @@ def test_parts_of_a_sweep_are_the_whole():
     cells = [
         bucket.cells
         for k, buckets in ((1, slow), (2, fast), (3, slow))
-        for bucket in engine.remaining(grid, buckets, none, engine.share(grid, "auto", (k, 3)))
+        for bucket in engine.remaining(grid, buckets, none, engine.share(grid, plan(grid), (k, 3)))
     ]
     assert sorted(np.concatenate(cells).tolist()) == list(range(len(grid)))
 

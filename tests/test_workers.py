@@ -119,7 +119,7 @@ def test_shares_are_equal_and_seeds_come_breadth_first(of):
     for bucket in plan(grid):
         # Of a training, to each of its cells.
         seconds[bucket.cells] = (bucket.seconds / np.bincount(bucket.lane, minlength=len(bucket)))[bucket.lane]
-    shares = [engine.share(grid, "auto", (k, of)) for k in range(1, of + 1)]
+    shares = [engine.share(grid, plan(grid), (k, of)) for k in range(1, of + 1)]
     assert (np.sum(shares, axis=0) == 1).all()
     longest = max(bucket.seconds for bucket in plan(grid))
     took = [seconds[mine].sum() for mine in shares]

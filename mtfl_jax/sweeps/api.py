@@ -11,12 +11,12 @@ import pyarrow as pa
 
 from mtfl_jax import compose, extend
 from mtfl_jax.sweeps import calibration, identity, store, tables
-from mtfl_jax.sweeps.compiling import Chunk, fitting, job_of, lines_of, memory_of, speed
+from mtfl_jax.sweeps.compiling import Chunk, fitting, job_of, lines_of, memory_of
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, lane_flops, size_names
-from mtfl_jax.sweeps.engine import describe, execute, remaining, share
+from mtfl_jax.sweeps.engine import describe, execute, planned, remaining
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, memory_limit
-from mtfl_jax.sweeps.plan import Bucket, plan
+from mtfl_jax.sweeps.plan import Bucket
 
 
 class Forecast(NamedTuple):
@@ -70,8 +70,8 @@ def forecast(
     """What running a grid would take, less the rows `finished` (their identities). It keeps no row, compiles only where
     `compiled` says so, and measures chunks (`calibration`) only where `calibrated` says so.
     """
-    mine = share(grid, moments, part)
-    buckets = remaining(grid, plan(grid, moments, speed()), finished, mine)
+    whole, mine = planned(grid, moments, part)
+    buckets = remaining(grid, whole, finished, mine)
     left = []
     for bucket in buckets:
         p = bucket.program

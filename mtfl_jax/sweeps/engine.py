@@ -70,17 +70,22 @@ class Sink(Protocol):
         """Identities of the rows there already, sorted."""
 
 
-def share(grid: Grid, moments: str, part: tuple[int, int]) -> np.ndarray:
+def planned(grid: Grid, moments: str, part: tuple[int, int]) -> tuple[list[Bucket], np.ndarray]:
+    """The plan for this process's devices, and which cells (cells,) are those of its part."""
+    whole, fast = plan(grid, moments, speed()), speed() != 1
+    if part == (1, 1):
+        return whole, np.ones(len(grid), bool)
+    return whole, share(grid, plan(grid, moments) if fast else whole, part)
+
+
+def share(grid: Grid, buckets: Sequence[Bucket], part: tuple[int, int]) -> np.ndarray:
     """Which cells (cells,) are those of part (k, K): the k-th of K shares of the trainings, equal in the model's time,
-    and the same on every machine.
+    and the same on every machine, as `buckets` are the plan for the model's core.
 
     A share has trainings of few programs, as each process compiles its own; the first shares have the first seeds of
     every program, the last ones the last.
     """
     k, of = part
-    if of == 1:
-        return np.ones(len(grid), bool)
-    buckets = plan(grid, moments)
     seconds = np.concatenate([np.full(len(bucket), bucket.seconds) for bucket in buckets])
     owner = np.repeat(np.arange(len(buckets)), [len(bucket) for bucket in buckets])
     total = seconds.sum()
@@ -178,8 +183,7 @@ def execute(
     before every chunk; `notify` hears of every one. A bucket that fails is listed in the result's failures and the
     others run.
     """
-    whole = plan(grid, moments, speed())
-    mine = share(grid, moments, part)
+    whole, mine = planned(grid, moments, part)
     buckets = remaining(grid, whole, sink.finished(), mine)
     cells, every = sum(len(bucket.cells) for bucket in buckets), int(mine.sum())
     progress = Progress(cells=every, buckets=len(buckets), skipped=every - cells)

@@ -174,9 +174,10 @@ def distinct(found: Stored, columns: Sequence[str] | None = None, where: Any = N
 
 def scattered(folder: Path) -> bool:
     """Whether parts of a folder have rows that its results.parquet lacks."""
-    files = files_of(folder)
-    found, gathered = (ids(stored(some)) for some in (files, [path for path in files if path.name == RESULTS]))
-    return len(found) > len(gathered)
+    rows = _ids(stored(files_of(folder)))
+    merged = [own for path, own in rows.items() if path.name == RESULTS]
+    every, there = (np.concatenate([np.empty(0, np.uint64), *itertools.chain(*of)]) for of in (rows.values(), merged))
+    return not np.isin(every, there).all()
 
 
 def merge(folder: Path, current: pa.Schema | None = None) -> Path:
