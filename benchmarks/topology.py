@@ -35,7 +35,7 @@ COMPILE_LIMIT = 1200
 
 class Chip(NamedTuple):
     """A chip to compile for. `operations` (of a float32 product's passes) and `bytes` are its published rates, per
-    second; a float32 product takes `passes` of them.
+    second; a float32 product takes `passes` of them. together: every training is spread over all of them.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Chip(NamedTuple):
     operations: float
     bytes: float
     passes: int
+    together: bool = False
 
 
 # A TPU multiplies bfloat16; XLA makes a float32 product (`highest`) of six such. A GPU's float32 rate is the one
@@ -54,6 +55,8 @@ CHIPS = {
     "h100": Chip("cuda13", "1x1x2", 67e12, 3350e9, 1),  # NVIDIA H100 data sheet, SXM
     "h200": Chip("cuda13", "1x1x2", 67e12, 4800e9, 1),  # NVIDIA H200 data sheet, SXM
 }
+CHIPS["v5e-16"] = CHIPS["v5e"]._replace(topology="v5e:4x4", together=True)
+CHIPS["h100-8"] = CHIPS["h100"]._replace(topology="1x1x8", together=True)
 MODULES = {"tpu": "libtpu", "cuda13": "jax_plugins.xla_cuda13"}
 """By kind, which is the extra that installs it: what the compiler is in."""
 
@@ -84,7 +87,9 @@ def devices_of(target: str) -> tuple[Any, ...]:
     if chip.kind == "tpu":
         return tuple(topologies.get_topology_desc(chip.topology, "tpu").devices)
     jax.devices()  # Plugins are found when JAX looks for devices.
-    described = topologies.get_topology_desc(platform="cuda", target_config=GPUS[target], topology=chip.topology)
+    described = topologies.get_topology_desc(
+        platform="cuda", target_config=GPUS[target.partition("-")[0]], topology=chip.topology
+    )
     return tuple(described.devices)
 
 
@@ -92,19 +97,25 @@ def devices_of(target: str) -> tuple[Any, ...]:
 
 
 class Work(NamedTuple):
-    """A grid of one program, the lanes to compile it for, and the kinds of chips that `--quick` compiles it for."""
+    """A grid of one program, the lanes to compile it for, and the kinds of chips that `--quick` compiles it for.
+    together: for chips that share each training.
+    """
 
     axes: dict[str, Any]
     lanes: tuple[int, ...]
     quick: tuple[str, ...] = ()
     moments: str = "auto"
+    together: bool = False
 
 
 BOTH = ("tpu", "cuda13")
+QUICK = ("v5e", "h100", "v5e-16", "h100-8")
 QUICK_LANES = 64
 RECOVERY = {"measure": "recovery", "probe": "none"}
 ROUNDS = {"steps": 200, "num_tasks": 32, "n1": 512, "n2": 512}
 ALTERNATING = {"algorithm": "alternating", **ROUNDS, **RECOVERY, "measure_at": "last"}
+LARGE = {"width": 2**20, "num_tasks": 4096, "n2": 4096}
+"""Weights of 16 GiB, and as much again of their gradients and of what is kept."""
 MANY = {"width": [64, 256, 1024], "num_tasks": [1, 4, 16, 64, 256], "r": [2, 3, 4]}
 
 WORK = {
@@ -116,6 +127,7 @@ WORK = {
     "joint": Work({"algorithm": "joint", **ROUNDS}, (1024,)),
     "random_features": Work({"algorithm": "random_features"}, (1024,), BOTH),
     "kernels": Work({}, (64,), BOTH),
+    "alternating large": Work({**ALTERNATING, **LARGE}, (1,), BOTH, together=True),
 }
 """The hot programs; d = 64, width = 256, r = 4 and the rest as `mtfl` has it. `kernels` is the Pallas kernels alone."""
 
@@ -125,8 +137,10 @@ def jobs(targets: list[str], programs: list[str], lanes: int | None, quick: bool
     found = []
     for name in programs:
         for target in targets:
+            if CHIPS[target].together != WORK[name].together:
+                continue
             if not quick or CHIPS[target].kind in WORK[name].quick:
-                own = (lanes,) if lanes else (QUICK_LANES,) if quick else WORK[name].lanes
+                own = (lanes,) if lanes else (min(QUICK_LANES, *WORK[name].lanes),) if quick else WORK[name].lanes
                 found += [(name, count, target) for count in own]
     return found
 
@@ -418,7 +432,7 @@ def bound(target: str, of: dict[str, Any]) -> float:
 
 def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[Any, int, float]:
     """A program as a sweep compiles it for devices, how many trainings a batch of it has, and the operations of a
-    training's matrix products.
+    training's matrix products on one device.
     """
     from mtfl_jax import compose
     from mtfl_jax.sweeps import compiling, cost, plan
@@ -429,9 +443,9 @@ def executable_of(program: str, devices: tuple[Any, ...], lanes: int) -> tuple[A
     compiling.devices = lambda: devices
     seeds = f"range(0,{lanes * len(devices)})"
     (bucket,) = plan.plan(Grid({**of.axes, "seed": seeds}, compose.composed), of.moments, compiling.speed())
-    chunk = compiling.modelled(bucket)
+    chunk = compiling.Chunk(1, 1, spread=len(devices)) if of.together else compiling.modelled(bucket)
     executable = compiling.compiled(compiling.job_of(bucket), chunk).executable
-    return executable, chunk.batch, cost.lane_flops(bucket.program)
+    return executable, chunk.batch, cost.lane_flops(bucket.program) / chunk.spread
 
 
 def kernels(devices: tuple[Any, ...], lanes: int) -> tuple[Any, int, None]:
@@ -461,11 +475,12 @@ def kernels(devices: tuple[Any, ...], lanes: int) -> tuple[Any, int, None]:
 
 def line_of(of: dict[str, Any]) -> str:
     """A report in a line."""
-    head = f"{of['program']:22} {of['lanes']:5} {of['target']:5}"
+    head = f"{of['program']:22} {of['lanes']:5} {of['target']:6}"
     if error := of.get("error"):
         return f"{head} {error}"
     rare = largest(of["calls"], False)
     calls = said(largest(of["calls"], True)) + (f"; in branches {said(rare)}" if rare else "")
+    calls += "".join(f"; {count} {op}" for op, count in of["collectives"].items())
     return (
         f"{head} {of['lower_seconds']:4.1f} + {of['compile_seconds']:5.1f} s,"
         f" {of['temporary_mib_a_training']:6.2f} MiB held and {of['bytes_a_training'] / 1e6:6.1f} MB moved a training,"
@@ -516,7 +531,9 @@ def kept(path: Path, new: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Compile what is asked for, say and keep what came out; exit 1 where nothing could be compiled."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", metavar="NAME,…", help=f"of {','.join(CHIPS)} (default: all; v5e,h100 if --quick)")
+    parser.add_argument(
+        "--target", metavar="NAME,…", help=f"of {','.join(CHIPS)} (default: all; {','.join(QUICK)} if --quick)"
+    )
     parser.add_argument("--program", metavar="NAME,…", help=f"of {','.join(WORK)} (default: all)")
     parser.add_argument("--lanes", type=int, metavar="N", help="trainings a device at once (default: by program)")
     parser.add_argument("--quick", action="store_true", help="the smaller set that tests/test_topology.py checks")
@@ -527,7 +544,7 @@ def main() -> None:
         program, lanes, target = given.one
         print(json.dumps(compiled_here(program, int(lanes), target)))
         return
-    targets = given.target.split(",") if given.target else ["v5e", "h100"] if given.quick else [*CHIPS]
+    targets = given.target.split(",") if given.target else [*QUICK] if given.quick else [*CHIPS]
     programs = given.program.split(",") if given.program else [*WORK]
     for chosen, allowed in ((targets, CHIPS), (programs, WORK)):
         if unknown := [name for name in chosen if name not in allowed]:

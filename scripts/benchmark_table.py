@@ -16,6 +16,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TOPOLOGY = RESULTS / "topology.json"
+PODS = (1, 4, 16, 64, 256)
+"""Chips of a pod, for the prediction."""
+POD_TRAININGS, POD_CALL = 10**6, 1024
 START, END = "<!-- benchmarks: python scripts/benchmark_table.py -->", "<!-- benchmarks end -->"
 
 Row = Sequence[str]
@@ -173,7 +176,13 @@ def text() -> str:
             " cache may spare some, a TPU's memory on the chip is left out). A bound is the time of a training by"
             " arithmetic, or on a TPU by bytes, at the chip's published rates, and no measurement. Library calls are"
             " those of every call and those that stand in the branches of a `conditional`, each with the largest side"
-            " of its matrices."
+            " of its matrices. Chips with a number share every training: they add up what sums over neurons."
+        )
+        parts.append("A *prediction* from these bounds, which nobody has measured, of trainings a second on a pod:")
+        parts.append(table(["work", "chip", *(f"{count}" for count in PODS)], list(predicted())))
+        parts.append(
+            f"Of a sweep of {POD_TRAININGS:,} trainings, in whole calls of {POD_CALL:,} a chip: chips share nothing, so"
+            " they are as many times as fast but for the last call. Compiling, and what a host does, are left out."
         )
     return "\n\n".join(parts)
 
@@ -199,6 +208,14 @@ def compiles() -> Iterator[Row]:
         mib, mb = of["temporary_mib_a_training"], of["bytes_a_training"] / 1e6
         held, moved = (f"{size:,.0f}" if size >= 100 else f"{size:.3g}" for size in (mib, mb))
         yield *head, f"{seconds:.0f} s", f"{held} MiB", f"{moved} MB", always, rare, bound
+
+
+def predicted() -> Iterator[Row]:
+    """Rows of trainings a second by the bounds alone, for more and more chips."""
+    for of in json.loads(TOPOLOGY.read_text()):
+        if of.get("bound_seconds") and of["lanes"] == POD_CALL:
+            rates = (POD_TRAININGS / (-(-POD_TRAININGS // (n * POD_CALL)) * POD_CALL * of["bound_seconds"]) for n in PODS)
+            yield f"`{of['program']}`", of["target"], *(f"{float(f'{rate:.2g}'):,.0f}" for rate in rates)
 
 
 def ratios_of(found: dict[str, Any]) -> Iterator[Row]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from mtfl_jax import compose
 from mtfl_jax.config import FIELDS, Config
@@ -25,7 +26,8 @@ from mtfl_jax.learning.measures import MEASURES, Measure, in_set
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS
-from mtfl_jax.sweeps.compiling import Chunk
+from mtfl_jax.sweeps import engine
+from mtfl_jax.sweeps.compiling import Chunk, job_of, wider
 from mtfl_jax.sweeps.engine import Progress, execute
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.store import Memory
@@ -516,6 +518,13 @@ def one_by_one(spec: Spec, cells: Sequence[Planned], alone: Alone, same: Same) -
     _run_same(spec, cells, alone, same, chunk=1)
 
 
+def spread(spec: Spec, cells: Sequence[Planned], alone: Alone, same: Same) -> None:
+    """Every training over several devices, where they divide its neurons."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "chunk_of", lambda bucket: wider(job_of(bucket), Chunk(3, 1)) or Chunk(3, 1))
+        _run_same(spec, cells, alone, same)
+
+
 def reversed_axes(spec: Spec, cells: Sequence[Planned], alone: Alone, same: Same) -> None:
     """The axes, and the values of each, the other way round."""
 
@@ -583,7 +592,7 @@ def _whole_lanes(grid: Grid, finished: set[int]) -> int:
 
 
 VARIANTS: tuple[Variant, ...] = (never, one_by_one, reversed_axes, joined, shares, resumed)
-REAL_VARIANTS: tuple[Variant, ...] = (never, reversed_axes, joined, shares, resumed)
+REAL_VARIANTS: tuple[Variant, ...] = (never, reversed_axes, joined, shares, resumed, spread)
 """Those that compile little: without `one_by_one`."""
 
 

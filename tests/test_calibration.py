@@ -23,7 +23,6 @@ def an_accelerator(monkeypatch, tmp_path):
     """One CPU device as an accelerator, and an empty cache."""
     devices = (machine.devices()[0],)
     monkeypatch.setattr(compiling, "devices", lambda: devices)
-    monkeypatch.setattr(engine, "devices", lambda: devices)
     monkeypatch.setattr(compiling, "accelerator", lambda: True)
     monkeypatch.setattr(calibration, "cache_home", lambda: tmp_path)
 

@@ -106,8 +106,9 @@ def _compiled(item: Any) -> list[str]:
 
 
 def _at_once(chunk: Any) -> str:
-    """How many trainings a device takes at once, and by which kernel if not plainly."""
-    return f"{chunk.batch:,}{'' if chunk.kernel == 'plain' else f' {chunk.kernel}'}"
+    """How many trainings a device takes at once, by which kernel if not plainly, and on how many devices if several."""
+    over = f" on {chunk.spread} devices" if chunk.spread > 1 else ""
+    return f"{chunk.batch:,}{'' if chunk.kernel == 'plain' else f' {chunk.kernel}'}{over}"
 
 
 def _measured(number_: int, item: Any) -> list[str]:

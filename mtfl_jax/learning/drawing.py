@@ -31,10 +31,13 @@ def draw_tasks(p: Program, cell: Cell) -> Tasks:
 
 
 def draw_network(p: Program, cell: Cell) -> Params:
-    """The network at initialisation."""
+    """The network at initialisation, its neurons shared among devices where the program is spread."""
     key = keys.stream(cell.seed, "network")
     scale = cell.bias_scale if p.bias == "random" else 0.0
-    return network.initialise(key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale)
+    params = network.initialise(
+        key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale
+    )
+    return network.spread(params) if p.spread else params
 
 
 def draw_inputs(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Array, " n"]) -> Float[Array, "n {p.d}"]:

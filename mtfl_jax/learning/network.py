@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import PartitionSpec
 from jaxtyping import Float, Key
 
 from mtfl_jax.learning import draws, kernels, keys
@@ -24,6 +25,9 @@ Inputs = Float[Array, "n d"] | Float[Array, "T n d"]
 """Shared by the tasks, or of each task's own."""
 
 BIASES = ("zero", "random", "trained")
+
+NEURONS = "neurons"
+"""The axis of a mesh along which neurons are shared among devices."""
 
 
 @jax.custom_vjp
@@ -155,6 +159,16 @@ def initialise(
         "b": jnp.where(neuron, b, 0).astype(rows.dtype),
         "A": jnp.zeros((max_tasks, max_width), rows.dtype),
     }
+
+
+def spread(params: Params) -> Params:
+    """The network with its neurons shared among the devices of the mesh in use: rows of W, entries of b, columns of A.
+
+    A compiler then keeps with them what has an axis of neurons, and adds up over devices what sums over neurons, as
+    outputs do.
+    """
+    axes = {"W": PartitionSpec(NEURONS, None), "b": PartitionSpec(NEURONS), "A": PartitionSpec(None, NEURONS)}
+    return {name: jax.lax.with_sharding_constraint(leaf, axes[name]) for name, leaf in params.items()}
 
 
 def inside_span(params: Params, r: IntLike, d: IntLike) -> Params:

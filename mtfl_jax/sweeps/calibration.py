@@ -83,10 +83,9 @@ def candidates(bucket: Bucket) -> list[Chunk]:
 
 
 def _rate(grid: Grid, bucket: Bucket, executable: Any, chunk: Chunk) -> float:
-    devices = len(compiling.devices())
-    lanes = np.arange(chunk.capacity * devices) % len(bucket)
+    lanes = np.arange(chunk.capacity * chunk.places) % len(bucket)
     cells = compiling.cells_of(grid, bucket, lanes)
-    counts = np.full(devices, chunk.capacity, np.int32)
+    counts = np.full(chunk.places, chunk.capacity, np.int32)
 
     def seconds() -> float:
         start = time.perf_counter()
@@ -94,7 +93,7 @@ def _rate(grid: Grid, bucket: Bucket, executable: Any, chunk: Chunk) -> float:
         return time.perf_counter() - start
 
     seconds()
-    return chunk.capacity / statistics.median(seconds() for _ in range(REPEATS))
+    return chunk.capacity / chunk.spread / statistics.median(seconds() for _ in range(REPEATS))
 
 
 def _key(job: Job) -> str:

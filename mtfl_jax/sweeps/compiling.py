@@ -22,7 +22,8 @@ from jax.sharding import Mesh, PartitionSpec
 from mtfl_jax import extend
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, moment_rows
-from mtfl_jax.learning.arithmetic import AUTO, EXACT
+from mtfl_jax.learning.arithmetic import AUTO, EXACT, Arithmetic
+from mtfl_jax.learning.network import NEURONS
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.sweeps import cost, host, mappings
 from mtfl_jax.sweeps.grid import Grid
@@ -46,6 +47,9 @@ OPTIONS: dict[str, dict[str, str | bool]] = {
 program took 15 s longer for it, and minutes where it tried Triton's kernels, which multiply slower than cuBLAS.
 """
 
+LANES = "lanes"
+"""The axis of a mesh along which trainings are shared among devices."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -55,12 +59,18 @@ class TooLargeError(Exception):
 
 class Chunk(NamedTuple):
     """Trainings of one call on each device: at most `capacity`, `batch` of them at a time, by `kernel` where the
-    program leaves it open.
+    program leaves it open. A training that is too large for one device has its neurons shared among `spread` of them.
     """
 
     capacity: int
     batch: int
     kernel: str = EXACT.kernel
+    spread: int = 1
+
+    @property
+    def places(self) -> int:
+        """How many chunks a call takes, each on devices of its own."""
+        return len(devices()) // self.spread
 
 
 def accelerator() -> bool:
@@ -101,7 +111,7 @@ def on_chip() -> int:
     """Bytes of memory on the chip of each TPU core, as Pallas knows them; the least of any where it does not."""
     from jax.experimental.pallas import tpu  # Its import takes time, which only TPUs should.
 
-    mesh = Mesh(np.asarray(devices()), ("lanes",)).abstract_mesh
+    mesh = Mesh(np.asarray(devices()), (LANES,)).abstract_mesh
     with contextlib.suppress(ValueError), jax.sharding.use_abstract_mesh(mesh):
         return int(tpu.get_tpu_info().vmem_capacity_bytes)
     return 2**24
@@ -144,6 +154,23 @@ class Job:
     program: Program
     leaves: tuple[Leaf, ...]
     extensions: tuple[str, ...]
+
+
+def wider(job: Job, chunk: Chunk) -> Chunk | None:
+    """The chunk one training at a time on more devices each, as few more as divide the devices and the neurons; None
+    where there are none, and for a kernel that is a single device's.
+    """
+    p = job.program
+    if settled(p, chunk).kernel == "pallas":
+        return None
+    counts = (n for n in range(chunk.spread + 1, len(devices()) + 1) if len(devices()) % n == p.width % n == 0)
+    more = next(counts, None)
+    return None if more is None else chunk._replace(batch=1, spread=more)
+
+
+def settled(p: Program, chunk: Chunk) -> Arithmetic:
+    """The program's arithmetic, by the chunk's kernel where the setting leaves it open."""
+    return p.arithmetic._replace(kernel=chunk.kernel) if p.arithmetic.kernel == AUTO else p.arithmetic
 
 
 def job_of(bucket: Bucket) -> Job:
@@ -212,13 +239,12 @@ class Compiled(NamedTuple):
 def compiled(job: Job, chunk: Chunk) -> Compiled:
     """The executable of a program: (Cell, counts) -> measurements.
 
-    Leaves have a leading axis devices × capacity; counts (devices,) says how many trainings of each device's share
-    are real. The others give zeros, and batches without a real one cost nothing.
+    Leaves have a leading axis places × capacity; counts (places,) says how many trainings of each place's share are
+    real. The others give zeros, and batches without a real one cost nothing.
     """
-    mesh, spec = Mesh(np.asarray(devices()), ("lanes",)), PartitionSpec("lanes")
-    p = job.program.replace(accelerator=accelerator())
-    if p.arithmetic.kernel == AUTO:
-        p = p.replace(arithmetic=p.arithmetic._replace(kernel=chunk.kernel))
+    mesh = Mesh(np.asarray(devices()).reshape(-1, chunk.spread), (LANES, NEURONS))
+    spec, spread = PartitionSpec(LANES), chunk.spread > 1
+    p = job.program.replace(accelerator=accelerator(), spread=spread, arithmetic=settled(job.program, chunk))
     run = functools.partial(experiment.experiment, p)
 
     def each_device(cells: Cell, count: jax.Array) -> dict[str, jax.Array]:
@@ -242,12 +268,16 @@ def compiled(job: Job, chunk: Chunk) -> Compiled:
         out = jax.lax.fori_loop(0, (count[0] + chunk.batch - 1) // chunk.batch, body, out)
         return jax.tree.map(lambda leaf: leaf.reshape(chunk.capacity, *leaf.shape[2:]), out)
 
-    sharded = jax.shard_map(each_device, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)
-    lanes = chunk.capacity * len(devices())
+    # Along neurons, where there are several devices, it is the compiler that divides the work.
+    own = {LANES} if spread else {LANES, NEURONS}
+    sharded = jax.shard_map(
+        each_device, mesh=mesh, in_specs=(spec, spec), out_specs=spec, axis_names=own, check_vma=False
+    )
+    lanes = chunk.capacity * chunk.places
     example = Cell(**{leaf.name: np.zeros((lanes, *leaf.shape), _dtype(leaf)) for leaf in job.leaves})
     start = time.perf_counter()
     with jax.default_matmul_precision(MATMUL_PRECISION):
-        lowered = jax.jit(sharded).lower(example, np.zeros(len(devices()), np.int32))
+        lowered = jax.jit(sharded).lower(example, np.zeros(chunk.places, np.int32))
         lowering = time.perf_counter() - start
         with _first_on_host(f"{job} {chunk} {jax.__version__} {mesh}"):
             start = time.perf_counter()
@@ -267,8 +297,9 @@ class Fitting(NamedTuple):
 
 
 def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> Fitting:
-    """The program's executable and its chunk, its batch halved until the compiler takes it and its own memory analysis
-    fits into `memory_fraction` of the device. Raises TooLargeError.
+    """The program's executable and its chunk, its batch halved, and then one training spread over more and more
+    devices, until the compiler takes it and its own memory analysis fits into `memory_fraction` of a device. Raises
+    TooLargeError.
     """
     limit = memory_fraction * memory_limit()
     lowering = compiling = 0.0
@@ -286,14 +317,16 @@ def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> Fitting:
             lowering, compiling = lowering + made.lowering, compiling + made.compiling
         if needs <= limit:
             return Fitting(made.executable, chunk, lowering, compiling)
-        if chunk.batch == 1:
+        less = half(chunk) if chunk.batch > 1 else wider(job, chunk)
+        if less is None:
             said = "more than there is" if needs == math.inf else f"{needs / 2**30:.2g} GiB"
+            over = f" on each of {chunk.spread} devices" if chunk.spread > 1 else ""
             raise TooLargeError(
-                f"one training needs {said}; allowed: {limit / 2**30:.2g} GiB a device"
+                f"one training needs {said}{over}; allowed: {limit / 2**30:.2g} GiB a device"
                 f" (memory_fraction={memory_fraction:g})"
             )
-        chunk = half(chunk)
-        _log.info("halved to %d trainings a call: %g bytes of %g", chunk.capacity, needs, limit)
+        chunk = less
+        _log.info("%d trainings a call, each on %d devices: %g bytes of %g", chunk.capacity, chunk.spread, needs, limit)
 
 
 def memory_of(executable: Any) -> int:

@@ -21,9 +21,9 @@ import threadpoolctl
 from mtfl_jax import ends
 from mtfl_jax.sweeps import compiling, mappings
 from mtfl_jax.sweeps.calibration import chunk_of
-from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, fitting, half, job_of, speed
+from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, fitting, half, job_of, speed, wider
 from mtfl_jax.sweeps.grid import Grid, row_ids
-from mtfl_jax.sweeps.machine import MEMORY_FRACTION, devices
+from mtfl_jax.sweeps.machine import MEMORY_FRACTION
 from mtfl_jax.sweeps.plan import Bucket, plan
 from mtfl_jax.sweeps.rows import Costs, rows_of
 
@@ -144,7 +144,7 @@ class _Course:
     def take(self) -> np.ndarray:
         """The lanes of the next chunk, which are consecutive."""
         low, high = self.left.pop(0)
-        most = low + self.chunk.capacity * len(devices())
+        most = low + self.chunk.capacity * self.chunk.places
         if most < high:
             self.left.insert(0, (most, high))
         return np.arange(low, min(most, high))
@@ -155,12 +155,12 @@ class _Course:
 
 
 class _Flight(NamedTuple):
-    """A chunk on its way: its lanes, at which places of the call's outputs they are, and how large a chunk it is."""
+    """A chunk on its way: its lanes, at which places of the call's outputs they are, and what the call took."""
 
     course: _Course
     lanes: np.ndarray
     places: np.ndarray
-    capacity: int
+    chunk: Chunk
     outputs: Mapping[str, Any]
 
 
@@ -290,7 +290,7 @@ class _Run:
         try:
             return _call(course, self.grid, lanes)
         except Exception as error:
-            self._failed(course, lanes, course.chunk.capacity, error)
+            self._failed(course, lanes, course.chunk, error)
             return None
 
     def _collect(self, flight: _Flight) -> None:
@@ -301,7 +301,7 @@ class _Run:
             measured = {name: values[flight.places] for name, values in outputs.items()}
             rows = rows_of(self.grid, self.costs, bucket, lanes, measured)
         except Exception as error:
-            self._failed(flight.course, lanes, flight.capacity, error)
+            self._failed(flight.course, lanes, flight.chunk, error)
             return
         self.held.append(rows)
         now = time.perf_counter()
@@ -322,17 +322,21 @@ class _Run:
             self.sink.append(pa.concat_tables(held))
             self.written = time.perf_counter()
 
-    def _failed(self, course: _Course, lanes: np.ndarray, capacity: int, error: Exception) -> None:
-        """Where a chunk was out of memory, try again in halves of it; else give the bucket up, once."""
+    def _failed(self, course: _Course, lanes: np.ndarray, chunk: Chunk, error: Exception) -> None:
+        """Where a chunk was out of memory, try again in halves of it, or one training on more devices; else give the
+        bucket up, once.
+        """
         if course.given_up:  # Of two chunks on their way this is the second.
             return
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error) and capacity > 1:
+        job, full = job_of(course.bucket), isinstance(error, jax.errors.JaxRuntimeError)
+        full = full and "RESOURCE_EXHAUSTED" in str(error)
+        less = half(chunk) if chunk.capacity > 1 else wider(job, chunk)
+        if full and less is not None:
             course.give_back(lanes)
             try:
-                if capacity == course.chunk.capacity:  # It has not been halved since.
-                    _log.info("out of memory at %d trainings a call", capacity)
-                    job = job_of(course.bucket)
-                    course.executable, course.chunk, *_ = fitting(job, half(course.chunk), self.memory_fraction)
+                if chunk == course.chunk:  # It has not become less since.
+                    _log.info("out of memory at %d trainings a call", chunk.capacity)
+                    course.executable, course.chunk, *_ = fitting(job, less, self.memory_fraction)
             except Exception as too_large:
                 error = too_large
             else:
@@ -350,16 +354,17 @@ class _Run:
 
 
 def _call(course: _Course, grid: Grid, lanes: np.ndarray) -> _Flight:
-    """Start a call for lanes, at most one chunk, shared evenly among the devices."""
-    capacity = course.chunk.capacity
-    shares = np.array_split(np.arange(len(lanes)), len(devices()))
+    """Start a call for lanes, at most one chunk, shared evenly among its places."""
+    chunk = course.chunk
+    capacity, count = chunk.capacity, chunk.places
+    shares = np.array_split(np.arange(len(lanes)), count)
     # Where each lane stands in the call; the places between are filled with copies that do not run.
     places = np.concatenate([i * capacity + np.arange(len(share)) for i, share in enumerate(shares)])
-    filled = np.full(capacity * len(devices()), lanes[0])
+    filled = np.full(capacity * count, lanes[0])
     filled[places] = lanes
     counts = np.asarray([len(share) for share in shares], np.int32)
     outputs = course.executable(cells_of(grid, course.bucket, filled), counts)
-    return _Flight(course, lanes, places, capacity, outputs)
+    return _Flight(course, lanes, places, chunk, outputs)
 
 
 def describe(grid: Grid, bucket: Bucket, error: Exception) -> str:
