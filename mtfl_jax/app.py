@@ -32,7 +32,7 @@ from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
 from mtfl_jax.names import SWEEP_KEYS
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import api, engine, jobs, machine, notes, progress, store, tables, workers
+from mtfl_jax.sweeps import api, engine, jobs, machine, notes, places, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
 
@@ -104,19 +104,20 @@ def task(composed: DictConfig, alone: bool = True) -> None:
     """Run the grid of one composed config into Hydra's output folder, and show it, unless the process that launched
     this one does (not `alone`).
     """
-    folder = Path(HydraConfig.get().runtime.output_dir)
+    output_dir = Path(HydraConfig.get().runtime.output_dir)
     console = progress.console(sys.stdout, quiet=not alone)
-    listening = ends.listening(ends.BEGUN, clean=lambda: remove_if_empty(folder), say=alone, launched=True)
+    listening = ends.listening(ends.BEGUN, clean=lambda: remove_if_empty(output_dir), say=alone, launched=True)
     with jobs.following(), listening as stop:
         try:
-            _run(composed, folder, console, stop)
+            _run(composed, output_dir, console, stop)
         except StoppedError:
             stop.hand_over()
             raise
 
 
-def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) -> None:
+def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.Stop) -> None:
     try:
+        key, folder = _place(composed, output_dir)
         if not isinstance(composed.study, str):
             name = HydraConfig.get().runtime.choices.get("study")
             raise ConfigError("study", name, "its YAML must begin with the line '# @package _global_'")
@@ -132,15 +133,15 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
             console.print(said, style="yellow", soft_wrap=True, highlight=False, markup=False)
         memory_fraction = memory_share(composed.memory_fraction)
         if composed.sweep.part == workers.AUTO:
-            _require_common_folder()
+            _require_common_folder(key)
             composed.sweep.part = "/".join(map(str, workers.part()))
             workers.take_own()
         part = part_of(composed.sweep.part)
         moments = moments_of(composed.moments)
         how = str(one_of(*PLANS).parse("plan", composed.plan))
         if how != "run":
-            there = store.Folder(folder, _folder_key(), write=False).finished()
-            remove_if_empty(folder)
+            there = store.Folder(folder, key, write=False).finished()
+            remove_if_empty(output_dir)
             found = api.forecast(
                 grid,
                 there,
@@ -154,12 +155,14 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
             if any(item.problem for item in found.left):
                 raise JobsFailedError("some programs cannot run")
             return
-        sink = store.Folder(folder, _folder_key())
+        sink = store.Folder(folder, key)
     except ConfigError:
-        remove_if_empty(folder)
+        remove_if_empty(output_dir)
         raise
+    if folder != output_dir:
+        remove_if_empty(output_dir)
 
-    go_on = jobs.go_on(_folder_key(), folder)
+    go_on = jobs.go_on(key, folder)
     stop.now, stop.soon = f"stopped at once, the rows that were written are kept; {go_on}", jobs.SOON
     about = {
         "command": jobs.command(),
@@ -217,8 +220,15 @@ def _run(composed: DictConfig, folder: Path, console: Console, stop: ends.Stop) 
         raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
 
 
+def _place(composed: DictConfig, output_dir: Path) -> tuple[str, Path]:
+    """The key that names where the rows of this run go, and where that is: Hydra's folder, unless told otherwise."""
+    if composed.folder is None:
+        return _folder_key(), output_dir
+    return jobs.FOLDER, places.place(str(composed.folder), jobs.FOLDER).absolute()
+
+
 def _folder_key() -> str:
-    """The key that names the folder of this run."""
+    """The key that names Hydra's folder of this run."""
     return "hydra.sweep.dir" if HydraConfig.get().mode == RunMode.MULTIRUN else "hydra.run.dir"
 
 
@@ -230,8 +240,10 @@ def _require_own_folder() -> None:
             raise ConfigError(key, value, "allowed with -m; without it hydra.run.dir")
 
 
-def _require_common_folder() -> None:
+def _require_common_folder(key: str) -> None:
     """Raise ConfigError where each process would have a folder of its own, of the time at which it began."""
+    if key == jobs.FOLDER:
+        return
     raw: Any = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False)
     text = str(raw["hydra"][_folder_key().split(".")[1]]["dir"])
     if "${now:" in text.replace("${hydra.run.dir}", str(raw["hydra"]["run"]["dir"])):

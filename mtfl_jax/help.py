@@ -52,6 +52,11 @@ def studies() -> str:
     return " | ".join(sorted(path.stem for path in conf_dir().glob("study/*.yaml")))
 
 
+def clusters() -> str:
+    """Where conf/ lets the shares of a sweep run."""
+    return " | ".join(sorted(path.stem for path in conf_dir().glob("cluster/*.yaml")))
+
+
 def keys(root: Any) -> str:
     """Every key that is no group: what it is here, what it says, and what it takes."""
     fields = [(name, field.doc, field.type.allowed()) for name, field in FIELDS.items() if name not in GROUPS]
@@ -74,6 +79,6 @@ def register() -> None:
     """Let conf/hydra/help ask for these."""
 
     def said(name: str, *, _root_: Any) -> str:
-        return {"groups": groups, "studies": studies, "keys": lambda: keys(_root_)}[name]()
+        return {"groups": groups, "studies": studies, "clusters": clusters, "keys": lambda: keys(_root_)}[name]()
 
     OmegaConf.register_new_resolver("mtfl_help", said, replace=True)

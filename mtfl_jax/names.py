@@ -16,6 +16,7 @@ STATUSES = (OK, DIVERGED)
 OTHER_KEYS: Mapping[str, str] = {
     "study": "a ready grid and what it finds",
     "size": "how large a study: large is for an accelerator",
+    "folder": "where rows go: a folder or the URL of one (s3://, gs://); null: hydra.run.dir, with -m hydra.sweep.dir",
     "plan": "run; only: say what would run; compile: and memory, compile times; calibrate: and the fastest batches",
     "moments": "one_step of many cells by moments of the inputs: auto, always, never",
     "memory_fraction": "share of a device's memory that a program may take",

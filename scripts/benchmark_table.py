@@ -214,7 +214,8 @@ def predicted() -> Iterator[Row]:
     """Rows of trainings a second by the bounds alone, for more and more chips."""
     for of in json.loads(TOPOLOGY.read_text()):
         if of.get("bound_seconds") and of["lanes"] == POD_CALL:
-            rates = (POD_TRAININGS / (-(-POD_TRAININGS // (n * POD_CALL)) * POD_CALL * of["bound_seconds"]) for n in PODS)
+            calls = (-(-POD_TRAININGS // (n * POD_CALL)) for n in PODS)
+            rates = (POD_TRAININGS / (count * POD_CALL * of["bound_seconds"]) for count in calls)
             yield f"`{of['program']}`", of["target"], *(f"{float(f'{rate:.2g}'):,.0f}" for rate in rates)
 
 

@@ -33,13 +33,13 @@ import os, signal, sys, time, traceback
 sys.path.insert(0, {tests!r})
 import differential
 from mtfl_jax import __main__, app
-from mtfl_jax.sweeps import compiling, engine, tables
+from mtfl_jax.sweeps import compiling, engine, store, tables
 
 # Nothing compiles: ends are what is tested. A chunk is a cell, and is written at once.
 stand_in = differential.StandIn(differential.Truth())
 engine.fitting = stand_in.fitting
 engine.chunk_of = lambda bucket: compiling.Chunk(1, 1)
-compiling.CHUNK_SECONDS = compiling.WRITE_SECONDS = 0.0
+compiling.CHUNK_SECONDS = store.WRITE_SECONDS = 0.0
 
 
 def play(stage, numbers):

@@ -430,8 +430,8 @@ def assert_of_the_api(table, cell):
 
 SLOWLY = """
 import sys
-from mtfl_jax.sweeps import compiling, engine
-compiling.CHUNK_SECONDS = compiling.WRITE_SECONDS = 0.0  # a part a training: many moments at which to be killed
+from mtfl_jax.sweeps import compiling, engine, store
+compiling.CHUNK_SECONDS = store.WRITE_SECONDS = 0.0  # a part a training: many moments at which to be killed
 from mtfl_jax.app import main
 main()
 """

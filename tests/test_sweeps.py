@@ -544,7 +544,9 @@ def test_a_program_that_the_compiler_refuses_for_its_memory_is_halved(monkeypatc
     executable, chunk, *_ = compiling.fitting(compiling.job_of(bucket), compiling.Chunk(24, 24), 0.5)
     assert (tried, chunk, executable is not None) == ([24, 12, 6, 3], compiling.Chunk(3, 3), True)
     most = 0
-    with pytest.raises(compiling.TooLargeError, match="one training needs more than there is; allowed: "):
+    with pytest.raises(
+        compiling.TooLargeError, match="one training needs more than there is on each of 2 devices; allowed: "
+    ):
         compiling.fitting(compiling.job_of(bucket), compiling.Chunk(4, 4), 0.5)
 
 
@@ -579,7 +581,7 @@ def test_chunks_of_an_accelerator_are_of_one_size(monkeypatch):
         monkeypatch.setattr(compiling, "devices", lambda count=count: (Device,) * count)
         sizes = set()
         for lanes in [*range(1, 3000), 10_000, 123_456]:
-            capacity, batch, _ = compiling.modelled([None] * lanes)
+            capacity, batch, *_ = compiling.modelled([None] * lanes)
             share = -(-lanes // count)
             calls = -(-share // capacity)
             assert batch == capacity <= compiling.MAX_LANES
@@ -601,7 +603,7 @@ def test_batches_of_a_tpu_stay_on_the_chip(monkeypatch):
     assert found["gpu"] == [compiling.Chunk(576, 576)] * 3
     batches = [chunk.batch for chunk in found["tpu"]]
     assert batches[2] == 1 < batches[1] < batches[0]
-    for (capacity, batch, _), bucket in zip(found["tpu"], buckets, strict=True):
+    for (capacity, batch, *_), bucket in zip(found["tpu"], buckets, strict=True):
         assert 576 <= capacity < 576 + batch
         assert capacity % batch == 0
         assert batch == 1 or batch * cost.lane_bytes(bucket.program) <= 2**26
@@ -673,8 +675,8 @@ STATUS = "from mtfl_jax.__main__ import status; status()"
 
 KILLED = """
 import sys, mtfl_jax
-from mtfl_jax.sweeps import compiling
-compiling.CHUNK_SECONDS = compiling.WRITE_SECONDS = 0.0  # a part a chunk: many moments at which to be killed
+from mtfl_jax.sweeps import compiling, store
+compiling.CHUNK_SECONDS = store.WRITE_SECONDS = 0.0  # a part a chunk: many moments at which to be killed
 mtfl_jax.sweep(folder="out", d=8, r=2, width=[8, 16], n1=64, n2=64, n_test=32, probe="none", seed=range(2000))
 """
 

@@ -7,6 +7,8 @@ from typing import NoReturn
 
 import mtfl_jax
 from mtfl_jax.analysis import studies
+from mtfl_jax.fields import ConfigError
+from mtfl_jax.sweeps import places
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +20,14 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def folder_of(text: str) -> Path:
+    """The folder that an argument names."""
+    try:
+        return places.place(text, "FOLDER")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_extensions(parser: argparse.ArgumentParser) -> None:

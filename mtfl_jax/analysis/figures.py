@@ -3,6 +3,7 @@
 Colours are Okabe and Ito's; markers and line styles differ too, so that lines can be told apart in grey.
 """
 
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from matplotlib.ticker import NullLocator
 
 from mtfl_jax.analysis import describe
 from mtfl_jax.names import GUESSING, LABELS
+from mtfl_jax.sweeps import tables
 
 STYLES: Mapping[str, Mapping[str, Any]] = {
     "one_step": {"color": "#0072B2", "marker": "o", "linestyle": "-"},
@@ -183,7 +185,8 @@ def save(figure: Figure, name: str, folder: Path) -> list[Path]:
     """Write NAME.png and NAME.pdf into the folder, the same bytes whenever they are drawn; their paths."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
-        path.write_bytes(_drawn(figure, path.suffix[1:], metadata))
+        drawn = _drawn(figure, path.suffix[1:], metadata)
+        tables.whole(path, functools.partial(Path.write_bytes, data=drawn))
     return paths
 
 

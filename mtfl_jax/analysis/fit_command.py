@@ -4,7 +4,6 @@ import argparse
 import shutil
 import sys
 import textwrap
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,7 +11,7 @@ import pandas as pd
 from mtfl_jax.analysis import crossings, describe, fits
 from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions
 from mtfl_jax.analysis.models import MODELS
-from mtfl_jax.sweeps import tables
+from mtfl_jax.sweeps import places, tables
 
 HELP = (
     "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. Rows whose "
@@ -56,14 +55,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def read(path: str) -> pd.DataFrame:
     """The table of a CSV or Parquet file, or of a results folder. Raises ValueError where there is none."""
-    where = Path(path)
     try:
-        if where.is_dir():
+        where = places.place(path, "TABLE")
+        with places.reached(where):
+            folder = where.is_dir()
+        if folder:
             return tables.load(where)
         if where.suffix in (".parquet", ".pq"):
-            return pd.read_parquet(where)
+            return pd.read_parquet(path)
         if ".csv" in where.suffixes[-2:]:
-            return pd.read_csv(where)
+            return pd.read_csv(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise ValueError(f"TABLE={path}: {reason}; allowed: a CSV or Parquet file, or a results folder") from None

@@ -20,10 +20,10 @@ import pandas as pd
 
 from mtfl_jax import names
 from mtfl_jax.analysis import describe, plain, studies
-from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions
+from mtfl_jax.analysis.command import Parser, add_extensions, folder_of, load_extensions
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.analysis.report import holds_numbers
-from mtfl_jax.sweeps import notes, tables
+from mtfl_jax.sweeps import notes, places, tables
 from mtfl_jax.sweeps.progress import duration
 
 MOST_ROWS = 300_000
@@ -84,9 +84,9 @@ def write(folder: Path, out: Path | None = None) -> Report:
     sweep = read(folder)
     found, problem = _findings(sweep)
     out = folder / "report" if out is None else out
-    if problem and not studies.known(sweep.study) and (out / "index.html").exists():
+    if problem and not studies.known(sweep.study) and places.there(out / "index.html"):
         return Report(found, [], f"{problem}; {out / 'index.html'} stays as it is")
-    out.mkdir(parents=True, exist_ok=True)
+    places.make(out)
     files = [_render(out, [_side(sweep, found, problem)], [])]
     if found is not None and found.drawings:
         from mtfl_jax.analysis import figures
@@ -100,7 +100,7 @@ def compare(first: Path, second: Path, out: Path | None = None) -> Path:
     """Write a page of two results folders side by side into `out` (by default report-FIRST-SECOND/ here); its path."""
     sweeps = [read(first), read(second)]
     out = Path(f"report-{sweeps[0].name}-{sweeps[1].name}") if out is None else out
-    out.mkdir(parents=True, exist_ok=True)
+    places.make(out)
     return _render(out, [_side(sweep, *_findings(sweep)) for sweep in sweeps], _differences(*sweeps))
 
 
@@ -344,8 +344,10 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 def main() -> None:
     """Entry point `mtfl-report`: gather the parts of a sweep and make its page again, or one of two sweeps."""
     parser = Parser("mtfl-report", description="Make the page of a sweep again, or lay two sweeps side by side.")
-    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=Path, help="the folder of a sweep; one or two")
-    parser.add_argument("--out", type=Path, help="where to write; default FOLDER/report, or report-A-B for two")
+    parser.add_argument(
+        "folders", nargs="+", metavar="FOLDER", type=folder_of, help="the folder of a sweep; one or two"
+    )
+    parser.add_argument("--out", type=folder_of, help="where to write; default FOLDER/report, or report-A-B for two")
     add_extensions(parser)
     given = parser.parse_args()
     if len(given.folders) > 2:

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from mtfl_jax.analysis.command import Parser
+from mtfl_jax.analysis.command import Parser, folder_of
 from mtfl_jax.sweeps import notes, tables
 from mtfl_jax.sweeps.progress import duration, line, several
 
@@ -28,7 +28,7 @@ RUNS, DEAD = "running", "ended without a word"
 def main() -> None:
     """Entry point `mtfl-status`."""
     parser = Parser("mtfl-status", "Show how far the sweeps in a results folder are, and what runs there.")
-    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of a sweep")
+    parser.add_argument("folder", metavar="FOLDER", type=folder_of, help="the folder of a sweep")
     folder: Path = parser.parse_args().folder
     try:
         found = notes.read(folder)

@@ -32,8 +32,6 @@ from mtfl_jax.sweeps.plan import Bucket, ladder
 
 CHUNK_SECONDS = 0.5
 """What a chunk should take on a CPU by the planner's model. A stop waits for two of them, as one more is on its way."""
-WRITE_SECONDS = 1.0
-"""How long rows wait to be written."""
 MAX_LANES = 1024
 """Trainings of one call on each device at most."""
 ACCELERATED = 100.0

@@ -63,6 +63,10 @@ class Progress:
 class Sink(Protocol):
     """Where rows go: `store.Folder` or `store.Memory`."""
 
+    @property
+    def waits(self) -> float:
+        """Seconds that rows wait before they are added."""
+
     def append(self, part: pa.Table) -> None:
         """Add rows."""
 
@@ -307,7 +311,7 @@ class _Run:
         now = time.perf_counter()
         self.progress.run_seconds += now - self.since
         self.since = now
-        if now - self.written > compiling.WRITE_SECONDS:
+        if now - self.written > self.sink.waits:
             self._write()
         low, high = np.searchsorted(bucket.lane, [lanes[0], lanes[-1] + 1])
         self.progress.done += int(high - low)

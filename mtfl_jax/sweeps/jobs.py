@@ -31,10 +31,12 @@ from rich.console import Console
 from mtfl_jax import ends
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import host, notes, progress
+from mtfl_jax.sweeps import host, notes, places, progress, store
 
 KEY = "hydra.sweep.dir"
-"""The key that names the folder of jobs."""
+"""The key that names the folder of jobs, unless FOLDER does."""
+FOLDER = "folder"
+"""The key that names where rows go."""
 SOON = "stops when what runs is finished and kept; once more stops at once"
 """The answer to the first signal."""
 COMMAND = "MTFL_JAX_COMMAND"
@@ -139,7 +141,9 @@ def launch(
     loader = hydra_context.config_loader
     batch = overrides_of_jobs(arguments, params, split, jobs, loader)
     configs = [loader.load_sweep_config(config, overrides) for overrides in batch]
-    folders = list(dict.fromkeys(Path(str(one.hydra.sweep.dir)).absolute() for one in configs))
+    places_ = [place_of(one) for one in configs]
+    folders = list(dict.fromkeys(folder for _, folder in places_))
+    key = places_[0][0]
     runs = all(OmegaConf.select(one, "plan", default="run") == "run" for one in configs)
     context = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
     if runs:
@@ -147,7 +151,7 @@ def launch(
     else:  # A plan is for who asks.
         launcher = BasicLauncher()
         launcher.setup(**context)
-    more = go_on(KEY, folders[0])
+    more = go_on(key, folders[0])
     looked_at = folders if runs and all(shown(one.hydra) for one in configs) else []
     if type(launcher).__name__ == "BasicLauncher":  # In this process, one after the other; one alone shows itself.
         looked_at = looked_at if len(batch) > 1 else []
@@ -158,7 +162,7 @@ def launch(
             returns, came = launcher.launch(batch, initial_job_idx=0), 0
     else:
         returns, came = _elsewhere(launcher, batch, configs[0], looked_at, more)
-    LAUNCHED.extend((KEY, folder) for folder in looked_at)
+    LAUNCHED.extend((key, folder) for folder in looked_at)
     # Of a failed job JobReturn.return_value would print a line of its own before it raises.
     failed = {i: job._return_value for i, job in enumerate(returns) if job.status == JobStatus.FAILED}
     stopped = [error for error in failed.values() if isinstance(error, StoppedError)]
@@ -168,6 +172,14 @@ def launch(
     if failed:
         raise JobsFailedError("\n".join([*(f"job {i}: {error}" for i, error in failed.items()), more]))
     return list(returns)
+
+
+def place_of(config: Any) -> tuple[str, Path]:
+    """The key that names where rows of a sweep go, and where that is."""
+    named = OmegaConf.select(config, FOLDER, default=None)
+    if named is None:
+        return KEY, Path(str(config.hydra.sweep.dir)).absolute()
+    return FOLDER, places.place(str(named), FOLDER).absolute()
 
 
 def driven(config: Any) -> bool:
@@ -377,6 +389,7 @@ def _children(pid: int) -> list[int]:
 @contextlib.contextmanager
 def _watched(folders: Sequence[Path], console: Console) -> Iterator[None]:
     """Show how far jobs in other processes are, by what they note, all of them together."""
+    seconds = store.STORE_SECONDS if any(map(places.is_remote, folders)) else LOOK_SECONDS
     before = {_who(note) for note in _noted(folders)}
     done = threading.Event()
 
@@ -384,7 +397,7 @@ def _watched(folders: Sequence[Path], console: Console) -> Iterator[None]:
         last = 0.0
         with progress.display(console) as show:
             while True:
-                ended = done.wait(LOOK_SECONDS)
+                ended = done.wait(seconds)
                 found = [note for note in _noted(folders) if _who(note) not in before]
                 updated = max((note["updated"] for note in found), default=0.0)
                 if updated > last:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtfl_jax.sweeps import places
+
 SLURM_SECONDS = 5.0
 """Seconds that Slurm has for an answer."""
-_HOW = ("plan", "moments", "memory_fraction")
+_HOW = ("plan", "moments", "memory_fraction", "folder")
 """Keys of a config that say how its cells are run, not which."""
 
 
@@ -68,10 +70,12 @@ def read(folder: Path, warn: bool = True) -> list[dict[str, Any]]:
     """The notes of a folder, that of the process which started first the first; a file in runs/ that is none is left
     out, and named in a warning.
     """
-    found = []
-    for path in sorted((folder / "runs").glob("*.json")):
+    found, paths = [], places.listed(folder / "runs", ".json")
+    remote = places.contents(list(filter(places.is_remote, paths)))
+    for path in paths:
         try:
-            note = json.loads(path.read_text(encoding="utf-8"))
+            text = remote[path] if path in remote else path.read_text(encoding="utf-8")
+            note = json.loads(text)
         except (OSError, ValueError, RecursionError) as error:
             problem = f"{type(error).__name__}: {str(error) or 'too deep'}"
         else:

@@ -8,8 +8,10 @@ how far it got. `tables` reads and writes the files.
 
 import contextlib
 import json
+import math
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,12 +21,22 @@ import numpy as np
 import pyarrow as pa
 
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import identity, tables
+from mtfl_jax.sweeps import identity, places, tables
 from mtfl_jax.sweeps.rows import schema
+
+WRITE_SECONDS = 1.0
+"""How long rows wait to be written."""
+STORE_SECONDS = 10.0
+"""How long they wait, and the notes of how far a process is, where they go to an object store, as requests cost."""
 
 
 class Memory:
     """Parts kept in memory, for a sweep without a folder."""
+
+    @property
+    def waits(self) -> float:
+        """Seconds that rows wait before they are added."""
+        return WRITE_SECONDS
 
     def __init__(self) -> None:
         self.parts: list[pa.Table] = []
@@ -48,19 +60,25 @@ class Folder:
     """
 
     def __init__(self, path: str | os.PathLike[str], key: str = "folder", *, write: bool = True) -> None:
-        self.path, self.key = Path(path), key
+        self.path, self.key = places.place(path, key), key
         self._name = uuid.uuid4().hex[:12]
-        self._count = 0
+        self._count, self._noted = 0, -math.inf
         try:
             self._stored()
             if not write:
                 return
-            for name in ("parts", "runs"):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.path / "parts"):
-                pass
+            if not places.is_remote(self.path):
+                for name in ("parts", "runs"):
+                    places.make(self.path / name)
+                with tempfile.TemporaryFile(dir=self.path / "parts"):
+                    pass
         except OSError as error:
             raise unwritable(path, error, key) from None
+
+    @property
+    def waits(self) -> float:
+        """Seconds that rows wait before they are written."""
+        return STORE_SECONDS if places.is_remote(self.path) else WRITE_SECONDS
 
     def append(self, part: pa.Table) -> None:
         """Write rows as one more part."""
@@ -68,7 +86,7 @@ class Folder:
         name = f"{self._name}-{os.getpid()}-{self._count:06d}.parquet"
         self._count += 1
         with self._written():
-            (self.path / "parts").mkdir(parents=True, exist_ok=True)
+            places.make(self.path / "parts")
             tables.append(self.path / "parts" / name, part)
 
     def finished(self) -> np.ndarray:
@@ -105,7 +123,11 @@ class Folder:
             raise ConfigError(self.key, self.path, f"{error}; {allowed}") from None
 
     def note(self, facts: Mapping[str, Any]) -> None:
-        """Say in runs/ what this process runs and how far it is."""
+        """Say in runs/ what this process runs and how far it is; in an object store not more often than rows."""
+        now, ends = time.monotonic(), facts["state"] != "running"
+        if places.is_remote(self.path) and not ends and now - self._noted < self.waits:
+            return
+        self._noted = now
         text = json.dumps(facts, indent=2) + "\n"
         with self._written():
             tables.whole(self.path / "runs" / f"{self._name}.json", lambda partial: partial.write_text(text))
@@ -123,4 +145,4 @@ class Folder:
 
 def unwritable(folder: str | os.PathLike[str], error: OSError, key: str = "folder") -> ConfigError:
     """The error of an output folder that cannot be written."""
-    return ConfigError(key, folder, f"{error.strerror}; allowed: a folder that can be written")
+    return ConfigError(key, folder, f"{error.strerror or error}; allowed: a folder that can be written")

@@ -14,6 +14,7 @@ import fcntl
 import itertools
 import os
 import socket
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ import pyarrow.parquet as pq
 
 from mtfl_jax import ends
 from mtfl_jax.records import guess
+from mtfl_jax.sweeps import places
 
 RESULTS = "results.parquet"
 
@@ -67,13 +69,15 @@ def load(
     the columns' labels. Raises FileNotFoundError where there are no results, ValueError for an unknown column,
     IncompatibleError (a ValueError) for files that cannot be one table.
     """
-    path = Path(folder)
-    files = [path] if path.is_file() else files_of(path)
+    path = places.place(folder)
+    with places.reached(path):
+        alone = path.is_file()
+    files = [path] if alone else files_of(path)
     if not files:
         raise FileNotFoundError(f"{path}: no results there; give the folder that mtfl printed")
     found = stored(files)
     if not found.files:
-        others = "" if path.is_file() else ", nor can another part of its folder"
+        others = "" if alone else ", nor can another part of its folder"
         raise FileNotFoundError(f"{files[0]}: it cannot be read{others}")
     known = found.schema.names
     wanted = list(columns) if columns is not None else known
@@ -87,8 +91,8 @@ def files_of(folder: Path) -> list[Path]:
     """The files that hold a folder's rows: its parts, then its results.parquet. Hidden names are files being written,
     or left by a process that died while it wrote.
     """
-    parts = sorted(path for path in (folder / "parts").glob("*.parquet") if not path.name.startswith("."))
-    return parts + [path for path in [folder / RESULTS] if path.exists()]
+    parts = [path for path in places.listed(folder / "parts", ".parquet") if not path.name.startswith(".")]
+    return parts + [path for path in [folder / RESULTS] if places.there(path)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,10 +118,17 @@ def stored(files: Sequence[Path], current: pa.Schema | None = None) -> Stored:
     found: dict[Path, Any] = {}
     damaged: set[Path] = set()
     kinds: dict[bytes, tuple[pa.Schema, list[Path]]] = {}
+    # Objects are read whole, and once: each request takes its time, and all are made together.
+    remote = {path: pa.py_buffer(held) for path, held in places.contents(list(filter(places.is_remote, files))).items()}
     for path in files:
         try:
-            # Held open, as results.parquet may be replaced between the reading of its ids and of its rows.
-            source = pa.OSFile(str(path)) if path.name == RESULTS else path
+            if places.is_remote(path):
+                if path not in remote:
+                    raise FileNotFoundError(f"{path}: it is there no more")
+                source: Any = remote[path]
+            else:
+                # Held open, as results.parquet may be replaced between the reading of its ids and of its rows.
+                source = pa.OSFile(str(path)) if path.name == RESULTS else path
             with _open(source) as file:
                 schema = file.schema_arrow.remove_metadata()
             # By its bytes, as two schemas are equal whatever their fields' metadata.
@@ -186,24 +197,32 @@ def merge(folder: Path, current: pa.Schema | None = None) -> Path:
     The present file is replaced in one step by one that has its rows; if it is damaged it is moved aside, with a
     warning. Processes take turns, by a lock that the kernel frees when its holder ends, however it ends. On a network
     file system without locks, and between hosts where a lock reaches one host only, the file still ends whole, but
-    may lack rows that another process wrote meanwhile: they stay in parts/, and readers see them. Raises
+    may lack rows that another process wrote meanwhile: they stay in parts/, and readers see them. In an object store,
+    which has no locks, whoever wrote the file looks again, and writes again where parts have come meanwhile. Raises
     IncompatibleError, before anything is written.
     """
     path = folder / RESULTS
     with _turn(folder / f".{RESULTS}.lock"):
-        found = stored(files_of(folder), current)
+        while True:
+            files = files_of(folder)
+            _write_merged(path, stored(files, current))
+            if not places.is_remote(folder) or set(files_of(folder)) <= {*files, path}:
+                return path
 
-        def write(partial: Path) -> None:
-            with pq.ParquetWriter(partial, found.schema, write_page_checksum=True) as writer:
-                for rows in _gathered(distinct(found)):
-                    writer.write_table(rows)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())  # Before the rename, lest a power cut leaves a name without its rows.
-            if path in found.damaged and path.exists():
-                _move_aside(path)
 
-        whole(path, write)
-    return path
+def _write_merged(path: Path, found: Stored) -> None:
+    """Write every row of files once into one; what is there and cannot be read is moved aside."""
+
+    def write(partial: Path) -> None:
+        with pq.ParquetWriter(partial, found.schema, write_page_checksum=True) as writer:
+            for rows in _gathered(distinct(found)):
+                writer.write_table(rows)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # Before the rename, lest a power cut leaves a name without its rows.
+        if path in found.damaged and places.there(path):
+            _move_aside(path)
+
+    whole(path, write)
 
 
 def append(path: Path, rows: pa.Table) -> None:
@@ -212,13 +231,19 @@ def append(path: Path, rows: pa.Table) -> None:
 
 
 def whole(path: Path, write_to: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name in its folder that no other writer has, then rename it."""
+    """Write a file under a temporary name in its folder that no other writer has, then rename it; an object in a file
+    of this host, then put it in its place.
+    """
     writer = f"{socket.gethostname()[:64]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    partial = path.with_name(f".{path.name}.{writer}.partial")
+    folder = Path(tempfile.gettempdir()) if places.is_remote(path) else path.parent
+    partial = folder / f".{path.name}.{writer}.partial"
     ends.UNFINISHED.add(str(partial))
     try:
         write_to(partial)
-        partial.replace(path)
+        if places.is_remote(path):
+            places.put(partial, path)
+        else:
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
         ends.UNFINISHED.discard(str(partial))
@@ -228,6 +253,7 @@ def whole(path: Path, write_to: Callable[[Path], object]) -> None:
 
 
 def _open(source: Any) -> pq.ParquetFile:
+    source = pa.BufferReader(source) if isinstance(source, pa.Buffer) else source
     return pq.ParquetFile(source, page_checksum_verification=True)
 
 
@@ -314,14 +340,18 @@ def _gathered(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _move_aside(path: Path) -> None:
     names = (path.with_name(f"{path.name}.unreadable-{number}") for number in itertools.count(1))
-    aside = next(name for name in names if not name.exists())
-    path.rename(aside)
+    with places.reached(path):
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
     warnings.warn(f"{path}: it cannot be read whole and was moved to {aside.name}", stacklevel=2)
 
 
 @contextlib.contextmanager
 def _turn(lock: Path) -> Iterator[None]:
     """Held by one process at a time, and by one thread of it. Where the file system has no locks, by all."""
+    if places.is_remote(lock):
+        yield
+        return
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,0 +1,101 @@
+"""Folders by name: of a file system of this host, or of an object store by its URL, through fsspec's file systems.
+
+An object appears whole or not at all, and a listing shows what is there when it is asked for. Imports no jax.
+"""
+
+import contextlib
+import os
+import re
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from mtfl_jax.fields import ConfigError
+
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+"""What installs the file system of a scheme."""
+
+
+def place(name: str | os.PathLike[str], key: str = "folder") -> Path:
+    """A folder, or what stands for one and has a Path's methods. Raises ConfigError for a URL that cannot be used."""
+    text = str(name)
+    scheme = _URL.match(text)
+    if scheme is None or not isinstance(name, str):
+        return cast(Path, name) if is_remote(name) else Path(name)
+    if scheme[1] == "file":
+        return Path(urllib.parse.unquote(urllib.parse.urlsplit(text).path))
+    if set(text) & set("*?[]"):
+        raise ConfigError(key, text, "allowed: a URL without * ? [ ]")
+    extra = _EXTRAS.get(scheme[1], "s3")
+    try:
+        from upath import UPath
+
+        # A listing that is kept would lack what other processes write.
+        found = UPath(text, use_listings_cache=False)
+        _ = found.fs
+    except ImportError:
+        raise ConfigError(key, text, f"allowed after pip install 'mtfl_jax[{extra}]'") from None
+    except ValueError as error:
+        raise ConfigError(key, text, f"{error}; allowed: s3://BUCKET/…, gs://BUCKET/…, or a folder") from None
+    return cast(Path, found)
+
+
+def is_remote(path: Any) -> bool:
+    """Whether something is a place in an object store."""
+    return hasattr(path, "fs")
+
+
+@contextlib.contextmanager
+def reached(path: Path) -> Iterator[None]:
+    """Raise OSError where an object store refuses or does not answer, whatever its library raises."""
+    if not is_remote(path):
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}") from error
+
+
+def make(folder: Path) -> None:
+    """Make a folder where it is not there; an object store has none, and a bucket is the user's to make."""
+    if not is_remote(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+def listed(folder: Path, suffix: str) -> list[Path]:
+    """The files of a folder whose names end so, sorted; none where there is no such folder."""
+    with reached(folder), contextlib.suppress(FileNotFoundError):
+        return sorted(folder.glob(f"*{suffix}"))
+    return []
+
+
+def there(path: Path) -> bool:
+    """Whether something is there."""
+    with reached(path):
+        return path.exists()
+
+
+def contents(paths: Sequence[Path]) -> Mapping[Path, bytes]:
+    """What objects hold, many asked for at once; those that are there no more are left out. Raises OSError."""
+    if not paths:
+        return {}
+    with reached(paths[0]):
+        store = cast(Any, paths[0]).fs
+        found = store.cat([cast(Any, path).path for path in paths], on_error="return")
+        out = {}
+        for path in paths:
+            value = found[cast(Any, path).path]
+            if isinstance(value, Exception) and not isinstance(value, FileNotFoundError):
+                raise value
+            if isinstance(value, bytes):
+                out[path] = value
+    return out
+
+
+def put(file: Path, path: Path) -> None:
+    """Make a file of this host an object, in one step. Raises OSError."""
+    with reached(path):
+        cast(Any, path).fs.put_file(str(file), cast(Any, path).path)
