@@ -94,9 +94,10 @@ def planning(seeds: str) -> dict[str, Any]:
 
 
 def rows() -> dict[str, Any]:
-    """Write 1,000,000 rows in 100 parts, load them all, and load 1000 of them."""
+    """Write 1,000,000 rows in 1000 parts, load them all, load 1000 of them, and gather them in one file and a page."""
     import mtfl_jax
     from mtfl_jax import compose
+    from mtfl_jax.analysis import page
     from mtfl_jax.learning.measures import MEASURES
     from mtfl_jax.sweeps import rows as row_tables
     from mtfl_jax.sweeps import store
@@ -108,8 +109,8 @@ def rows() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         sink = store.Folder(folder)
-        for at in range(0, len(grid), 10_000):
-            index = np.arange(at, min(at + 10_000, len(grid)))
+        for at in range(0, len(grid), 1000):
+            index = np.arange(at, min(at + 1000, len(grid)))
             ones = np.ones(len(index), int)
             values: dict[str, Any] = {"status": ["ok"] * len(index)}
             for name, of in MEASURES.items():
@@ -124,6 +125,10 @@ def rows() -> dict[str, Any]:
         some = mtfl_jax.load(folder, columns=["width", "subspace_distance"], where=[("seed", "<", 100)])
         assert len(some) == 1000
         out["load_some_seconds"] = time.perf_counter() - start
+        start = time.perf_counter()
+        sink.merge()
+        page.write(sink.path)
+        out["gather_seconds"] = time.perf_counter() - start
     return out
 
 

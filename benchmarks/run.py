@@ -1,7 +1,9 @@
 """Benchmarks: `python benchmarks/run.py [NAME …] [--compare OLD.json]`, results in benchmarks/results/DEVICE.json.
 
-bookkeeping  parse and plan 100,000 and 1,000,000 cells; write and load 1,000,000 rows
+bookkeeping  parse and plan 100,000 and 1,000,000 cells; write, load and gather 1,000,000 rows in 1000 parts
 hydra        a 64-cell grid against Hydra's stock sweeper and basic launcher with the same program a cell
+shares       what a share costs beside its cells, by launcher, and the time to a first row
+cores        the speed-up from one core to two, beside that of matrix products
 grid         the 8640-cell grid of the README on Gaussian inputs, everything measured, cold
 alternating  64 trainings of 200 rounds against PyTorch and plain JAX
 one_step     a 61,440-cell grid end to end and cold, against PyTorch on a random sample of its cells
@@ -15,8 +17,10 @@ Ratios are of medians in one run on one machine, each thing in a process of its 
 
 import argparse
 import functools
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,6 +86,71 @@ def hydra() -> dict[str, Any]:
     return {"cells": 64, "seconds": seconds, "ratio": seconds["basic"] / seconds["fused"]}
 
 
+SMALL = ["data=gaussian", "d=16", "r=2", "width=16", "n1=256", "n2=256", "measure=recovery", "probe=none"]
+LAUNCHERS = {
+    "basic": (64, 1, []),
+    "joblib": (64, 2, ["cluster=joblib"]),
+    # It starts all of them together.
+    "submitit_local": (8, 8, ["hydra/launcher=submitit_local"]),
+    "slurm": (16, 2, ["cluster=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]),
+    "ray": (64, 2, ["cluster=ray", "hydra.launcher.ray.remote.num_cpus=1"]),
+}
+"""Jobs, how many of them run at a time on two cores, and what chooses the launcher."""
+
+
+def can_launch(name: str) -> bool:
+    """Whether a launcher is there."""
+    if name == "slurm":
+        return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+    return name != "ray" or importlib.util.find_spec("ray") is not None
+
+
+def shares() -> dict[str, Any]:
+    """Process seconds of a share beside its cells: of a sweep whose rows are all there, and of one of a small cell a
+    share whose program is in the cache; less what one process takes for all of it. And seconds to a first row.
+    """
+    out: dict[str, Any] = {"seconds_a_share": {}}
+    with tempfile.TemporaryDirectory() as root:
+        environment = {**os.environ, "XDG_CACHE_HOME": f"{root}/cache"}
+
+        def seconds(folder: str, seeds: int, *more: str, first: bool = False) -> float:
+            command = [sys.executable, "-m", "mtfl_jax", "-m", *SMALL, f"seed=range(0,{seeds})", *more]
+            start = time.perf_counter()
+            with subprocess.Popen(
+                [*command, f"hydra.sweep.dir={root}/{folder}"], stdout=subprocess.DEVNULL, env=environment
+            ) as run:
+                while first and not list(Path(root, folder, "parts").glob("[!.]*")):
+                    time.sleep(0.005)
+                found = time.perf_counter() - start
+                assert run.wait() == 0
+            return found if first else time.perf_counter() - start
+
+        out["first_row_seconds"] = {name: seconds(name, 2, first=True) for name in ("cold", "warm")}
+        for name, (count, together, keys) in LAUNCHERS.items():
+            if can_launch(name):
+                jobs = [f"hydra.sweeper.jobs={count}", *keys]
+                small = seconds(name, count, *jobs) - seconds(f"{name}-alone", count)
+                finished = seconds(name, count, *jobs) - seconds(f"{name}-alone", count)
+                each = {"small": small, "finished": finished}
+                out["seconds_a_share"][name] = {kind: spent * together / count for kind, spent in each.items()}
+    return out
+
+
+def cores() -> dict[str, Any]:
+    """Trainings and matrix products a second on one core and on two, each process kept to its cores."""
+    out: dict[str, Any] = {}
+    for count in (1, 2):
+        kept = ",".join(map(str, sorted(os.sched_getaffinity(0))[:count]))
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["taskset", "-c", kept, sys.executable, str(HERE / "ours.py"), "alternating", "rademacher"]
+            environment = {**os.environ, "XDG_CACHE_HOME": folder}
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        of = json.loads(done.stdout.splitlines()[-1])
+        out[str(count)] = {"rate": of["runs"] / float(np.median(of["seconds"])), "sgemm_peak": of["sgemm_peak"]}
+    one, two = out["1"], out["2"]
+    return {**out, "speed_up": two["rate"] / one["rate"], "of_sgemm": two["sgemm_peak"] / one["sgemm_peak"]}
+
+
 def grid() -> dict[str, Any]:
     """The grid of the README."""
     return ours("grid")
@@ -139,7 +208,11 @@ def normals() -> dict[str, Any]:
 
 
 BENCHMARKS = {
-    f.__name__: f for f in (bookkeeping, hydra, grid, alternating, one_step, measuring, scaling, normals, precision)
+    f.__name__: f
+    for f in (
+        *(bookkeeping, hydra, shares, cores, grid),
+        *(alternating, one_step, measuring, scaling, normals, precision),
+    )
 }
 
 THRESHOLD = 0.2

@@ -168,6 +168,7 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
         "command": jobs.command(),
         "pid": os.getpid(),
         "host": socket.gethostname(),
+        "pid_namespace": notes.pid_namespace(),
         "slurm_job": notes.slurm_job(),
         "config": plain(composed),
         "extensions": list(extensions),

@@ -109,6 +109,19 @@ def rows_of(found: dict[str, Any]) -> Iterator[Row]:
         yield "plan 100,000 cells; 1,000,000", text, "", "", "5 s; 60 s", memory(plans[1])
         text = f"{size(of['store']['write_seconds'])} s; {size(of['store']['load_seconds'])} s"
         yield "write 1,000,000 rows; load them", text, "", "", "20 s", memory(of["store"])
+        if "gather_seconds" in of["store"]:
+            text = f"{size(of['store']['gather_seconds'])} s"
+            yield "gather them, of 1000 parts, and make the page", text, "", "", "10 s", ""
+    if of := found.get("shares"):
+        aims = {"basic": "0.8 s", "joblib": "0.8 s", "slurm": "2 s", "ray": "0.1 s"}
+        for name, each in of["seconds_a_share"].items():
+            text = f"{size(each['finished'])} s; {size(each['small'])} s"
+            yield f"a share by {name} beside its cells: all there; a small one", text, "", "", aims.get(name, ""), ""
+        text = "; ".join(f"{size(of['first_row_seconds'][name])} s" for name in ("cold", "warm"))
+        yield "from the command to a first row, cold; warm", text, "", "", "", ""
+    if of := found.get("cores"):
+        text = f"{of['speed_up']:.2f} times as fast"
+        yield "`alternating` on two cores against one", text, f"matrix products {of['of_sgemm']:.2f} times", "", "", ""
     if of := found.get("normals"):
         worst = np.abs(of["moments_in_standard_errors"]).max()
         text = f"{of['nanoseconds']['ours']:.1f} ns each; first six moments within {worst:.1f} standard errors,"

@@ -107,7 +107,8 @@ def keys_page() -> str:
         table(["key", "meaning"], [(f"`{name}`", doc) for name, doc in names.OTHER_KEYS.items()]),
         table(["key", "meaning"], [(f"`sweep.{name}`", doc) for name, doc in names.SWEEP_KEYS.items()]),
         "`hydra.sweeper.split` names axes that make separate jobs, `hydra.sweeper.jobs` is the number of equal shares,"
-        " a job each, and `hydra.sweeper.params` holds axes.",
+        " a job each, `hydra.sweeper.detach=true` does not wait for jobs in Slurm's queue, and `hydra.sweeper.params`"
+        " holds axes.",
     ]
     return "\n\n".join(parts)
 

@@ -124,7 +124,7 @@ def test_the_lines_of_the_manual(bucket, tmp_path):
     assert entry("report", *lines[2][1:-1], str(tmp_path / "a")).returncode == 0
     assert (tmp_path / "a" / "index.html").exists()
     found = {}
-    exec(python, found)  # noqa: S102
+    exec(python, found)
     assert len(found["table"]) == 9
 
 

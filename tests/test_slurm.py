@@ -159,6 +159,21 @@ def test_jobs_are_the_queues_when_who_waits_has_gone(sweep, number):
     whole(sweep.folder, 300)
 
 
+def test_jobs_that_are_left_show_themselves(tmp_path):
+    command = [*MTFL, "seed=range(0,60)", "hydra/launcher=submitit_slurm", "hydra.sweeper.jobs=2"]
+    command += ["hydra.launcher.partition=low", "hydra.launcher.cpus_per_task=1", "hydra.sweeper.detach=true"]
+    done = subprocess.run(
+        [*command, f"hydra.sweep.dir={tmp_path}/out"], check=True, cwd=tmp_path, capture_output=True, text=True
+    )
+    jobs = queue()
+    assert len(jobs) == 2
+    line = done.stdout.splitlines()[-1]
+    assert line.startswith(f"{jobs[0]}, {jobs[1]} are in the queue (scancel ends them); mtfl-status ")
+    assert not (tmp_path / "out" / "results.parquet").exists()
+    until(lambda: not queue())
+    whole(tmp_path / "out", 60)
+
+
 SCRIPT = """#!/bin/bash
 #SBATCH --array=1-3:2
 #SBATCH --output={folder}/log-%a

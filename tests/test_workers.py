@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import mtfl_jax
 from mtfl_jax.compose import composed
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import engine, host, workers
+from mtfl_jax.sweeps import engine, host, notes, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
 
@@ -140,8 +141,15 @@ def run(folder, environment):
     )
 
 
-def test_processes_that_nobody_drives(tmp_path):
-    """Two at once: each appends, and the last one shows all; a folder of its own for each is refused."""
+@pytest.mark.parametrize(
+    ("count", "variables"),
+    [
+        (2, lambda k: {"PMI_RANK": str(k), "PMI_SIZE": "2"}),
+        pytest.param(4, lambda k: {"TPU_WORKER_ID": str(k), "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, marks=pytest.mark.slow),
+    ],
+)
+def test_processes_that_nobody_drives(tmp_path, count, variables):
+    """All at once: each appends, and the last one shows all; a folder of its own for each is refused."""
     status = subprocess.run(
         [sys.executable, "-m", "mtfl_jax", "-m", "seed=1,2", "sweep.part=1/2", "hydra.sweeper.jobs=2"],
         capture_output=True,
@@ -149,10 +157,10 @@ def test_processes_that_nobody_drives(tmp_path):
         check=False,
     )
     assert status.stderr == "mtfl: sweep.part=1/2: allowed with hydra.sweeper.jobs=1\n"
-    refused = run(None, {"PMI_RANK": "0", "PMI_SIZE": "2"})
-    started = [run(tmp_path / "out", {"PMI_RANK": str(k), "PMI_SIZE": "2"}) for k in range(2)]
+    refused = run(None, variables(0))
+    started = [run(tmp_path / "out", variables(k)) for k in range(count)]
     said = [process.communicate()[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    assert [process.returncode for process in started] == [0] * count, said
     assert sum("wrote" in text for text in said) >= 1
     assert all("wrote" in text or "mtfl-report" in text for text in said)
     table = mtfl_jax.load(tmp_path / "out")
@@ -162,3 +170,39 @@ def test_processes_that_nobody_drives(tmp_path):
     (line,) = refused.communicate()[0].splitlines()
     assert line == "mtfl: sweep.part=auto: allowed with hydra.sweep.dir=FOLDER, one for all processes"
     assert refused.returncode == 2
+
+
+LONG = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
+LONG += ["measure=recovery", "probe=none", "measure_at=last"]
+
+
+def in_a_namespace(*command):
+    """A command whose processes have numbers of their own, as in a container."""
+    return ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *command]
+
+
+@pytest.mark.slow
+def test_hosts_whose_processes_have_the_same_numbers(tmp_path):
+    """Two containers of one host name, each with process 1: none takes the other's for dead, nor its files."""
+    if subprocess.run(in_a_namespace("true"), capture_output=True, check=False).returncode:
+        pytest.skip("process-id namespaces are root's to make")
+    command = [sys.executable, "-m", "mtfl_jax", "-m", *LONG, "seed=range(0,400)", f"hydra.sweep.dir={tmp_path}/out"]
+    folder, hosts = tmp_path / "out", []
+    for k in (1, 2):
+        more = in_a_namespace(*command, f"sweep.part={k}/2")
+        hosts.append(subprocess.Popen(more, stdout=subprocess.DEVNULL, cwd=tmp_path))
+    end = time.monotonic() + 120
+    while len([note for note in notes.read(folder) if note["done"]]) < 2:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    found = notes.read(folder)
+    assert {note["pid"] for note in found} == {1}
+    assert len({note["pid_namespace"] for note in found}) == 2
+    assert not any(map(notes.dead, found))
+    hosts[0].kill()
+    assert hosts[1].wait(240) == 0
+    hosts[0].wait()
+    assert len(mtfl_jax.load(folder)) < 400
+    assert not any(map(notes.dead, notes.read(folder)))  # It may be: it is another container's to know.
+    subprocess.run([*in_a_namespace(*command), "sweep.part=1/2"], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    assert len(mtfl_jax.load(folder)) == len(mtfl_jax.load(folder / "results.parquet")) == 400

@@ -43,6 +43,10 @@ COMMAND = "MTFL_JAX_COMMAND"
 """The environment variable that says what the process was called with that launched this one."""
 DRIVER = "MTFL_JAX_DRIVER"
 """The environment variable that says which process of this host launched this one, and without which it is to stop."""
+DETACHED = "MTFL_JAX_DETACHED"
+"""The environment variable that says that nobody waits for this process."""
+QUEUE = "SlurmLauncher"
+"""The launcher whose jobs are a queue's."""
 LOCAL = ("JoblibLauncher", "LocalLauncher")
 """Launchers that run jobs as processes of this host."""
 LOOK_SECONDS = 1.0
@@ -131,12 +135,13 @@ def launch(
     split: Sequence[str],
     jobs: int,
     *,
+    detach: bool = False,
     hydra_context: Any,
     task_function: Any,
     config: Any,
 ) -> list[Any]:
-    """Run the jobs of a command line on the chosen launcher; their returns. Raises StoppedError, or JobsFailedError
-    that names every failed job.
+    """Run the jobs of a command line on the chosen launcher; their returns. detach: leave them in their queue, and the
+    last one shows what all have made. Raises StoppedError, or JobsFailedError that names every failed job.
     """
     loader = hydra_context.config_loader
     batch = overrides_of_jobs(arguments, params, split, jobs, loader)
@@ -151,6 +156,9 @@ def launch(
     else:  # A plan is for who asks.
         launcher = BasicLauncher()
         launcher.setup(**context)
+    if detach and runs and type(launcher).__name__ != QUEUE:
+        allowed = "allowed with hydra/launcher=submitit_slurm, as cluster=slurm_cpu has it: whose jobs are a queue's"
+        raise ConfigError("hydra.sweeper.detach", detach, allowed)
     more = go_on(key, folders[0])
     looked_at = folders if runs and all(shown(one.hydra) for one in configs) else []
     if type(launcher).__name__ == "BasicLauncher":  # In this process, one after the other; one alone shows itself.
@@ -161,7 +169,8 @@ def launch(
         ):
             returns, came = launcher.launch(batch, initial_job_idx=0), 0
     else:
-        returns, came = _elsewhere(launcher, batch, configs[0], looked_at, more)
+        returns, came = _elsewhere(launcher, batch, configs[0], looked_at, more, detach)
+    looked_at = [] if detach else looked_at
     LAUNCHED.extend((key, folder) for folder in looked_at)
     # Of a failed job JobReturn.return_value would print a line of its own before it raises.
     failed = {i: job._return_value for i, job in enumerate(returns) if job.status == JobStatus.FAILED}
@@ -184,7 +193,7 @@ def place_of(config: Any) -> tuple[str, Path]:
 
 def driven(config: Any) -> bool:
     """Whether this process runs one of several jobs, by Hydra's config, which the one that launched them shows."""
-    return COMMAND in os.environ and shown(config)
+    return COMMAND in os.environ and DETACHED not in os.environ and shown(config)
 
 
 def shown(config: Any) -> bool:
@@ -197,9 +206,10 @@ def shown(config: Any) -> bool:
 
 
 def _elsewhere(
-    launcher: Any, batch: Sequence[Sequence[str]], config: Any, folders: Sequence[Path], more: str
+    launcher: Any, batch: Sequence[Sequence[str]], config: Any, folders: Sequence[Path], more: str, detach: bool
 ) -> tuple[Sequence[Any], int]:
-    """Run jobs in other processes, and show how far they are: their returns, and the signal that came, else 0.
+    """Run jobs in other processes, and show how far they are, unless they are to be left (`detach`): their returns, and
+    the signal that came, else 0.
 
     Processes that are started on this host end with this one, so they are told to stop, and awaited. The jobs of a
     queue go on without the command that put them there.
@@ -223,10 +233,13 @@ def _elsewhere(
 
         def queued(found: Sequence[Any]) -> None:
             ids = ", ".join(str(job.job_id) for job in found)
-            if not local:
+            if detach:
+                console.print(f"{ids} are in the queue (scancel ends them); {looks}{more}")
+            elif not local:
                 stop.now = f"stopped waiting; {ids} go on in the queue (scancel ends them); {looks}{more}"
 
-        with _watched(folders, console), _told(together, local), _awaited(queued), ends.held_back():
+        watched = _watched([] if detach else folders, console)
+        with watched, _told(together, local, detach), _awaited(queued, detach), ends.held_back():
             if local:
                 with contextlib.suppress(ImportError):  # Of another joblib, or none.
                     from joblib.externals.loky.backend import resource_tracker
@@ -283,9 +296,19 @@ def _lines(error: Exception) -> list[str]:
     return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
 
 
+class _Left:
+    """A job of submitit that is not awaited."""
+
+    def results(self) -> list[JobReturn]:
+        """That it was submitted."""
+        left = JobReturn(status=JobStatus.COMPLETED)
+        left.return_value = None
+        return [left]
+
+
 @contextlib.contextmanager
-def _awaited(queued: Callable[[Sequence[Any]], object]) -> Iterator[None]:
-    """Let submitit's jobs all come to their end, whatever becomes of one; `queued` hears which they are."""
+def _awaited(queued: Callable[[Sequence[Any]], object], detach: bool) -> Iterator[None]:
+    """Let submitit's jobs all come to their end, whatever becomes of one, or be left; `queued` hears which they are."""
     if "submitit" not in sys.modules and importlib.util.find_spec("submitit") is None:
         yield
         return
@@ -293,10 +316,10 @@ def _awaited(queued: Callable[[Sequence[Any]], object]) -> Iterator[None]:
 
     usual = submitit.AutoExecutor.map_array
 
-    def map_array(self: Any, *given: Any) -> list[_Awaited]:
+    def map_array(self: Any, *given: Any) -> list[_Awaited] | list[_Left]:
         found = usual(self, *given)
         queued(found)
-        return [_Awaited(job) for job in found]
+        return [_Left() for _ in found] if detach else [_Awaited(job) for job in found]
 
     submitit.AutoExecutor.map_array = map_array  # type: ignore[method-assign, assignment]
     try:
@@ -352,11 +375,12 @@ def command() -> list[str]:
 
 
 @contextlib.contextmanager
-def _told(together: int, local: bool = False) -> Iterator[None]:
-    """Let the jobs know what the user typed, how many of them run on this host at the same time, and, where they are
-    `local`, that they are to end with this process.
+def _told(together: int, local: bool = False, detach: bool = False) -> Iterator[None]:
+    """Let the jobs know what the user typed, how many of them run on this host at the same time, where they are `local`
+    that they are to end with this process, and where they are left (`detach`) that nobody waits for them.
     """
     known = {COMMAND: json.dumps(command()), host.JOBS: str(together), DRIVER: str(os.getpid()) if local else ""}
+    known |= {DETACHED: "1"} if detach else {}
     os.environ.update(known)
     try:
         yield

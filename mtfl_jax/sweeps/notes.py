@@ -98,15 +98,25 @@ def _problem(note: Any) -> str:
 
 
 def dead(note: Mapping[str, Any]) -> bool:
-    """Whether a process that noted that it runs is there no more: one of this host, or of a job that Slurm, where it
-    can be asked, does not have any more.
+    """Whether a process that noted that it runs is there no more: one of this host and container, or of a job that
+    Slurm, where it can be asked, does not have any more.
     """
     if note["state"] != "running":
         return False
-    if note["host"] == socket.gethostname():
+    if note["host"] == socket.gethostname() and note.get("pid_namespace") in (None, pid_namespace()):
         return gone(note["pid"], note["updated"])
     job = note.get("slurm_job")
     return isinstance(job, str) and re.fullmatch(r"\d+(_\d+)?", job) is not None and not _queued(job)
+
+
+def pid_namespace() -> str:
+    """In which numbering of processes this one has its number, as each container has one of its own; empty where the
+    system does not say.
+    """
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def slurm_job(environment: Mapping[str, str] = os.environ) -> str | None:

@@ -11,11 +11,14 @@ from hydra.plugins.sweeper import Sweeper
 
 @dataclass
 class FusedSweeperConf:
-    """`split`: axes that make separate jobs; `jobs`: equal shares of the grid, a job each; `params`: axes."""
+    """`split`: axes that make separate jobs; `jobs`: equal shares of the grid, a job each; `detach`: whether jobs in a
+    queue are not awaited; `params`: axes.
+    """
 
     _target_: str = "hydra_plugins.mtfl_jax_sweeper.FusedSweeper"
     split: list[str] = field(default_factory=list)
     jobs: int = 1
+    detach: bool = False
     params: dict[str, Any] | None = None
 
 
@@ -25,8 +28,8 @@ ConfigStore.instance().store(group="hydra/sweeper", name="fused", node=FusedSwee
 class FusedSweeper(Sweeper):
     """Keeps value sweeps as the axes of one job."""
 
-    def __init__(self, split: list[str], jobs: int, params: dict[str, Any] | None) -> None:
-        self.split, self.jobs, self.params = split, jobs, params or {}
+    def __init__(self, split: list[str], jobs: int, params: dict[str, Any] | None, detach: bool = False) -> None:
+        self.split, self.jobs, self.detach, self.params = split, jobs, detach, params or {}
 
     def setup(self, *, hydra_context: Any, task_function: Any, config: Any) -> None:
         """Keep what `sweep` needs; Hydra calls it first."""
@@ -36,4 +39,4 @@ class FusedSweeper(Sweeper):
         """Launch the jobs of the command line."""
         from mtfl_jax.sweeps import jobs
 
-        return jobs.launch(arguments, self.params, self.split, self.jobs, **self.context)
+        return jobs.launch(arguments, self.params, self.split, self.jobs, detach=self.detach, **self.context)
