@@ -90,12 +90,12 @@ SMALL = ["data=gaussian", "d=16", "r=2", "width=16", "n1=256", "n2=256", "measur
 LAUNCHERS = {
     "basic": (64, 1, []),
     "joblib": (64, 2, ["cluster=joblib"]),
-    # It starts all of them together.
-    "submitit_local": (8, 8, ["hydra/launcher=submitit_local"]),
+    # It starts all of them together, on the same cores.
+    "submitit_local": (8, 2, ["hydra/launcher=submitit_local"]),
     "slurm": (16, 2, ["cluster=slurm_cpu", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]),
     "ray": (64, 2, ["cluster=ray", "hydra.launcher.ray.remote.num_cpus=1"]),
 }
-"""Jobs, how many of them run at a time on two cores, and what chooses the launcher."""
+"""Jobs, on how many cores they run, and what chooses the launcher."""
 
 
 def can_launch(name: str) -> bool:
@@ -106,7 +106,7 @@ def can_launch(name: str) -> bool:
 
 
 def shares() -> dict[str, Any]:
-    """Process seconds of a share beside its cells: of a sweep whose rows are all there, and of one of a small cell a
+    """Core seconds of a share beside its cells: of a sweep whose rows are all there, and of one of a small cell a
     share whose program is in the cache; less what one process takes for all of it. And seconds to a first row.
     """
     out: dict[str, Any] = {"seconds_a_share": {}}

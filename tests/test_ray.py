@@ -60,3 +60,31 @@ def test_a_sweep_goes_on(cluster, tmp_path, lost):
     assert sorted(table["seed"]) == list(range(400))
     assert any(notes.dead(note) for note in notes.read(folder))
     assert (folder / "results.parquet").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_driver_that_is_stopped_leaves_no_process(cluster, tmp_path, number):
+    """Its tasks end with it, as Ray's own do; what they wrote is there, and the same command goes on."""
+    ray, _ = cluster
+    folder = tmp_path / "out"
+    command = [sys.executable, "-m", "mtfl_jax", "-m", *SWEEP, "cluster=ray", "hydra.sweeper.jobs=2"]
+    command += [f"hydra.launcher.ray.init.address={ray.address}", f"hydra.sweep.dir={folder}"]
+    with (tmp_path / "said").open("w") as said:
+        sweep = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        end = time.monotonic() + 120
+        while len(running(folder)) < 2:
+            assert sweep.poll() is None, (tmp_path / "said").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        sweep.send_signal(number)
+        assert sweep.wait(60) == 128 + number, (tmp_path / "said").read_text()
+    end = time.monotonic() + 60
+    while running(folder):
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    text = (tmp_path / "said").read_text()
+    assert f"hydra.sweep.dir={folder} goes on" in text
+    before = len(mtfl_jax.load(folder))
+    assert 0 < before < 400
+    subprocess.run(command, check=True, capture_output=True)
+    assert len(mtfl_jax.load(folder)) == 400

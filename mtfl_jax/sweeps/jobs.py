@@ -158,7 +158,7 @@ def launch(
         launcher.setup(**context)
     if detach and runs and type(launcher).__name__ != QUEUE:
         allowed = "allowed with hydra/launcher=submitit_slurm, as cluster=slurm_cpu has it: whose jobs are a queue's"
-        raise ConfigError("hydra.sweeper.detach", detach, allowed)
+        raise ConfigError("hydra.sweeper.detach", "true", allowed)
     more = go_on(key, folders[0])
     looked_at = folders if runs and all(shown(one.hydra) for one in configs) else []
     if type(launcher).__name__ == "BasicLauncher":  # In this process, one after the other; one alone shows itself.
