@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import documented
 import pytest
 
 import mtfl_jax
@@ -60,6 +61,19 @@ def test_a_sweep_goes_on(cluster, tmp_path, lost):
     assert sorted(table["seed"]) == list(range(400))
     assert any(notes.dead(note) for note in notes.read(folder))
     assert (folder / "results.parquet").exists()
+
+
+@pytest.mark.parametrize("file", ["README.md", "docs/how-to/ray.md"])
+def test_the_lines_of_the_manual(cluster, tmp_path, file):
+    """With fewer and smaller cells; on this machine it is Ray that knows where its cluster is."""
+    ray, _ = cluster
+    command = documented.command(file, "cluster=ray", tmp_path, **{"hydra.sweeper.jobs": 2})
+    command = ["hydra.launcher.ray.remote.num_gpus=0" if "num_gpus" in word else word for word in command]
+    own = documented.environment(RAY_ADDRESS=ray.address)
+    done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (table,) = tmp_path.rglob("results.parquet")
+    assert len(mtfl_jax.load(table)) == 3 * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

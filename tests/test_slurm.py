@@ -1,13 +1,13 @@
 """Sweeps on a real Slurm, of one node (tests/slurm_node.sh): what ends a job there, and that the table is whole."""
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import documented
 import pytest
 
 import mtfl_jax
@@ -19,7 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not asked, reason="MTFL_REQUIRE_SLURM=1 runs it, on a Slurm whose queue is all its own"),
 ]
 
-README = Path(__file__).parents[1] / "README.md"
 ROUNDS = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
 ROUNDS += ["measure=recovery", "probe=none", "measure_at=last"]
 MTFL = [sys.executable, "-m", "mtfl_jax", "-m", *ROUNDS]
@@ -195,19 +194,17 @@ def test_processes_that_nobody_drives(tmp_path, how):
     assert parts == ["1/2", "2/2"]
 
 
-LESS = {"seed=range(0,64)": "seed=range(0,2)", "-n8": "-n2", "--gpus-per-task=1": "", "hydra.sweeper.jobs=8": ""}
-NODE = ["width=16", "n1=64", "n2=64", "n_test=32", "n_down=16"]
-JOBS = ["hydra.sweeper.jobs=2", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
+JOBS = {"hydra.sweeper.jobs": 2}
+ON_A_NODE = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
 
 
 @pytest.mark.parametrize("how", ["cluster=slurm_cpu", "srun"])
 def test_the_lines_of_the_readme(tmp_path, how):
     """With fewer and smaller cells, on as many cores as this node has."""
-    (line,) = [line for line in README.read_text().splitlines() if how in line.split() and "mtfl" in line.split()]
-    words = [LESS.get(word, word) for word in shlex.split(line.replace("$HOME", str(tmp_path)))]
-    command = [*filter(None, words), *NODE, *(JOBS if how != "srun" else [])]
-    own = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    done = subprocess.run(command, env=own, cwd=tmp_path, capture_output=True, text=True, check=False)
+    command = documented.command("README.md", how, tmp_path, **JOBS) + ON_A_NODE * (how != "srun")
+    done = subprocess.run(
+        command, env=documented.environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert len(mtfl_jax.load(tmp_path / "a")) == 3 * 2
     assert "wrote" in done.stdout

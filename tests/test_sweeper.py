@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import documented
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
@@ -79,6 +80,17 @@ def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
     assert ("logs in out/.submitit" in done.stdout) == (launcher == "submitit_local")
     table = mtfl_jax.load(tmp_path / "out")
     assert sorted(zip(table["num_tasks"], table["seed"], strict=True)) == [(t, s) for t in (1, 2) for s in range(5)]
+
+
+@pytest.mark.slow
+def test_the_line_of_the_readme(tmp_path):
+    command = documented.command("README.md", "cluster=joblib", tmp_path)
+    done = subprocess.run(
+        command, env=documented.environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"2 jobs on joblib into {tmp_path}/a; 2 at a time" in done.stdout
+    assert len(mtfl_jax.load(tmp_path / "a")) == 3 * 2
 
 
 def test_the_stock_sweeper_still_works(mtfl, tmp_path):

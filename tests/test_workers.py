@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 
+import documented
 import numpy as np
 import pytest
 
@@ -172,6 +173,22 @@ def test_processes_that_nobody_drives(tmp_path, count, variables):
     assert refused.returncode == 2
 
 
+@pytest.mark.slow
+def test_the_lines_of_the_manual_for_a_pod(tmp_path):
+    """On the two hosts of a pod, whose devices are this machine's cores; what it exports is of the TPU's runtime."""
+    command = documented.command("docs/how-to/tpu.md", "sweep.part=auto", tmp_path)
+    (tmp_path / "a").mkdir()
+    hosts = []
+    for k in range(2):
+        own = documented.environment(TPU_WORKER_ID=str(k), TPU_WORKER_HOSTNAMES="a,b", **BOUNDS)
+        hosts.append(subprocess.Popen(command, env=own, cwd=tmp_path, stdout=subprocess.PIPE, text=True))
+    said = [host.communicate()[0] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0]
+    assert any("wrote" in text for text in said)
+    assert len(mtfl_jax.load(tmp_path / "a" / "results.parquet")) == 3 * 2
+
+
+BOUNDS = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1"}
 LONG = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
 LONG += ["measure=recovery", "probe=none", "measure_at=last"]
 

@@ -1,0 +1,30 @@
+"""Commands that README.md and docs/ show for other machines, made small enough for this one."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+LESS = {"seed=range(0,64)": "seed=range(0,2)", "-n8": "-n2", "--gpus-per-task=1": ""}
+NODE = ["width=16", "n1=64", "n2=64", "n_test=32", "n_down=16"]
+TASKS = "num_tasks=1,16,256"
+
+
+def command(file, word, home, **less):
+    """The words of the only line of a file with `mtfl` and this word, its $HOME or /shared elsewhere, of few cells that
+    are small: `less` says of the beginnings of words what they become.
+    """
+    text = (ROOT / file).read_text().replace("\\\n", " ")
+    (line,) = [line for line in text.splitlines() if {"mtfl", word} <= set(line.split())]
+    words = shlex.split(line.replace("$HOME", str(home)).replace("/shared", str(home)), comments=True)
+    words = [LESS.get(each, each) for each in words if each != TASKS]
+    words = [
+        next((f"{key}={value}" for key, value in less.items() if each.startswith(f"{key}=")), each) for each in words
+    ]
+    return [*filter(None, words), *NODE]
+
+
+def environment(**more):
+    """The environment with this Python's commands first."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more}
