@@ -5,6 +5,7 @@
     table = mtfl_jax.run(d=64, r=4, data="rademacher", num_tasks=64, seed=0)   # one cell, a pandas DataFrame
     table = mtfl_jax.sweep(d=[32, 64], num_tasks=[1, 16], seed=range(64))      # their product
     table = mtfl_jax.load("outputs/quickstart/…")                            # what `mtfl` wrote
+    mtfl_jax.plot(table).savefig("figure.pdf")                                 # means over seeds, of what varies
 
 A cell goes through one direction: task draw → data → network → multitask update → measurement and probe
 (`mtfl_jax.learning`, pure functions), run by `mtfl_jax.sweeps`; `mtfl_jax.analysis` reads the tables.
@@ -18,6 +19,7 @@ TYPE_CHECKING = False  # As typing has it, which takes its time to import.
 if TYPE_CHECKING:
     from typing import Any
 
+    from mtfl_jax.analysis.plots import plot as plot
     from mtfl_jax.fields import ConfigError as ConfigError
     from mtfl_jax.sweeps.api import run as run
     from mtfl_jax.sweeps.api import sweep as sweep
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "ConfigError": "mtfl_jax.fields",
     "load": "mtfl_jax.sweeps.tables",
+    "plot": "mtfl_jax.analysis.plots",
     "run": "mtfl_jax.sweeps.api",
     "sweep": "mtfl_jax.sweeps.api",
 }
 
-__all__ = ["ConfigError", "__version__", "load", "run", "sweep"]
+__all__ = ["ConfigError", "__version__", "load", "plot", "run", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

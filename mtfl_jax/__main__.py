@@ -1,4 +1,4 @@
-"""The commands `mtfl`, `mtfl-report`, `mtfl-status` and `mtfl-fit`.
+"""The commands `mtfl`, `mtfl-report`, `mtfl-status`, `mtfl-fit` and `mtfl-plot`.
 
 What each does is imported inside `ends.command`: imports take a second, in which it may be told to stop.
 """
@@ -36,6 +36,14 @@ def fit() -> None:
         from mtfl_jax.analysis import fit_command
 
         fit_command.main()
+
+
+def plot() -> None:
+    """Entry point `mtfl-plot`."""
+    with ends.command("mtfl-plot"):
+        from mtfl_jax.analysis import plot_command
+
+        plot_command.main()
 
 
 if __name__ == "__main__":

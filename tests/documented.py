@@ -3,9 +3,13 @@
 import os
 import shlex
 import sys
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+COMMANDS = [name.removeprefix("mtfl-") for name in SCRIPTS if name != "mtfl"]
+"""What stands after mtfl- in the commands beside `mtfl`; the functions of mtfl_jax.__main__ are called so."""
 LESS = {"seed=range(0,64)": "seed=range(0,2)", "-n8": "-n2", "--gpus-per-task=1": ""}
 NODE = ["width=16", "n1=64", "n2=64", "n_test=32", "n_down=16"]
 TASKS = "num_tasks=1,16,256"

@@ -2,6 +2,7 @@
 
 import re
 
+import documented
 import hydra
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_help_says_what_every_key_and_choice_is(here, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
     status, said, err = here("d=32", "--help")
     assert (status, err) == (0, "")
-    for words in ("study=quickstart", "mtfl -m ", *(f"mtfl-{name} FOLDER" for name in ("report", "fit", "status"))):
+    for words in ("study=quickstart", "mtfl -m ", *(f"mtfl-{name} FOLDER" for name in documented.COMMANDS)):
         assert words in said
     lines = {line.split()[0]: line for line in said.splitlines() if line.strip()}
     defaults = composed("d=32")

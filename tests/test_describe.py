@@ -56,7 +56,7 @@ def random_table(rng):
     table = pd.DataFrame(columns).drop_duplicates(ignore_index=True)
     good = rng.random(len(table)) < 0.8
     table = table.assign(status=np.where(good, "ok", "diverged"), diverged_step=pd.array([None] * len(table), "Int64"))
-    measured = {name: rng.random(len(table)) for name in plain.MAIN}
+    measured = {name: rng.random(len(table)) for name in describe.MAIN}
     return table.assign(**measured)
 
 
@@ -110,7 +110,7 @@ def test_no_view_takes_two_settings_for_one(draw):
 
     good = describe.ok(table)
     count = len(set(keys(table, [name for name in COLUMNS if name != "seed"])))
-    found = plain._means(describe.measured(table), axes, list(plain.MAIN)).table
+    found = plain._means(describe.measured(table), axes, list(describe.MAIN)).table
     assert len(found) == count
     assert len(set(keys(found, axes))) == count
     counted = str(len(table)) if good.all() else f"{good.sum()} of {len(table)}"

@@ -14,6 +14,7 @@ import sys
 import time
 
 import differential
+import documented
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -206,7 +207,7 @@ def test_a_signal_while_imports_run_is_a_clean_end(tmp_path, numbers):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["report", "status", "fit"])
+@pytest.mark.parametrize("command", documented.COMMANDS)
 def test_the_other_commands_stop_at_once(tmp_path, command):
     done, _ = begun(tmp_path, command, [signal.SIGINT])
     assert (done.returncode, done.stderr) == (130, f"mtfl-{command}: SIGINT: stopped\n")

@@ -24,7 +24,7 @@ from rich.console import Console
 
 from mtfl_jax import names
 from mtfl_jax.analysis import describe, figures, findings, page, plain, report, studies
-from mtfl_jax.analysis.plain import MAIN
+from mtfl_jax.analysis.describe import MAIN
 from mtfl_jax.records import registering
 from mtfl_jax.sweeps import store, tables
 

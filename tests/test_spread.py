@@ -171,7 +171,7 @@ def test_rows_are_the_same_on_one_two_four_and_eight_devices():
         assert np.array_equal(own, rows)
         # Three trainings a device and call; what is left over makes one call more.
         assert [lanes for lanes, _ in calls] == [3 * count] * (29 // (3 * count)) + [29 % (3 * count)]
-        for spread in (n for n in (2, 4, 8) if n <= count):
+        for spread in {count, count // 4} & {2, 4, 8}:
             calls, own = on_devices(count, spread, axes)
             np.testing.assert_allclose(own, rows, rtol=1e-4, atol=1e-5)
             places = count // spread

@@ -1,10 +1,15 @@
 """Reading the columns of anyone's table, each as what it must be; what is not so is said in one line."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 
 from mtfl_jax.analysis import describe
 from mtfl_jax.records import guess
+
+NULL = "null"
+"""What a condition calls a value that is missing."""
 
 
 def ok(table: pd.DataFrame) -> pd.DataFrame:
@@ -55,3 +60,28 @@ def labels(table: pd.DataFrame, seed: str) -> np.ndarray:
     if (codes < 0).any():
         raise ValueError(f"seed={seed}: {(codes < 0).sum()} values are missing; allowed: a seed in every row")
     return codes
+
+
+def chosen(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
+    """The rows that meet every COLUMN=VALUE, where a VALUE null is a missing one. Raises ValueError for an unknown
+    column or a value that no row has.
+    """
+    for condition in conditions:
+        name, _, text = condition.partition("=")
+        if name not in table:
+            raise ValueError(f"where={condition}: allowed: COLUMN=VALUE, columns {', '.join(map(str, table.columns))}")
+        column = table[name]
+        if text == NULL and not (column.astype(str) == text).any():
+            same = column.isna()
+        elif pd.api.types.is_bool_dtype(column):
+            same = column.astype(str).str.lower() == text.lower()
+        elif pd.api.types.is_numeric_dtype(column):
+            same = column == pd.to_numeric(text, errors="coerce")
+        else:
+            same = column.astype(str) == text
+        if not same.any():
+            values = [str(value) for value in column.dropna().unique()] + [NULL] * bool(column.isna().any())
+            shown = ", ".join(values[:10]) + ", …" * (len(values) > 10)
+            raise ValueError(f"where={condition}: no such row; allowed for {name}: {shown}")
+        table = table[same.fillna(False).astype(bool)]
+    return table

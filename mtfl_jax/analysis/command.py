@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import pandas as pd
+
 import mtfl_jax
 from mtfl_jax.analysis import studies
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import places
+from mtfl_jax.sweeps import places, tables
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,3 +59,21 @@ def load_extensions(parser: argparse.ArgumentParser, given: Sequence[str], of: S
             studies.from_file(unknown[path.name], path)
     except Exception as error:  # Whatever a user's module raises.
         parser.error(f"--extensions={' '.join(given)}: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def read(path: str) -> pd.DataFrame:
+    """The table of a CSV or Parquet file, or of a results folder. Raises ValueError where there is none."""
+    try:
+        where = places.place(path, "TABLE")
+        with places.reached(where):
+            folder = where.is_dir()
+        if folder:
+            return tables.load(where)
+        if where.suffix in (".parquet", ".pq"):
+            return pd.read_parquet(path)
+        if ".csv" in where.suffixes[-2:]:
+            return pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ValueError(f"TABLE={path}: {reason}; allowed: a CSV or Parquet file, or a results folder") from None
+    raise ValueError(f"TABLE={path}: allowed: a name that ends in .csv or .parquet, or a results folder")

@@ -13,6 +13,8 @@ import pandas as pd
 
 from mtfl_jax.names import COLUMN_LABELS, GROUPS, GUESSING, OK, STATUSES
 
+MAIN = ("subspace_distance", "directions_recovered", "task_error", "downstream_error")
+"""The measurements that are shown of any table; those that are not built in are shown too."""
 MISSING = "—"
 """What is shown where there is no value."""
 _BESIDE = ("status", "diverged_step", "id")
@@ -196,6 +198,13 @@ def telling(table: pd.DataFrame) -> list[str]:
 def numeric(column: pd.Series) -> bool:
     """Whether a column holds numbers (flags are not)."""
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def spans_decades(column: pd.Series) -> bool:
+    """Whether a column holds positive numbers that differ by a factor of ten or more."""
+    if not numeric(column) or column.isna().any():
+        return False
+    return bool(column.min() > 0) and bool(column.max() >= 10 * column.min())
 
 
 def seeds(

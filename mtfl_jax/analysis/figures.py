@@ -7,7 +7,7 @@ import functools
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -76,6 +76,49 @@ def mean_and_error(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     return pd.DataFrame({"mean": grouped.mean(), "error": error.fillna(0.0)})
 
 
+AGGREGATES = ("mean", "median")
+"""What seeds are brought to."""
+BANDS = ("se", "ci", "quantile", "none")
+"""One standard error of the mean, a 95% interval, the quarters, or nothing."""
+INTERVAL = 0.95
+RESAMPLES = 1000
+
+
+def summary(table: pd.DataFrame, x: str, y: str, agg: str = "mean", band: str = "se") -> pd.DataFrame:
+    """The mean or median of y at each x, and the ends of a band of `BANDS`: columns centre, low, high; index x.
+
+    Rows are left out, and a missing x counts, as in `mean_and_error`. An interval is Student's for a mean, by
+    resampling for a median.
+    """
+    if band == "se":
+        found = mean_and_error(table, x, y)
+        mean, error = found["mean"], found["error"]
+        return pd.DataFrame({"centre": mean, "low": mean - error, "high": mean + error})
+    found = pd.DataFrame({x: table[x], "y": table[y].to_numpy(float, na_value=np.nan)})
+    grouped = found[np.isfinite(found["y"])].groupby(x, dropna=False)["y"]
+    centre = grouped.agg(agg)
+    if band == "none":
+        return pd.DataFrame({"centre": centre, "low": centre, "high": centre})
+    if band == "quantile":
+        return pd.DataFrame({"centre": centre, "low": grouped.quantile(0.25), "high": grouped.quantile(0.75)})
+    ends = pd.DataFrame([_interval(values.to_numpy(), agg) for _, values in grouped], centre.index, ["low", "high"])
+    return pd.DataFrame({"centre": centre, **ends})
+
+
+def _interval(values: np.ndarray, agg: str) -> tuple[float, float]:
+    """A 95% interval of the mean or the median of values; of one value, that."""
+    if len(values) < 2:
+        return float(values[0]), float(values[0])
+    if agg == "mean":
+        from scipy.stats import t
+
+        half = t.ppf((1 + INTERVAL) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+        return float(values.mean() - half), float(values.mean() + half)
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(drawn, axis=1), [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+    return float(low), float(high)
+
+
 def curves(
     ax: Axes,
     table: pd.DataFrame,
@@ -85,36 +128,46 @@ def curves(
     by: str | None = None,
     log: str = "",
     names: Mapping[Any, str] | None = None,
+    agg: str = "mean",
+    band: str = "se",
+    among: pd.DataFrame | None = None,
 ) -> None:
-    """Draw the mean of y over seeds against x with a band of one standard error, a line for each value of `by`.
+    """Draw y over seeds against x with a band (`summary`: the mean and one standard error), a line for each value of
+    `by`.
 
     The rows of one x and one `by` must differ in their seed only: raises ValueError where two have the same. Rows whose
     y is missing or not finite are left out. log: which axes are logarithmic: "", "x", "y" or "xy". names: what the
     legend calls values of `by`. An x of text, or one that some rows have no value of, is drawn as points with bars. The
-    legend is the caller's (`ax.legend(title=…)`).
+    legend is the caller's (`ax.legend(title=…)`). among: the table that this is a part of, of which each value of `by`
+    has its look, and each x its place.
     """
     _apart(table, [x] if by is None else [x, by], y)
-    words = not describe.numeric(table[x]) or bool(table[x].isna().any())
-    ticks = describe.called(table[x]) if words else []
-    table = table.assign(**{x: describe.codes(table[x])}) if words else table
-    lines = np.zeros(len(table), int) if by is None else describe.codes(table[by])
-    texts = [None] * bool(len(table)) if by is None else describe.called(table[by])
+    every = table if among is None else among
+    own = every.index.isin(table.index)
+    words = not describe.numeric(every[x]) or bool(every[x].isna().any())
+    ticks = describe.called(every[x]) if words else []
+    table = table.assign(**{x: describe.codes(every[x])[own]}) if words else table
+    lines = np.zeros(len(table), int) if by is None else describe.codes(every[by])[own]
+    texts = [None] * bool(len(table)) if by is None else describe.called(every[by])
     for index, text in enumerate(texts):
         rows = table[lines == index]
+        if rows.empty:
+            continue
         value = None if by is None else rows[by].iloc[0]
-        points = mean_and_error(rows, x, y)
+        points = summary(rows, x, y, agg, band)
         at = np.array(points.index, float)
-        mean, error = points["mean"].to_numpy(), points["error"].to_numpy()
+        centre, low, high = (points[name].to_numpy() for name in ("centre", "low", "high"))
         look = style(value, index)
         label_of = text if by is None else (names or {}).get(value, text)
         if words:
             shift = 0.1 * (index - lines.max() / 2)
-            ax.errorbar(at + shift, mean, error, label=label_of, markersize=5, **{**look, "linestyle": "none"})
+            bars = [centre - low, high - centre]
+            ax.errorbar(at + shift, centre, bars, label=label_of, markersize=5, **{**look, "linestyle": "none"})
             continue
-        band = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
+        shade = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
         for artist in (
-            *ax.plot(at, mean, label=label_of, markersize=4, **look),
-            ax.fill_between(at, mean - error, mean + error, **band),
+            *ax.plot(at, centre, label=label_of, markersize=4, **look),
+            ax.fill_between(at, low, high, **shade),
         ):
             artist.set_rasterized(len(at) > MOST_POINTS)
     if words:
@@ -123,7 +176,7 @@ def curves(
     if "y" in log:
         ax.set_yscale("log")
     if "x" in log:
-        _log_x(ax, table[x])
+        _log_x(ax, every[x])
     if y in GUESSING:
         _guessing(ax, GUESSING[y])
     ax.set_xlabel(label(x))
@@ -178,20 +231,21 @@ def alt(figure: Figure) -> str:
 
 def svg(figure: Figure) -> bytes:
     """The figure as SVG, the same bytes whenever it is drawn."""
-    return _drawn(figure, "svg", {"Date": None})
+    return drawn(figure, "svg")
 
 
 def save(figure: Figure, name: str, folder: Path) -> list[Path]:
     """Write NAME.png and NAME.pdf into the folder, the same bytes whenever they are drawn; their paths."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
-    for path, metadata in zip(paths, ({}, {"CreationDate": None}), strict=True):
-        drawn = _drawn(figure, path.suffix[1:], metadata)
-        tables.whole(path, functools.partial(Path.write_bytes, data=drawn))
+    for path in paths:
+        tables.whole(path, functools.partial(Path.write_bytes, data=drawn(figure, path.suffix[1:])))
     return paths
 
 
-def _drawn(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+def drawn(figure: Figure, kind: str) -> bytes:
+    """The figure as a file: png, pdf or svg, the same bytes whenever it is drawn."""
+    dated = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
     file = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "mtfl_jax", "pdf.fonttype": 42}):
-        figure.savefig(file, format=kind, dpi=200, metadata=metadata)
+        figure.savefig(file, format=kind, dpi=200, metadata=cast(Any, dated[kind]))
     return file.getvalue()

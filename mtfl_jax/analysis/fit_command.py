@@ -9,17 +9,15 @@ from typing import Any
 import pandas as pd
 
 from mtfl_jax.analysis import crossings, describe, fits
-from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions
+from mtfl_jax.analysis.columns import chosen
+from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions, read
 from mtfl_jax.analysis.models import MODELS
-from mtfl_jax.sweeps import places, tables
 
 HELP = (
     "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. Rows whose "
     "status says that they diverged are left out. The exit status is 0 where the data support the law, 1 where they do "
     "not (it says why), 2 for a bad argument or table."
 )
-NULL = "null"
-"""What --where calls a value that is missing."""
 _OPTIONS = {"TABLE": "TABLE", "at_most": "--at-most", "curve": "--y", "error": "--crossing", "by": "--x"}
 """Where arguments of the functions have other names than the command's."""
 
@@ -51,49 +49,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--level", type=float, default=0.95, metavar="P", help="of the intervals (default 0.95)")
     add_extensions(parser)
     return parser
-
-
-def read(path: str) -> pd.DataFrame:
-    """The table of a CSV or Parquet file, or of a results folder. Raises ValueError where there is none."""
-    try:
-        where = places.place(path, "TABLE")
-        with places.reached(where):
-            folder = where.is_dir()
-        if folder:
-            return tables.load(where)
-        if where.suffix in (".parquet", ".pq"):
-            return pd.read_parquet(path)
-        if ".csv" in where.suffixes[-2:]:
-            return pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ValueError(f"TABLE={path}: {reason}; allowed: a CSV or Parquet file, or a results folder") from None
-    raise ValueError(f"TABLE={path}: allowed: a name that ends in .csv or .parquet, or a results folder")
-
-
-def chosen(table: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
-    """The rows that meet every COLUMN=VALUE, where a VALUE null is a missing one. Raises ValueError for an unknown
-    column or a value that no row has.
-    """
-    for condition in conditions:
-        name, _, text = condition.partition("=")
-        if name not in table:
-            raise ValueError(f"where={condition}: allowed: COLUMN=VALUE, columns {', '.join(map(str, table.columns))}")
-        column = table[name]
-        if text == NULL and not (column.astype(str) == text).any():
-            same = column.isna()
-        elif pd.api.types.is_bool_dtype(column):
-            same = column.astype(str).str.lower() == text.lower()
-        elif pd.api.types.is_numeric_dtype(column):
-            same = column == pd.to_numeric(text, errors="coerce")
-        else:
-            same = column.astype(str) == text
-        if not same.any():
-            values = [str(value) for value in column.dropna().unique()] + [NULL] * bool(column.isna().any())
-            shown = ", ".join(values[:10]) + ", …" * (len(values) > 10)
-            raise ValueError(f"where={condition}: no such row; allowed for {name}: {shown}")
-        table = table[same.fillna(False).astype(bool)]
-    return table
 
 
 def lines(fit: fits.Fit) -> list[str]:

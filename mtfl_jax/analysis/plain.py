@@ -8,8 +8,6 @@ import pandas as pd
 from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing
 
-MAIN = ("subspace_distance", "directions_recovered", "task_error", "downstream_error")
-"""The measurements that are shown of any table; those that are not built in are shown too."""
 MOST_ROWS = 100
 """A listing of means has no more rows than this."""
 
@@ -18,7 +16,7 @@ def findings(table: pd.DataFrame) -> Findings:
     """Figures and means of the main measurements over whatever varies; no claim."""
     table = describe.measured(table)
     axes = describe.axes(table)
-    measured = [name for name in describe.main_measurements(table, MAIN) if describe.estimate(table[name]).n]
+    measured = [name for name in describe.main_measurements(table, describe.MAIN) if describe.estimate(table[name]).n]
     if len(table) < 2:
         return Findings("One row" if len(table) else "No rows", "")
     title = f"Sweep over {', '.join(axes)}" if axes else "One setting"
@@ -74,16 +72,9 @@ def _drawing(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) 
     measured = [name for name in measured if describe.estimate(table[name]).n] or list(measured)
     figure, panels = figures.panels(len(measured), columns=2)
     for ax, name in zip(panels, measured, strict=True):
-        figures.curves(ax, table, x, name, by=by, log="x" if _spans_decades(table[x]) else "")
+        figures.curves(ax, table, x, name, by=by, log="x" if describe.spans_decades(table[x]) else "")
     if by is not None:
         panels[0].legend(title=by, fontsize=7, title_fontsize=8)
     seeds = describe.seeds(table)
     band = "One seed." if seeds == "one seed" else f"Means of {seeds}; bands and bars are one standard error."
     return Drawing("sweep", figure, " ".join([band, *notes]))
-
-
-def _spans_decades(column: pd.Series) -> bool:
-    """Whether a column holds positive numbers that differ by a factor of ten or more."""
-    if not describe.numeric(column) or column.isna().any():
-        return False
-    return bool(column.min() > 0) and bool(column.max() >= 10 * column.min())

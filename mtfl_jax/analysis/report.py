@@ -13,7 +13,6 @@ from rich.text import Text
 from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.describe import number
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
-from mtfl_jax.analysis.plain import MAIN
 from mtfl_jax.sweeps.progress import duration, several
 
 _PLAIN = r"[-−+]?[\d.]+(?:e[-+]?\d+)?%?"
@@ -38,7 +37,7 @@ def many_rows(table: pd.DataFrame) -> Table:
     where some are not ok.
     """
     settings = describe.telling(table)
-    measured = [name for name in describe.main_measurements(table, MAIN) if table[name].notna().any()]
+    measured = [name for name in describe.main_measurements(table, describe.MAIN) if table[name].notna().any()]
     status = [] if describe.ok(table).all() else ["status"]
     out = Table(*settings, *status, *measured)
     cells = [describe.texts(table[name].head(40), table[name]) for name in settings]

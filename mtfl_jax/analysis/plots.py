@@ -1,0 +1,403 @@
+"""A figure of any table: lines over a setting, a map of two settings, or points of two measurements. What is not said
+is chosen from what varies, and rows that differ in anything but their seed are never averaged.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from mtfl_jax.analysis import describe, figures, fits
+from mtfl_jax.analysis.columns import chosen
+from mtfl_jax.records import guess
+from mtfl_jax.sweeps import tables
+
+
+class Size(NamedTuple):
+    """Inches across, points of the text, and how many panels stand beside each other."""
+
+    width: float
+    font: float
+    panels: int
+
+
+KINDS = ("line", "heat", "scatter")
+SIZES = {"column": Size(3.4, 8, 2), "page": Size(7.0, 9, 3), "slide": Size(10.0, 14, 3)}
+"""A column and a page of a paper, and a slide."""
+MOST_PANELS = 12
+MOST_NUMBERS = 64
+"""A map of at most so many cells has its numbers written in them."""
+FOLDER = "folder"
+"""The setting that tells several tables apart."""
+
+Tables = pd.DataFrame | Mapping[str, pd.DataFrame] | str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""A table, tables by name, or the folders of sweeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a figure is of: the columns that its parts are of, and its rows."""
+
+    table: pd.DataFrame
+    kind: str
+    x: str
+    y: str
+    color: str | None
+    facet: str | None
+
+    @property
+    def measured(self) -> str:
+        """What is averaged over seeds, or would be."""
+        return str(self.color) if self.kind == "heat" else self.y
+
+
+def plot(
+    table: Tables,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    color: str | None = None,
+    facet: str | None = None,
+    kind: str | None = None,
+    log: str | None = None,
+    agg: str = "mean",
+    band: str | None = None,
+    fit: str | None = None,
+    size: str = "page",
+    where: Sequence[str] = (),
+) -> Figure:
+    """A figure of a table; its caption is `figure.get_label()`. Everything may be left out.
+
+    table: rows, rows by name, or the folders of sweeps, of which several are told apart as `folder`. x, y, color,
+    facet: columns. kind: `line` (y over seeds against x, a line for each color), `heat` (color over seeds at each x and
+    y), or `scatter` (a point a row). A facet is a panel for each value. log: which scales are logarithmic, of x, y and
+    c; by default x where it spans a decade. agg: `mean` or `median` over seeds; band: `se` (one standard error), `ci`
+    (a 95% interval), `quantile` (the quarters) or `none`. fit: a law of `mtfl-fit`, for each line. size: column, page
+    or slide. where: "COLUMN=VALUE", rows to keep. Raises ValueError, which begins with the argument and its value.
+
+        mtfl_jax.plot("out/a", x="n2", y="num_tasks", color="subspace_distance", facet="d").savefig("fig.pdf")
+    """
+    for key, value, allowed in (
+        ("kind", kind, (None, *KINDS)),
+        ("agg", agg, figures.AGGREGATES),
+        ("band", band, (None, *figures.BANDS)),
+        ("size", size, tuple(SIZES)),
+    ):
+        _require(key, value, allowed)
+    if set(log or "") - set("xyc"):
+        raise ValueError(f"log={log}: allowed: letters of xyc")
+    plan = planned(gathered(table), x=x, y=y, color=color, facet=facet, kind=kind, where=where)
+    band = band or ("se" if agg == "mean" else "quantile")
+    if band == "se" and agg != "mean":
+        raise ValueError(f"band={band}: allowed with agg={agg}: ci, quantile, none")
+    if fit is not None and plan.kind != "line":
+        raise ValueError(f"fit={fit}: allowed with kind=line")
+    if log is None:
+        log = "x" * (plan.kind != "heat" and describe.spans_decades(plan.table[plan.x]))
+    look = SIZES[size]
+    with mpl.rc_context({"font.size": look.font, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, panels = _panels(plan, look)
+        draw = {"line": _lines, "heat": _maps, "scatter": _points}[plan.kind]
+        draw(plan, figure, panels, log=log, agg=agg, band=band, fit=fit)
+        _named(figure, panels, plan)
+    figure.set_label(caption(plan, agg, band))
+    return figure
+
+
+def gathered(given: Tables) -> pd.DataFrame:
+    """One table of all; several have a setting `folder` of what they are called."""
+    if isinstance(given, pd.DataFrame):
+        return given
+    if isinstance(given, str | os.PathLike):
+        given = [given]
+    if not isinstance(given, Mapping):
+        given = {str(folder): tables.load(folder) for folder in given}
+    if len(given) == 1:
+        return next(iter(given.values()))
+    names = list(given)
+    # What all paths begin with says nothing.
+    common = os.path.commonpath(names) if all("/" in name for name in names) else ""
+    short = [os.path.relpath(name, common) if common else name for name in names]
+    return pd.concat(
+        [table.assign(**{FOLDER: name}).pipe(_first) for name, table in zip(short, given.values(), strict=True)],
+        ignore_index=True,
+    )
+
+
+def _first(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `folder` before its other settings."""
+    return table[[FOLDER, *(name for name in table if name != FOLDER)]]
+
+
+def planned(
+    table: pd.DataFrame,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    color: str | None = None,
+    facet: str | None = None,
+    kind: str | None = None,
+    where: Sequence[str] = (),
+) -> Plan:
+    """What a figure is of, with what was not said. Raises ValueError where rows would be averaged that differ in
+    something else than their seed.
+    """
+    table = chosen(table, where)
+    if "step" not in table:
+        raise ValueError(f"table={len(table)} rows: no column step; allowed: a table of mtfl")
+    for key, name in (("x", x), ("y", y), ("color", color), ("facet", facet)):
+        if name is not None and name not in table:
+            known = list(map(str, table.columns))
+            raise ValueError(f"{key}={name}: allowed: the columns {', '.join(known)}{guess(name, known)}")
+    table, given = describe.measured(table), [name for name in (x, y, color, facet) if name is not None]
+    settings, measurements = describe.settings(table), describe.measurements(table)
+    numbers = [name for name in measurements if describe.numeric(table[name]) and describe.estimate(table[name]).n]
+    if not numbers:
+        raise ValueError(f"table={len(table)} rows: nothing was measured; allowed: rows that are ok")
+    main = next((name for name in describe.MAIN if name in numbers), numbers[0])
+    if kind is None:
+        kind = "scatter" if x in measurements else "heat" if y in settings and y is not None else "line"
+    if color is None and kind == "line" and FOLDER in describe.varying(table) and FOLDER not in given:
+        color = FOLDER
+    fixed = [name for name in (x, y, color, facet) if name in settings and name is not None]
+    free = [name for name in describe.axes(table) if name not in fixed and not describe.follows(table, name, fixed)]
+    sizes = {name: int(describe.codes(table[name]).max(initial=0)) + 1 for name in free}
+    numeric = {name: describe.numeric(table[name]) for name in free}
+    longest = sorted(free, key=lambda name: (numeric[name], sizes[name]), reverse=True)
+
+    def take(names: Sequence[str], key: str) -> str:
+        if not names:
+            raise ValueError(f"{key}=null: nothing else varies; allowed: a column")
+        free.remove(names[0])
+        return names[0]
+
+    if kind == "scatter":
+        others = [name for name in numbers if name not in given]
+        y = y or (main if main != x else others[0])
+        x = x or next((name for name in others if name != y), None)
+        if x is None:
+            raise ValueError("x=null: only one measurement; allowed: a column")
+    else:
+        x = x or take(longest, "x")
+        if kind == "heat":
+            y = y or take([name for name in longest if name in free], "y")
+            color = color or main
+        y = y or main
+    # Names before numbers, few before many.
+    short = sorted(free, key=lambda name: (numeric[name], sizes[name]))
+    if color is None and short:
+        color = take(short, "color")
+    short = [name for name in short if name in free]
+    if facet is None and short and kind != "scatter" and sizes[short[0]] <= MOST_PANELS:
+        facet = take(short, "facet")
+    plan = Plan(table, kind, cast(str, x), cast(str, y), color, facet)
+    _check(plan, settings, free)
+    return plan
+
+
+def _check(plan: Plan, settings: Sequence[str], free: Sequence[str]) -> None:
+    """Raise ValueError for columns that cannot be what they are to be."""
+    table = plan.table
+    measured, key = table[plan.measured], "color" if plan.kind == "heat" else "y"
+    if not describe.numeric(measured):
+        raise ValueError(f"{key}={plan.measured}: not a column of numbers; allowed: a measurement")
+    if not describe.estimate(measured).n:
+        raise ValueError(f"{key}={plan.measured}: no row has it; allowed: what was measured")
+    if plan.facet is not None and (count := describe.codes(table[plan.facet]).max(initial=0) + 1) > MOST_PANELS:
+        raise ValueError(f"facet={plan.facet}: {count} values; allowed: at most {MOST_PANELS}, --where keeps some")
+    if plan.kind == "scatter":
+        if not describe.numeric(table[plan.x]):
+            raise ValueError(f"x={plan.x}: not a column of numbers; allowed with kind=scatter: numbers")
+        return
+    kept = [name for name in (plan.x, plan.y, plan.color, plan.facet) if name is not None and name in settings]
+    others = [name for name in free if not describe.follows(table, name, kept)]
+    if others:
+        said = "; ".join(f"{name} = {describe.values(table[name])}" for name in others)
+        ways = "allowed: one of them by where=COLUMN=VALUE, or as color or facet"
+        raise ValueError(f"x={plan.x}: rows of one point differ in {said}; {ways}")
+
+
+def _require(key: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        words = ", ".join(str(one) for one in allowed if one is not None)
+        raise ValueError(f"{key}={value}: allowed: {words}{guess(str(value), [str(one) for one in allowed])}")
+
+
+def caption(plan: Plan, agg: str, band: str) -> str:
+    """What a figure shows, in sentences."""
+    words = {"se": "one standard error", "ci": "a 95% interval", "quantile": "the middle half of the seeds"}
+    each = f", a panel for each {plan.facet}" if plan.facet else ""
+    if plan.kind == "scatter":
+        colored = f", coloured by {plan.color}" if plan.color else ""
+        return f"{figures.label(plan.y)} against {figures.label(plan.x)}, a point a row{colored}{each}."
+    seeds = describe.seeds(plan.table) if "seed" in plan.table else "all rows"
+    several = "One seed." if seeds == "one seed" else f"{agg.capitalize()} of {seeds}"
+    if plan.kind == "heat":
+        what = f"{figures.label(plan.measured)} by {plan.x} and {plan.y}{each}."
+        return f"{what} {several.removesuffix('.')}."
+    lines = f", a line for each {plan.color}" if plan.color else ""
+    what = f"{figures.label(plan.y)} against {figures.label(plan.x)}{lines}{each}."
+    bands = f"; bands are {words[band]}." if band != "none" and seeds != "one seed" else "."
+    return f"{what} {several.removesuffix('.')}{bands}"
+
+
+# Drawing
+
+
+def _panels(plan: Plan, look: Size) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+    """A figure, and its panels with the rows of each; they share their scales."""
+    table = plan.table
+    parts = [("", table)]
+    if plan.facet is not None:
+        codes, names = describe.codes(table[plan.facet]), describe.called(table[plan.facet])
+        parts = [(f"{plan.facet} = {name}", table[codes == i]) for i, name in enumerate(names)]
+    columns = min(len(parts), look.panels)
+    rows = -(-len(parts) // columns)
+    width = look.width if columns > 1 else min(look.width, 5.0)
+    figure = Figure(figsize=(width, rows * max(0.8 * width / columns, 1.6)), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for ax in grid[len(parts) :]:
+        ax.remove()
+    found = []
+    for i, ((title, own), ax) in enumerate(zip(parts, grid, strict=False)):
+        ax.set_title(title, fontsize="medium")
+        # Numbers stand at the rim, also above a place that the last row leaves empty.
+        ax.tick_params(labelbottom=i + columns >= len(parts), labelleft=i % columns == 0)
+        found.append((ax, own))
+    return figure, found
+
+
+def _named(figure: Figure, panels: Sequence[tuple[Axes, pd.DataFrame]], plan: Plan) -> None:
+    """Name the axes, those of several panels once."""
+    x, y = figures.label(plan.x), figures.label(plan.y)
+    for ax, _ in panels:
+        ax.set_xlabel(x if len(panels) == 1 else "")
+        ax.set_ylabel(y if len(panels) == 1 else "")
+    if len(panels) > 1:
+        figure.supxlabel(x, fontsize="medium")
+        figure.supylabel(y, fontsize="medium")
+
+
+def _lines(
+    plan: Plan,
+    figure: Figure,
+    panels: Sequence[tuple[Axes, pd.DataFrame]],
+    *,
+    log: str,
+    agg: str,
+    band: str,
+    fit: str | None,
+) -> None:
+    every = None if plan.color is None else describe.called(plan.table[plan.color])
+    if every is not None and len(every) > figures.MOST_LINES:
+        allowed = f"allowed: at most {figures.MOST_LINES}, --where keeps some; or kind=heat"
+        raise ValueError(f"color={plan.color}: {len(every)} values; {allowed}")
+    for ax, own in panels:
+        figures.curves(ax, own, plan.x, plan.y, by=plan.color, log=log, agg=agg, band=band, among=plan.table)
+        if fit is not None:
+            _laws(ax, own, plan, fit)
+    if plan.color is not None or fit is not None:
+        for ax, _ in panels if fit is not None else panels[:1]:
+            ax.legend(title=plan.color, fontsize="small", title_fontsize="small")
+
+
+def _laws(ax: Axes, own: pd.DataFrame, plan: Plan, model: str) -> None:
+    """A fitted law over each line, and in the legend its exponents."""
+    own = own[own[plan.y].notna() & own[plan.x].notna()]
+    codes = np.zeros(len(own), int) if plan.color is None else describe.codes(own[plan.color])
+    lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")] or ax.get_lines()[:1]
+    for code, line in zip(np.unique(codes), lines, strict=False):
+        rows = own[codes == code]
+        try:
+            law = fits.fit(rows, plan.x, plan.y, model=model, seed="seed" if "seed" in rows else None)
+        except ValueError as error:
+            raise ValueError(f"fit={model}: {str(error).removeprefix(f'model={model}: ')}") from None
+        ends = rows[plan.x].to_numpy(float)
+        at = np.geomspace(ends.min(), ends.max(), 100) if ends.min() > 0 else np.linspace(ends.min(), ends.max(), 100)
+        ax.plot(at, law.predict(at), color="black", linewidth=0.8, linestyle="--", zorder=3)
+        name = "" if plan.color is None else f"{line.get_label()}: "
+        line.set_label(f"{name}{law.exponents()}{'' if law.supported else ' (not supported)'}")
+
+
+def _maps(
+    plan: Plan,
+    figure: Figure,
+    panels: Sequence[tuple[Axes, pd.DataFrame]],
+    *,
+    log: str,
+    agg: str,
+    band: str,
+    fit: str | None,
+) -> None:
+    columns, rows = (describe.called(plan.table[name]) for name in (plan.x, plan.y))
+    places = {name: describe.codes(plan.table[name]) for name in (plan.x, plan.y)}
+    cells = []
+    for _, own in panels:
+        kept = plan.table.index.isin(own.index)
+        at = pd.DataFrame({"row": places[plan.y][kept], "column": places[plan.x][kept]})
+        at["value"] = own[plan.measured].to_numpy(float, na_value=np.nan)
+        found = at[np.isfinite(at["value"])].groupby(["row", "column"])["value"].agg(agg)
+        grid = np.full((len(rows), len(columns)), np.nan)
+        grid[tuple(np.asarray(found.index.to_list()).T)] = found.to_numpy()
+        cells.append(grid)
+    least, most = np.nanmin(cells), np.nanmax(cells)
+    scale: Normalize = LogNorm(least, most) if "c" in log and least > 0 else Normalize(least, most)
+    shown = None
+    for (ax, _), grid in zip(panels, cells, strict=True):
+        shown = ax.pcolormesh(np.ma.masked_invalid(grid), norm=scale, cmap="viridis", edgecolors="face")
+        ax.set_facecolor("#dddddd")  # What was not measured.
+        for side, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+            every = max(1, -(-len(names) // 10))
+            side.set_ticks(np.arange(len(names))[::every] + 0.5, names[::every])
+        if grid.size <= MOST_NUMBERS and len(panels) <= 2:
+            for (i, j), value in np.ndenumerate(grid):
+                if np.isfinite(value):
+                    look: dict[str, Any] = {"color": "w" if scale(value) < 0.6 else "k", "fontsize": "x-small"}
+                    ax.text(j + 0.5, i + 0.5, describe.number(float(value), 2), ha="center", va="center", **look)
+    assert shown is not None
+    figure.colorbar(shown, ax=[ax for ax, _ in panels], label=figures.label(plan.measured))
+
+
+def _points(
+    plan: Plan,
+    figure: Figure,
+    panels: Sequence[tuple[Axes, pd.DataFrame]],
+    *,
+    log: str,
+    agg: str,
+    band: str,
+    fit: str | None,
+) -> None:
+    column = None if plan.color is None else plan.table[plan.color]
+    names = [] if column is None else describe.called(column)
+    graded = column is not None and describe.numeric(column) and len(names) > figures.MOST_LINES
+    if len(names) > figures.MOST_LINES and not graded:
+        raise ValueError(f"color={plan.color}: {len(names)} values; allowed: at most {figures.MOST_LINES}, or numbers")
+    shown = None
+    for ax, own in panels:
+        of: dict[str, Any] = {"s": 12, "linewidths": 0, "alpha": 0.8, "rasterized": len(own) > figures.MOST_POINTS}
+        if graded and column is not None:
+            values = own[plan.color].to_numpy(float, na_value=np.nan)
+            scale = (LogNorm if "c" in log else Normalize)(column.min(), column.max())
+            shown = ax.scatter(own[plan.x], own[plan.y], c=values, norm=scale, cmap="viridis", **of)
+        else:
+            kept = plan.table.index.isin(own.index)
+            codes = np.zeros(len(own), int) if column is None else describe.codes(column)[kept]
+            for i, name in enumerate(names or [""]):
+                rows = own[codes == i]
+                look = figures.style(rows[plan.color].iloc[0] if len(rows) and plan.color else None, i)
+                ax.scatter(rows[plan.x], rows[plan.y], color=look["color"], marker=look["marker"], label=name, **of)
+        for side in sorted(set(log) & set("xy")):
+            getattr(ax, f"set_{side}scale")("log")
+        ax.grid(alpha=0.3)
+    if shown is not None:
+        figure.colorbar(shown, ax=[ax for ax, _ in panels], label=figures.label(str(plan.color)))
+    elif plan.color is not None:
+        panels[0][0].legend(title=plan.color, fontsize="small", title_fontsize="small")
