@@ -3,6 +3,7 @@ is chosen from what varies, and rows that differ in anything but their seed are 
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -13,6 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from mtfl_jax.analysis import describe, figures, fits
 from mtfl_jax.analysis.columns import chosen
@@ -106,7 +108,7 @@ def plot(
         figure, panels = _panels(plan, look)
         draw = {"line": _lines, "heat": _maps, "scatter": _points}[plan.kind]
         draw(plan, figure, panels, log=log, agg=agg, band=band, fit=fit)
-        _named(figure, panels, plan)
+        _named(figure, panels, plan, look)
     figure.set_label(caption(plan, agg, band))
     return figure
 
@@ -261,7 +263,9 @@ def _panels(plan: Plan, look: Size) -> tuple[Figure, list[tuple[Axes, pd.DataFra
     columns = min(len(parts), look.panels)
     rows = -(-len(parts) // columns)
     width = look.width if columns > 1 else min(look.width, 5.0)
-    figure = Figure(figsize=(width, rows * max(0.8 * width / columns, 1.6)), layout="constrained")
+    # A map's bar of colours has its label along its side.
+    least = 0.28 * look.font if plan.kind == "heat" and rows == 1 else 1.6
+    figure = Figure(figsize=(width, rows * max(0.8 * width / columns, least)), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for ax in grid[len(parts) :]:
         ax.remove()
@@ -274,9 +278,16 @@ def _panels(plan: Plan, look: Size) -> tuple[Figure, list[tuple[Axes, pd.DataFra
     return figure, found
 
 
-def _named(figure: Figure, panels: Sequence[tuple[Axes, pd.DataFrame]], plan: Plan) -> None:
-    """Name the axes, those of several panels once."""
+def _named(figure: Figure, panels: Sequence[tuple[Axes, pd.DataFrame]], plan: Plan, look: Size) -> None:
+    """Name the axes, those of several panels once; numbers across that have no room are left out."""
     x, y = figures.label(plan.x), figures.label(plan.y)
+    room = 0.72 * figure.get_figwidth() / min(len(panels), look.panels)
+    first = panels[0][0]  # They share their ticks.
+    if isinstance(first.xaxis.get_major_locator(), FixedLocator):
+        ticks = list(first.get_xticks())
+        texts = first.xaxis.get_major_formatter().format_ticks(ticks)
+        every = max(1, math.ceil(sum(0.6 * (len(text) + 1.5) for text in texts) * look.font / 72 / room))
+        first.set_xticks(ticks[::-1][::every][::-1], texts[::-1][::every][::-1])
     for ax, _ in panels:
         ax.set_xlabel(x if len(panels) == 1 else "")
         ax.set_ylabel(y if len(panels) == 1 else "")
