@@ -32,7 +32,7 @@ from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
 from mtfl_jax.names import SWEEP_KEYS
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import api, engine, jobs, machine, notes, places, progress, store, tables, workers
+from mtfl_jax.sweeps import api, engine, jobs, machine, notes, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
 
@@ -125,6 +125,8 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
         cluster = HydraConfig.get().runtime.choices.get("cluster")
         if cluster not in (None, "none") and HydraConfig.get().mode != RunMode.MULTIRUN:
             raise ConfigError("cluster", cluster, "allowed with -m")
+        if HydraConfig.get().mode != RunMode.MULTIRUN and HydraConfig.get().sweeper.get("detach"):
+            raise ConfigError("hydra.sweeper.detach", "true", "allowed with -m")
         extensions = extend.load(composed.extensions)
         extend.store_nodes(conf_dir())
         own_study(composed.study)
@@ -225,7 +227,7 @@ def _place(composed: DictConfig, output_dir: Path) -> tuple[str, Path]:
     """The key that names where the rows of this run go, and where that is: Hydra's folder, unless told otherwise."""
     if composed.folder is None:
         return _folder_key(), output_dir
-    return jobs.FOLDER, places.place(str(composed.folder), jobs.FOLDER).absolute()
+    return jobs.FOLDER, jobs.named_place(composed.folder)
 
 
 def _folder_key() -> str:

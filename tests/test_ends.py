@@ -269,7 +269,7 @@ def swept(tmp_path_factory):
     """A folder that a sweep was run into: of a name that is rich's markup."""
     folder = tmp_path_factory.mktemp("ends") / "[b]" / "[/red] out"
     mtfl_jax.sweep(d=[8, 12], r=2, width=8, n1=64, n2=64, n_test=32, measure="recovery", probe="none", folder=folder)
-    for number, change in enumerate(({"failures": ["1 cells (x=[/b]): [bold]no"]}, {"state": "stopped"})):
+    for number, change in enumerate(({"failures": ["1 cell (x=[/b]:b:): [bold]no"]}, {"state": "stopped"})):
         note = RUN | change | {"config": RUN["config"] | {"study": "none"}}
         (folder / "runs" / f"{number}.json").write_text(json.dumps(note))
     return folder
@@ -317,7 +317,7 @@ def test_markup_in_a_path_is_a_path(swept, here, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert "Traceback" not in err
     assert f"wrote {swept}/report/index.html" in out
-    assert "failed: 1 cells (x=[/b]): [bold]no" in out
+    assert "failed: 1 cell (x=[/b]:b:): [bold]no" in out
     result, out, err = here(*SMALL, f"hydra.run.dir='{swept}'", "plan=only")
     assert (result, err) == (0, "")
 
@@ -419,7 +419,7 @@ def test_a_full_disk_is_one_line_that_names_the_folder(here, tmp_path, monkeypat
     result, _, err = here("-m", *SMALL, "seed=0,1", "hydra.sweep.dir=out")
     assert result == 2
     assert err.startswith(f"mtfl: hydra.sweep.dir={tmp_path}/out: {os.strerror(number)}; allowed: a folder with room")
-    assert err.endswith("its rows are kept, and the same command goes on\n")
+    assert err.endswith("what was written is kept, and the same command goes on\n")
     assert err.count("\n") == 1
     (note,) = notes.read(tmp_path / "out")
     assert note["state"] == ("failed" if at == "write_table" else "finished")

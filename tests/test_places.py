@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import itertools
+import re
 import sys
 import threading
 import uuid
@@ -163,14 +164,23 @@ def test_what_a_name_stands_for(tmp_path, monkeypatch):
     assert places.is_remote(found)
     assert places.place(found) is found
     assert not places.is_remote(tmp_path)
-    with pytest.raises(ConfigError, match=r"folder=s3://b/\*: allowed: a URL without"):
-        places.place("s3://b/*")
+    assert str(places.place("MEMORY://x/Y")) == "memory://x/Y"
+    for name in ("s3://b/*", "s3:///a", "s3://", "s3:b", "S3:/b", "", " ", "file://a/b", "file:a", "file://"):
+        with pytest.raises(ConfigError, match=rf"^folder={re.escape(name)}: .*allowed: "):
+            places.place(name)
+    assert places.place("a:b") == Path("a:b")
     with pytest.raises(ConfigError, match=r"TABLE=nosuch://b: .*allowed: s3://BUCKET/"):
         places.place("nosuch://b", "TABLE")
     monkeypatch.setitem(sys.modules, "upath", None)
     for text, extra in (("s3://b/x", "s3"), ("gs://b/x", "gcs")):
         with pytest.raises(ConfigError, match=rf"{text}: allowed after pip install 'mtfl_jax\[{extra}\]'"):
             places.place(text)
+
+
+def test_a_name_that_cannot_be_is_a_line(here):
+    status, out, err = here("folder=s3:b:x")
+    assert (status, out) == (2, "")
+    assert err.startswith("mtfl: folder=s3:b:x: allowed: s3://BUCKET/…")
 
 
 def test_a_store_that_does_not_answer_is_a_line(url, monkeypatch):

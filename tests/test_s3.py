@@ -145,9 +145,10 @@ def test_shares_that_nobody_drives(bucket, tmp_path):
 @pytest.mark.parametrize(
     ("url", "environment", "said"),
     [
-        ("s3://no-such-bucket/a", {}, "FileNotFoundError: The specified bucket does not exist"),
+        ("s3://no-such-bucket/a", {}, "there is no bucket no-such-bucket; allowed: a bucket that is there"),
         ("s3://bucket/a", {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}, "EndpointConnectionError: Could not connect"),
         ("s3://bucket/[a]", {}, "allowed: a URL without * ? [ ]"),
+        ("s3:///a", {}, "allowed: s3://BUCKET/…"),
     ],
 )
 def test_what_cannot_be_reached_is_a_line(bucket, tmp_path, url, environment, said):

@@ -105,7 +105,7 @@ def test_every_failed_job_is_named(mtfl, tmp_path):
         "-m", *SMALL, "num_tasks=1,2", "hydra.sweeper.split=[num_tasks]", "memory_fraction=1e-9", "hydra.sweep.dir=o"
     )
     assert done.returncode == 1
-    assert done.stderr.count("failed: 1 cells") == 2
+    assert done.stderr.count("failed: 1 cell ") == 2
 
 
 def test_plan_only_runs_nothing(here, tmp_path, monkeypatch):

@@ -623,7 +623,7 @@ def test_failures_set_the_exit_status(here):
         *[f"{key}={value}" for key, value in SMALL.items()], "memory_fraction=1e-9", "hydra.run.dir=a"
     )
     assert status == 1
-    assert "failed: 1 cells" in err
+    assert "failed: 1 cell " in err
 
 
 # Stops and restarts

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mtfl_jax.analysis.command import Parser, folder_of
-from mtfl_jax.sweeps import notes, tables
+from mtfl_jax.sweeps import notes, places, tables
 from mtfl_jax.sweeps.progress import duration, line, several
 
 SILENT_SECONDS = 120.0
@@ -34,12 +34,13 @@ def main() -> None:
         found = notes.read(folder)
         rows = tables.count(tables.files_of(folder)) if found else 0
     except OSError as error:
-        parser.error(f"{folder}: {error.strerror or error}; allowed: the folder of a sweep")
+        allowed = places.hint(folder) if places.is_remote(folder) else "the folder of a sweep"
+        parser.error(f"{folder}: {error.strerror or error}; allowed: {allowed}")
     except tables.IncompatibleError as error:
         parser.error(f"{error}; allowed: the folder of a sweep")
     if not found:
         parser.error(f"{folder}: no runs there; allowed: the folder of a sweep")
-    show(found, rows, Console(soft_wrap=True, highlight=False, markup=False))
+    show(found, rows, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
 
 
 def state(note: Mapping[str, Any]) -> str:

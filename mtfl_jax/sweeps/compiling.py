@@ -319,9 +319,10 @@ def fitting(job: Job, chunk: Chunk, memory_fraction: float) -> Fitting:
         if less is None:
             said = "more than there is" if needs == math.inf else f"{needs / 2**30:.2g} GiB"
             over = f" on each of {chunk.spread} devices" if chunk.spread > 1 else ""
+            alone = "; kernel=plain can be on several devices" * (settled(job.program, chunk).kernel == "pallas")
             raise TooLargeError(
                 f"one training needs {said}{over}; allowed: {limit / 2**30:.2g} GiB a device"
-                f" (memory_fraction={memory_fraction:g})"
+                f" (memory_fraction={memory_fraction:g}){alone}"
             )
         chunk = less
         _log.info("%d trainings a call, each on %d devices: %g bytes of %g", chunk.capacity, chunk.spread, needs, limit)

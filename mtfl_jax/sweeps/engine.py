@@ -25,6 +25,7 @@ from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, fitting, half, job_o
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION
 from mtfl_jax.sweeps.plan import Bucket, plan
+from mtfl_jax.sweeps.progress import several
 from mtfl_jax.sweeps.rows import Costs, rows_of
 
 FEW = 4
@@ -379,5 +380,5 @@ def describe(grid: Grid, bucket: Bucket, error: Exception) -> str:
             values = [str(value) for value in dict.fromkeys(grid.column(key, np.sort(bucket.cells)).tolist())]
             shown.append(f"{key}={','.join(values if len(values) <= 6 else [*values[:3], '…', values[-1]])}")
     reason = (str(error).strip() or "no message").splitlines()[0]
-    cells = f"{len(bucket.cells)} cells ({' '.join([bucket.program.algorithm, *shown])})"
+    cells = f"{several(len(bucket.cells), 'cell')} ({' '.join([bucket.program.algorithm, *shown])})"
     return f"{cells}: {type(error).__name__}: {reason}"

@@ -188,7 +188,14 @@ def place_of(config: Any) -> tuple[str, Path]:
     named = OmegaConf.select(config, FOLDER, default=None)
     if named is None:
         return KEY, Path(str(config.hydra.sweep.dir)).absolute()
-    return FOLDER, places.place(str(named), FOLDER).absolute()
+    return FOLDER, named_place(named)
+
+
+def named_place(named: Any) -> Path:
+    """Where the key `folder` says that rows go. Raises ConfigError."""
+    if not isinstance(named, str):
+        raise ConfigError(FOLDER, named, "allowed: one folder, or the URL of one")
+    return places.place(named, FOLDER).absolute()
 
 
 def driven(config: Any) -> bool:

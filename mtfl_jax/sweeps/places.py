@@ -13,33 +13,58 @@ from typing import Any, cast
 
 from mtfl_jax.fields import ConfigError
 
-_URL = re.compile(r"([a-z][a-z0-9+.-]*)://")
+_URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-"""What installs the file system of a scheme."""
+"""What installs the file system of a scheme, of those whose folders are in buckets."""
+_ALLOWED = "allowed: s3://BUCKET/…, gs://BUCKET/…, file:///…, or a folder"
 
 
 def place(name: str | os.PathLike[str], key: str = "folder") -> Path:
-    """A folder, or what stands for one and has a Path's methods. Raises ConfigError for a URL that cannot be used."""
-    text = str(name)
-    scheme = _URL.match(text)
-    if scheme is None or not isinstance(name, str):
+    """A folder, or what stands for one and has a Path's methods. Raises ConfigError for a name that cannot be one."""
+    if not isinstance(name, str):
         return cast(Path, name) if is_remote(name) else Path(name)
-    if scheme[1] == "file":
-        return Path(urllib.parse.unquote(urllib.parse.urlsplit(text).path))
-    if set(text) & set("*?[]"):
-        raise ConfigError(key, text, "allowed: a URL without * ? [ ]")
-    extra = _EXTRAS.get(scheme[1], "s3")
+    known = name.partition(":")[0].lower() in {*_EXTRAS, "file"} and ":" in name
+    if not name.strip() or (known and not _URL.match(name)):
+        raise ConfigError(key, name, _ALLOWED)
+    if not _URL.match(name):
+        return Path(name)
+    scheme, rest = name.split("://", 1)
+    scheme, of = scheme.lower(), urllib.parse.urlsplit(name)
+    if scheme == "file":
+        if of.netloc not in ("", "localhost") or not of.path:
+            raise ConfigError(key, name, "allowed: file:///PATH")
+        return Path(urllib.parse.unquote(of.path))
+    if not of.netloc:
+        raise ConfigError(key, name, _ALLOWED)
+    if set(name) & set("*?[]"):
+        raise ConfigError(key, name, "allowed: a URL without * ? [ ]")
     try:
         from upath import UPath
 
         # A listing that is kept would lack what other processes write.
-        found = UPath(text, use_listings_cache=False)
+        found = UPath(f"{scheme}://{rest}", use_listings_cache=False)
         _ = found.fs
     except ImportError:
-        raise ConfigError(key, text, f"allowed after pip install 'mtfl_jax[{extra}]'") from None
+        raise ConfigError(key, name, f"allowed after pip install 'mtfl_jax[{_EXTRAS.get(scheme, 's3')}]'") from None
     except ValueError as error:
-        raise ConfigError(key, text, f"{error}; allowed: s3://BUCKET/…, gs://BUCKET/…, or a folder") from None
+        raise ConfigError(key, name, f"{error}; {_ALLOWED}") from None
     return cast(Path, found)
+
+
+def require(path: Path) -> None:
+    """Raise OSError where a bucket is not there: a listing of it is empty, and only writing would tell."""
+    if is_remote(path) and cast(Any, path).protocol in _EXTRAS:
+        bucket = urllib.parse.urlsplit(str(path)).netloc
+        with reached(path):
+            there = cast(Any, path).fs.exists(bucket)
+        if not there:
+            raise OSError(f"there is no bucket {bucket}")
+
+
+def hint(path: Any) -> str:
+    """What can be written to, in words."""
+    remote = "a bucket that is there, with its endpoint and credentials"
+    return remote if is_remote(path) else "a folder that can be written"
 
 
 def is_remote(path: Any) -> bool:

@@ -42,8 +42,8 @@ def line(progress: Any, now: float | None = None) -> str:
 
 
 def console(stream: IO[str], **options: Any) -> Console:
-    """A console of a stream, which goes on where nobody reads any more."""
-    return Console(file=cast(IO[str], ends.Steady(stream)), **options)
+    """A console of a stream, which goes on where nobody reads any more, and prints what is between colons as it is."""
+    return Console(file=cast(IO[str], ends.Steady(stream)), emoji=False, **options)
 
 
 @contextmanager

@@ -65,6 +65,7 @@ class Folder:
         self._count, self._noted = 0, -math.inf
         try:
             self._stored()
+            places.require(self.path)  # Where the store answers.
             if not write:
                 return
             if not places.is_remote(self.path):
@@ -73,7 +74,7 @@ class Folder:
                 with tempfile.TemporaryFile(dir=self.path / "parts"):
                     pass
         except OSError as error:
-            raise unwritable(path, error, key) from None
+            raise unwritable(self.path, error, key) from None
 
     @property
     def waits(self) -> float:
@@ -139,10 +140,11 @@ class Folder:
             yield
         except OSError as error:
             reason = str(error) if error.errno is None else os.strerror(error.errno)
-            allowed = "allowed: a folder with room that can be written; its rows are kept, and the same command goes on"
-            raise ConfigError(self.key, self.path, f"{reason}; {allowed}") from None
+            what = places.hint(self.path) if places.is_remote(self.path) else "a folder with room that can be written"
+            kept = "what was written is kept, and the same command goes on"
+            raise ConfigError(self.key, self.path, f"{reason}; allowed: {what}; {kept}") from None
 
 
 def unwritable(folder: str | os.PathLike[str], error: OSError, key: str = "folder") -> ConfigError:
     """The error of an output folder that cannot be written."""
-    return ConfigError(key, folder, f"{error.strerror or error}; allowed: a folder that can be written")
+    return ConfigError(key, folder, f"{error.strerror or error}; allowed: {places.hint(folder)}")
