@@ -160,6 +160,7 @@ def run(monkeypatch, capsys, *arguments):
 
 
 def test_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     table_of(n2=ALL["n2"], num_tasks=ALL["num_tasks"]).to_csv(tmp_path / "t.csv", index=False)
     for name in ("a.pdf", "b.png", "c.svg"):
         status, out, err = run(monkeypatch, capsys, tmp_path / "t.csv", "--out", tmp_path / name, "--size", "column")

@@ -43,6 +43,19 @@ Tables = pd.DataFrame | Mapping[str, pd.DataFrame] | str | os.PathLike[str] | Se
 """A table, tables by name, or the folders of sweeps."""
 
 
+Panels = Sequence[tuple[Axes, pd.DataFrame]]
+"""Axes, and the rows that each is of."""
+
+
+class How(NamedTuple):
+    """How columns are drawn, as `plot` has it."""
+
+    log: str
+    agg: str
+    band: str
+    fit: str | None
+
+
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What a figure is of: the columns that its parts are of, and its rows."""
@@ -107,7 +120,7 @@ def plot(
     with mpl.rc_context({"font.size": look.font, "axes.spines.top": False, "axes.spines.right": False}):
         figure, panels = _panels(plan, look)
         draw = {"line": _lines, "heat": _maps, "scatter": _points}[plan.kind]
-        draw(plan, figure, panels, log=log, agg=agg, band=band, fit=fit)
+        draw(plan, figure, panels, How(log, agg, band, fit))
         _named(figure, panels, plan, look)
     figure.set_label(caption(plan, agg, band))
     return figure
@@ -253,7 +266,7 @@ def caption(plan: Plan, agg: str, band: str) -> str:
 # Drawing
 
 
-def _panels(plan: Plan, look: Size) -> tuple[Figure, list[tuple[Axes, pd.DataFrame]]]:
+def _panels(plan: Plan, look: Size) -> tuple[Figure, Panels]:
     """A figure, and its panels with the rows of each; they share their scales."""
     table = plan.table
     parts = [("", table)]
@@ -278,7 +291,7 @@ def _panels(plan: Plan, look: Size) -> tuple[Figure, list[tuple[Axes, pd.DataFra
     return figure, found
 
 
-def _named(figure: Figure, panels: Sequence[tuple[Axes, pd.DataFrame]], plan: Plan, look: Size) -> None:
+def _named(figure: Figure, panels: Panels, plan: Plan, look: Size) -> None:
     """Name the axes, those of several panels once; numbers across that have no room are left out."""
     x, y = figures.label(plan.x), figures.label(plan.y)
     room = 0.72 * figure.get_figwidth() / min(len(panels), look.panels)
@@ -296,26 +309,19 @@ def _named(figure: Figure, panels: Sequence[tuple[Axes, pd.DataFrame]], plan: Pl
         figure.supylabel(y, fontsize="medium")
 
 
-def _lines(
-    plan: Plan,
-    figure: Figure,
-    panels: Sequence[tuple[Axes, pd.DataFrame]],
-    *,
-    log: str,
-    agg: str,
-    band: str,
-    fit: str | None,
-) -> None:
+def _lines(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
     every = None if plan.color is None else describe.called(plan.table[plan.color])
     if every is not None and len(every) > figures.MOST_LINES:
         allowed = f"allowed: at most {figures.MOST_LINES}, --where keeps some; or kind=heat"
         raise ValueError(f"color={plan.color}: {len(every)} values; {allowed}")
     for ax, own in panels:
-        figures.curves(ax, own, plan.x, plan.y, by=plan.color, log=log, agg=agg, band=band, among=plan.table)
-        if fit is not None:
-            _laws(ax, own, plan, fit)
-    if plan.color is not None or fit is not None:
-        for ax, _ in panels if fit is not None else panels[:1]:
+        figures.curves(
+            ax, own, plan.x, plan.y, by=plan.color, log=how.log, agg=how.agg, band=how.band, among=plan.table
+        )
+        if how.fit is not None:
+            _laws(ax, own, plan, how.fit)
+    if plan.color is not None or how.fit is not None:
+        for ax, _ in panels if how.fit is not None else panels[:1]:
             ax.legend(title=plan.color, fontsize="small", title_fontsize="small")
 
 
@@ -337,16 +343,12 @@ def _laws(ax: Axes, own: pd.DataFrame, plan: Plan, model: str) -> None:
         line.set_label(f"{name}{law.exponents()}{'' if law.supported else ' (not supported)'}")
 
 
-def _maps(
-    plan: Plan,
-    figure: Figure,
-    panels: Sequence[tuple[Axes, pd.DataFrame]],
-    *,
-    log: str,
-    agg: str,
-    band: str,
-    fit: str | None,
-) -> None:
+def _scale(least: float, most: float, how: How) -> Normalize:
+    """What colours numbers between two ends have."""
+    return LogNorm(least, most) if "c" in how.log and least > 0 else Normalize(least, most)
+
+
+def _maps(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
     columns, rows = (describe.called(plan.table[name]) for name in (plan.x, plan.y))
     places = {name: describe.codes(plan.table[name]) for name in (plan.x, plan.y)}
     cells = []
@@ -354,12 +356,12 @@ def _maps(
         kept = plan.table.index.isin(own.index)
         at = pd.DataFrame({"row": places[plan.y][kept], "column": places[plan.x][kept]})
         at["value"] = own[plan.measured].to_numpy(float, na_value=np.nan)
-        found = at[np.isfinite(at["value"])].groupby(["row", "column"])["value"].agg(agg)
+        found = at[np.isfinite(at["value"])].groupby(["row", "column"])["value"].agg(how.agg)
         grid = np.full((len(rows), len(columns)), np.nan)
         grid[tuple(np.asarray(found.index.to_list()).T)] = found.to_numpy()
         cells.append(grid)
     least, most = np.nanmin(cells), np.nanmax(cells)
-    scale: Normalize = LogNorm(least, most) if "c" in log and least > 0 else Normalize(least, most)
+    scale = _scale(least, most, how)
     shown = None
     for (ax, _), grid in zip(panels, cells, strict=True):
         shown = ax.pcolormesh(np.ma.masked_invalid(grid), norm=scale, cmap="viridis", edgecolors="face")
@@ -376,16 +378,7 @@ def _maps(
     figure.colorbar(shown, ax=[ax for ax, _ in panels], label=figures.label(plan.measured))
 
 
-def _points(
-    plan: Plan,
-    figure: Figure,
-    panels: Sequence[tuple[Axes, pd.DataFrame]],
-    *,
-    log: str,
-    agg: str,
-    band: str,
-    fit: str | None,
-) -> None:
+def _points(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
     column = None if plan.color is None else plan.table[plan.color]
     names = [] if column is None else describe.called(column)
     graded = column is not None and describe.numeric(column) and len(names) > figures.MOST_LINES
@@ -396,7 +389,7 @@ def _points(
         of: dict[str, Any] = {"s": 12, "linewidths": 0, "alpha": 0.8, "rasterized": len(own) > figures.MOST_POINTS}
         if graded and column is not None:
             values = own[plan.color].to_numpy(float, na_value=np.nan)
-            scale = (LogNorm if "c" in log else Normalize)(column.min(), column.max())
+            scale = _scale(column.min(), column.max(), how)
             shown = ax.scatter(own[plan.x], own[plan.y], c=values, norm=scale, cmap="viridis", **of)
         else:
             kept = plan.table.index.isin(own.index)
@@ -405,7 +398,7 @@ def _points(
                 rows = own[codes == i]
                 look = figures.style(rows[plan.color].iloc[0] if len(rows) and plan.color else None, i)
                 ax.scatter(rows[plan.x], rows[plan.y], color=look["color"], marker=look["marker"], label=name, **of)
-        for side in sorted(set(log) & set("xy")):
+        for side in sorted(set(how.log) & set("xy")):
             getattr(ax, f"set_{side}scale")("log")
         ax.grid(alpha=0.3)
     if shown is not None:
