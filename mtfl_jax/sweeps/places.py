@@ -19,6 +19,10 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _ALLOWED = "allowed: s3://BUCKET/…, gs://BUCKET/…, file:///…, or a folder"
 
 
+class UnreachableError(OSError):
+    """An object store that refuses or does not answer, said in one line."""
+
+
 def place(name: str | os.PathLike[str], key: str = "folder") -> Path:
     """A folder, or what stands for one and has a Path's methods. Raises ConfigError for a name that cannot be one."""
     if not isinstance(name, str):
@@ -52,13 +56,18 @@ def place(name: str | os.PathLike[str], key: str = "folder") -> Path:
 
 
 def require(path: Path) -> None:
-    """Raise OSError where a bucket is not there: a listing of it is empty, and only writing would tell."""
-    if is_remote(path) and cast(Any, path).protocol in _EXTRAS:
-        bucket = urllib.parse.urlsplit(str(path)).netloc
+    """Raise OSError where a store says that it has no such bucket, which to a listing is a folder that is not there.
+
+    It is asked for the folder alone: who may use that may not be allowed to ask for the bucket.
+    """
+    if is_remote(path):
         with reached(path):
-            there = cast(Any, path).fs.exists(bucket)
-        if not there:
-            raise OSError(f"there is no bucket {bucket}")
+            try:
+                cast(Any, path).fs.ls(cast(Any, path).path)
+            except FileNotFoundError as error:
+                # S3's and Google's words.
+                if "bucket does not exist" in str(error):
+                    raise UnreachableError(f"there is no bucket {urllib.parse.urlsplit(str(path)).netloc}") from None
 
 
 def hint(path: Any) -> str:
@@ -74,14 +83,17 @@ def is_remote(path: Any) -> bool:
 
 @contextlib.contextmanager
 def reached(path: Path) -> Iterator[None]:
-    """Raise OSError where an object store refuses or does not answer, whatever its library raises."""
+    """Raise UnreachableError where an object store refuses or does not answer, whatever its library raises."""
     if not is_remote(path):
         yield
         return
     try:
         yield
+    except UnreachableError:
+        raise
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no reason given'}") from error
+        said = " ".join(str(error).split()) or "no reason given"
+        raise UnreachableError(f"{type(error).__name__}: {said}") from error
 
 
 def make(folder: Path) -> None:
