@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +35,18 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 
 
-def printed(script: str, *arguments: str, **environment: str) -> dict[str, Any]:
-    """What a script of this folder prints as its last line, from a new process."""
-    command = [sys.executable, str(HERE / script), *arguments]
+def printed(script: str, *arguments: str, before: Sequence[str] = (), **environment: str) -> dict[str, Any]:
+    """What a script of this folder prints as its last line, from a new process; `before`: what starts it."""
+    command = [*before, sys.executable, str(HERE / script), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env={**os.environ, **environment})
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def ours(*arguments: str) -> dict[str, Any]:
+def ours(*arguments: str, before: Sequence[str] = ()) -> dict[str, Any]:
     """Our part of a benchmark, with a cold compilation cache."""
     with tempfile.TemporaryDirectory() as folder:
-        return printed("ours.py", *arguments, XDG_CACHE_HOME=folder)
+        return printed("ours.py", *arguments, before=before, XDG_CACHE_HOME=folder)
 
 
 def peer(work: str, variant: str, count: int) -> dict[str, Any]:
@@ -141,11 +142,7 @@ def cores() -> dict[str, Any]:
     out: dict[str, Any] = {}
     for count in (1, 2):
         kept = ",".join(map(str, sorted(os.sched_getaffinity(0))[:count]))
-        with tempfile.TemporaryDirectory() as folder:
-            command = ["taskset", "-c", kept, sys.executable, str(HERE / "ours.py"), "alternating", "rademacher"]
-            environment = {**os.environ, "XDG_CACHE_HOME": folder}
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-        of = json.loads(done.stdout.splitlines()[-1])
+        of = ours("alternating", "rademacher", before=("taskset", "-c", kept))
         out[str(count)] = {"rate": of["runs"] / float(np.median(of["seconds"])), "sgemm_peak": of["sgemm_peak"]}
     one, two = out["1"], out["2"]
     return {**out, "speed_up": two["rate"] / one["rate"], "of_sgemm": two["sgemm_peak"] / one["sgemm_peak"]}

@@ -51,6 +51,22 @@ def pytest_collection_finish():
     gc.set_threshold(20_000)
 
 
+@pytest.fixture
+def called(monkeypatch, capsys):
+    """Call what a command does in this process: (exit status, stdout, stderr)."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["mtfl", *map(str, arguments)])
+        try:
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = stop.code
+        return (status, *capsys.readouterr())
+
+    return run
+
+
 @pytest.fixture(autouse=True, scope="module")
 def room_for_programs():
     """A worker of many modules keeps no more compiled programs than the system allows mappings for."""

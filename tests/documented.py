@@ -13,6 +13,9 @@ COMMANDS = [name.removeprefix("mtfl-") for name in SCRIPTS if name != "mtfl"]
 LESS = {"seed=range(0,64)": "seed=range(0,2)", "-n8": "-n2", "--gpus-per-task=1": ""}
 NODE = ["width=16", "n1=64", "n2=64", "n_test=32", "n_down=16"]
 TASKS = "num_tasks=1,16,256"
+LONG = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
+LONG += ["measure=recovery", "probe=none", "measure_at=last"]
+"""Cells that take long enough for something to happen to a sweep of them."""
 
 
 def command(file, word, home, **less):

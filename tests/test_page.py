@@ -402,19 +402,9 @@ def test_two_sweeps_side_by_side(folder, tmp_path):
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(called):
     """Run `mtfl-report ARGS`: (exit status, stdout, stderr)."""
-
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["mtfl-report", *map(str, args)])
-        try:
-            page.main()
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        return (status, *capsys.readouterr())
-
-    return run
+    return functools.partial(called, page.main)
 
 
 def test_the_command_writes_where_it_says(folder, command, tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """`mtfl-plot` and `mtfl_jax.plot`: what a figure shows is what the table says, and nothing is averaged in silence."""
 
-import sys
-
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
@@ -149,21 +147,11 @@ def test_any_table_is_drawn_or_refused_in_a_line(counts, kind, color, data):
         assert not table.duplicated([*kept, "seed"]).any()
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr(sys, "argv", ["mtfl-plot", *map(str, arguments)])
-    try:
-        plot_command.main()
-        status = 0
-    except SystemExit as error:
-        status = error.code
-    return status, *capsys.readouterr()
-
-
-def test_the_command(tmp_path, monkeypatch, capsys):
+def test_the_command(tmp_path, monkeypatch, called):
     monkeypatch.chdir(tmp_path)
     table_of(n2=ALL["n2"], num_tasks=ALL["num_tasks"]).to_csv(tmp_path / "t.csv", index=False)
     for name in ("a.pdf", "b.png", "c.svg"):
-        status, out, err = run(monkeypatch, capsys, tmp_path / "t.csv", "--out", tmp_path / name, "--size", "column")
+        status, out, err = called(plot_command.main, tmp_path / "t.csv", "--out", tmp_path / name, "--size", "column")
         assert (status, err) == (0, "")
         caption, wrote = out.splitlines()
         assert caption.endswith("Mean of 6 seeds; bands are one standard error.")
@@ -178,9 +166,9 @@ def test_the_command(tmp_path, monkeypatch, capsys):
         (["--out", tmp_path / "none" / "x.pdf"], f"--out={tmp_path}/none/x.pdf: "),
         (["--facet", "n2", "--x", "d"], "--x=d: allowed: the columns "),
     ):
-        status, _, err = run(monkeypatch, capsys, tmp_path / "t.csv", *arguments)
+        status, _, err = called(plot_command.main, tmp_path / "t.csv", *arguments)
         assert status == 2
         (line,) = err.splitlines()
         assert line.startswith(f"mtfl-plot: {said}")
-    status, _, err = run(monkeypatch, capsys, tmp_path / "nothing")
+    status, _, err = called(plot_command.main, tmp_path / "nothing")
     assert (status, err.count("\n")) == (2, 1)

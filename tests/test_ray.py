@@ -1,5 +1,6 @@
 """Sweeps on a Ray cluster of two nodes, both on this machine: a worker and a node may go at any moment."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -17,8 +18,7 @@ if os.environ.get("MTFL_REQUIRE_RAY") != "1":
     pytest.importorskip("ray")
     pytest.importorskip("hydra_plugins.hydra_ray_launcher")
 
-SWEEP = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
-SWEEP += ["measure=recovery", "probe=none", "measure_at=last", "seed=range(0,400)"]
+SWEEP = [*documented.LONG, "seed=range(0,400)"]
 
 
 @pytest.fixture
@@ -39,19 +39,30 @@ def running(folder):
     return [note for note in notes.read(folder) if note["state"] == "running" and note["done"] and not notes.dead(note)]
 
 
-@pytest.mark.parametrize("lost", ["worker", "node"])
-def test_a_sweep_goes_on(cluster, tmp_path, lost):
-    ray, (_, second) = cluster
-    folder = tmp_path / "out"
-    command = [sys.executable, "-m", "mtfl_jax", "-m", *SWEEP, "cluster=ray", "hydra.sweeper.jobs=4"]
-    command += [f"hydra.launcher.ray.init.address={ray.address}", f"hydra.sweep.dir={folder}"]
+def sweep_on(ray, tmp_path, jobs):
+    """The command of a sweep in so many jobs on the cluster."""
+    command = [sys.executable, "-m", "mtfl_jax", "-m", *SWEEP, "cluster=ray", f"hydra.sweeper.jobs={jobs}"]
+    return [*command, f"hydra.launcher.ray.init.address={ray.address}", f"hydra.sweep.dir={tmp_path}/out"]
+
+
+@contextlib.contextmanager
+def begun(command, tmp_path):
+    """The process of a sweep, when two of its own have written rows; what it says is in a file."""
     with (tmp_path / "said").open("w") as said:
         sweep = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
         end = time.monotonic() + 120
-        while len(running(folder)) < 2:
+        while len(running(tmp_path / "out")) < 2:
             assert sweep.poll() is None, (tmp_path / "said").read_text()
             assert time.monotonic() < end
             time.sleep(0.2)
+        yield sweep
+
+
+@pytest.mark.parametrize("lost", ["worker", "node"])
+def test_a_sweep_goes_on(cluster, tmp_path, lost):
+    ray, (_, second) = cluster
+    folder, command = tmp_path / "out", sweep_on(ray, tmp_path, 4)
+    with begun(command, tmp_path) as sweep:
         if lost == "node":
             ray.remove_node(second, allow_graceful=False)
         else:
@@ -80,16 +91,8 @@ def test_the_lines_of_the_manual(cluster, tmp_path, file):
 def test_a_driver_that_is_stopped_leaves_no_process(cluster, tmp_path, number):
     """Its tasks end with it, as Ray's own do; what they wrote is there, and the same command goes on."""
     ray, _ = cluster
-    folder = tmp_path / "out"
-    command = [sys.executable, "-m", "mtfl_jax", "-m", *SWEEP, "cluster=ray", "hydra.sweeper.jobs=2"]
-    command += [f"hydra.launcher.ray.init.address={ray.address}", f"hydra.sweep.dir={folder}"]
-    with (tmp_path / "said").open("w") as said:
-        sweep = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
-        end = time.monotonic() + 120
-        while len(running(folder)) < 2:
-            assert sweep.poll() is None, (tmp_path / "said").read_text()
-            assert time.monotonic() < end
-            time.sleep(0.2)
+    folder, command = tmp_path / "out", sweep_on(ray, tmp_path, 2)
+    with begun(command, tmp_path) as sweep:
         sweep.send_signal(number)
         assert sweep.wait(60) == 128 + number, (tmp_path / "said").read_text()
     end = time.monotonic() + 60

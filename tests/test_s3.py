@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import documented
 import pytest
 
 import mtfl_jax
@@ -20,9 +20,7 @@ if os.environ.get("MTFL_REQUIRE_S3") != "1":
     pytest.importorskip("s3fs")
     pytest.importorskip("moto")
 
-SWEEP = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
-SWEEP += ["measure=recovery", "probe=none", "measure_at=last"]
-ROOT = Path(__file__).parents[1]
+SWEEP = documented.LONG
 SETTINGS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
@@ -114,7 +112,7 @@ def test_jobs_and_all_commands(bucket, tmp_path):
 
 def test_the_lines_of_the_manual(bucket, tmp_path):
     """Of docs/how-to/bucket.md, with few and small cells."""
-    text = (ROOT / "docs" / "how-to" / "bucket.md").read_text().replace("s3://my-bucket", bucket)
+    text = (documented.ROOT / "docs" / "how-to" / "bucket.md").read_text().replace("s3://my-bucket", bucket)
     shell, python = (re.search(rf"```{kind}\n(.*?)```", text, re.DOTALL)[1] for kind in ("bash", "python"))
     lines = [shlex.split(line, comments=True) for line in shell.splitlines() if line.startswith("mtfl")]
     assert [name for name, *_ in lines] == ["mtfl", "mtfl-status", "mtfl-report"]

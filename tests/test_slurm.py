@@ -19,9 +19,7 @@ pytestmark = [
     pytest.mark.skipif(not asked, reason="MTFL_REQUIRE_SLURM=1 runs it, on a Slurm whose queue is all its own"),
 ]
 
-ROUNDS = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
-ROUNDS += ["measure=recovery", "probe=none", "measure_at=last"]
-MTFL = [sys.executable, "-m", "mtfl_jax", "-m", *ROUNDS]
+MTFL = [sys.executable, "-m", "mtfl_jax", "-m", *documented.LONG]
 
 
 @pytest.fixture
@@ -79,7 +77,7 @@ def whole(folder, seeds):
     table = mtfl_jax.load(folder)
     assert sorted(table["seed"]) == list(range(seeds))
     some = table[table["seed"] % (seeds // 4) == 0].sort_values("seed").reset_index(drop=True)
-    axes = dict(text.split("=") for text in ROUNDS)
+    axes = dict(text.split("=") for text in documented.LONG)
     alone = mtfl_jax.sweep(**axes, seed=some["seed"].tolist()).sort_values("seed").reset_index(drop=True)
     names = ["id", "subspace_distance", "spectral_ratio", "feature_energy", "directions_recovered"]
     assert some[names].equals(alone[names])

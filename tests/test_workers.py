@@ -189,8 +189,6 @@ def test_the_lines_of_the_manual_for_a_pod(tmp_path):
 
 
 BOUNDS = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1"}
-LONG = ["algorithm=alternating", "steps=50", "d=64", "width=256", "num_tasks=32", "n1=512", "n2=512"]
-LONG += ["measure=recovery", "probe=none", "measure_at=last"]
 
 
 def in_a_namespace(*command):
@@ -203,7 +201,8 @@ def test_hosts_whose_processes_have_the_same_numbers(tmp_path):
     """Two containers of one host name, each with process 1: none takes the other's for dead, nor its files."""
     if subprocess.run(in_a_namespace("true"), capture_output=True, check=False).returncode:
         pytest.skip("process-id namespaces are root's to make")
-    command = [sys.executable, "-m", "mtfl_jax", "-m", *LONG, "seed=range(0,400)", f"hydra.sweep.dir={tmp_path}/out"]
+    command = [sys.executable, "-m", "mtfl_jax", "-m", *documented.LONG]
+    command += ["seed=range(0,400)", f"hydra.sweep.dir={tmp_path}/out"]
     folder, hosts = tmp_path / "out", []
     for k in (1, 2):
         more = in_a_namespace(*command, f"sweep.part={k}/2")

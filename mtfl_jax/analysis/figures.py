@@ -70,10 +70,15 @@ def mean_and_error(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
     Rows whose y is missing or not finite are left out. A missing x is one more value, the last. The error of a single
     row is 0.
     """
-    found = pd.DataFrame({x: table[x], "y": table[y].to_numpy(float, na_value=np.nan)})
-    grouped = found[np.isfinite(found["y"])].groupby(x, dropna=False)["y"]
+    grouped = _by(table, x, y)
     error = grouped.std() / np.sqrt(grouped.count())
     return pd.DataFrame({"mean": grouped.mean(), "error": error.fillna(0.0)})
+
+
+def _by(table: pd.DataFrame, x: str, y: str) -> Any:
+    """The finite y at each x."""
+    found = pd.DataFrame({x: table[x], "y": table[y].to_numpy(float, na_value=np.nan)})
+    return found[np.isfinite(found["y"])].groupby(x, dropna=False)["y"]
 
 
 AGGREGATES = ("mean", "median")
@@ -94,8 +99,7 @@ def summary(table: pd.DataFrame, x: str, y: str, agg: str = "mean", band: str = 
         found = mean_and_error(table, x, y)
         mean, error = found["mean"], found["error"]
         return pd.DataFrame({"centre": mean, "low": mean - error, "high": mean + error})
-    found = pd.DataFrame({x: table[x], "y": table[y].to_numpy(float, na_value=np.nan)})
-    grouped = found[np.isfinite(found["y"])].groupby(x, dropna=False)["y"]
+    grouped = _by(table, x, y)
     centre = grouped.agg(agg)
     if band == "none":
         return pd.DataFrame({"centre": centre, "low": centre, "high": centre})
