@@ -153,8 +153,7 @@ def test_a_sweep_as_an_accelerator_runs_it(monkeypatch):
     core, _ = rows()
     monkeypatch.setattr(compiling, "accelerator", lambda: True)
     # Of one device: jaxlib's LAPACK calls share a batch among the threads that run the devices, and wait for them.
-    for module in (compiling, engine):
-        monkeypatch.setattr(module, "devices", lambda: jax.devices()[:1])
+    monkeypatch.setattr(compiling, "devices", lambda: jax.devices()[:1])
     mappings.make_room(0)
     batched, mended = rows()
     assert mended == 0
