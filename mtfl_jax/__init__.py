@@ -6,6 +6,8 @@
     table = mtfl_jax.sweep(d=[32, 64], num_tasks=[1, 16], seed=range(64))      # their product
     table = mtfl_jax.load("outputs/quickstart/…")                            # what `mtfl` wrote
     mtfl_jax.plot(table).savefig("figure.pdf")                                 # means over seeds, of what varies
+    weights = mtfl_jax.train(**table.iloc[0]).W                                # of one row; its tasks and data, too
+    print(mtfl_jax.study("quickstart"))                                        # a ready grid, and what it finds
 
 A cell goes through one direction: task draw → data → network → multitask update → measurement and probe
 (`mtfl_jax.learning`, pure functions), run by `mtfl_jax.sweeps`; `mtfl_jax.analysis` reads the tables.
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mtfl_jax.analysis.plots import plot as plot
+    from mtfl_jax.api import run as run
+    from mtfl_jax.api import study as study
+    from mtfl_jax.api import sweep as sweep
     from mtfl_jax.fields import ConfigError as ConfigError
-    from mtfl_jax.sweeps.api import run as run
-    from mtfl_jax.sweeps.api import sweep as sweep
     from mtfl_jax.sweeps.tables import load as load
+    from mtfl_jax.sweeps.training import train as train
 
     __version__: str
 
@@ -31,11 +35,13 @@ _HOMES = {
     "ConfigError": "mtfl_jax.fields",
     "load": "mtfl_jax.sweeps.tables",
     "plot": "mtfl_jax.analysis.plots",
-    "run": "mtfl_jax.sweeps.api",
-    "sweep": "mtfl_jax.sweeps.api",
+    "run": "mtfl_jax.api",
+    "study": "mtfl_jax.api",
+    "sweep": "mtfl_jax.api",
+    "train": "mtfl_jax.sweeps.training",
 }
 
-__all__ = ["ConfigError", "__version__", "load", "plot", "run", "sweep"]
+__all__ = ["ConfigError", "__version__", "load", "plot", "run", "study", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:

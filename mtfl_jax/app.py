@@ -6,7 +6,6 @@ import io
 import itertools
 import os
 import re
-import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,14 +24,14 @@ from rich.console import Console
 from rich.text import Text
 
 import mtfl_jax
-from mtfl_jax import ends, extend, help
+from mtfl_jax import ends, extend, help, running
 from mtfl_jax.analysis import describe, page, report, studies
 from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
 from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
 from mtfl_jax.names import SWEEP_KEYS
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import api, engine, jobs, machine, notes, progress, store, tables, workers
+from mtfl_jax.sweeps import engine, forecasts, identity, jobs, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
 
@@ -144,7 +143,7 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
         if how != "run":
             there = store.Folder(folder, key, write=False).finished()
             remove_if_empty(output_dir)
-            found = api.forecast(
+            found = forecasts.forecast(
                 grid,
                 there,
                 memory_fraction=memory_fraction,
@@ -166,30 +165,13 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
 
     go_on = jobs.go_on(key, folder)
     stop.now, stop.soon = f"stopped at once, the rows that were written are kept; {go_on}", jobs.SOON
-    about = {
-        "command": jobs.command(),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "pid_namespace": notes.pid_namespace(),
-        "slurm_job": notes.slurm_job(),
-        "config": plain(composed),
-        "extensions": list(extensions),
-        "findings": studies.known(composed.study),
-        **machine.environment(),
-    }
-    last: list[engine.Progress] = []
-
-    def note_end(state: str) -> None:
-        for reached in last:
-            sink.note({**about, **progress.facts(reached, state)})
-
-    stop.clean = lambda: note_end("stopped")
+    noting = running.Noting(sink, running.about(jobs.command(), plain(composed), extensions))
+    stop.clean = lambda: noting.ends("stopped")
     with progress.display(console) as show:
 
-        def notify(state: engine.Progress) -> None:
-            last[:] = [state]
-            show(state)
-            sink.note({**about, **progress.facts(state, "running")})
+        def notify(reached: engine.Progress) -> None:
+            show(reached)
+            noting.runs(reached)
 
         try:
             outcome = engine.execute(
@@ -203,12 +185,11 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
             )
         except ConfigError:  # The folder can be written no more; a note may yet find room.
             with contextlib.suppress(ConfigError):
-                note_end("failed")
+                noting.ends("failed")
             raise
     stop.now, stop.soon = f"stopped before the report was written, every row is kept; {go_on}", ""
     stop.clean = lambda: None
-    state = "stopped" if outcome.stopped else "failed" if outcome.failures else "finished"
-    sink.note({**about, **progress.facts(outcome, state)})
+    noting.ends(running.state_of(outcome))
     if stop.came:
         raise StoppedError(outcome.left, outcome.cells, go_on, stop.came)
     # Shares only append: who launched them shows all of them together, or, where nobody did, the one that ends last.
@@ -269,7 +250,7 @@ def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
         console.print(report.findings(found))
     elif grid is None or len(grid) <= SHOWN_CELLS:
         rows = sink.table()
-        table = tables.frame(rows if grid is None else api.in_order(grid, rows)).drop(columns="id")
+        table = tables.frame(rows if grid is None else identity.in_order(grid, rows)).drop(columns="id")
         table = table.sort_values(describe.telling(table), kind="stable") if grid is None else table
         if 0 < len(table) <= SHOWN_CELLS:
             console.print(report.rows(table))

@@ -24,11 +24,16 @@ def conf_dir() -> Path:
 
 def composed(choices: Mapping[str, str]) -> Mapping[str, Any]:
     """The values of a cell for choices of config groups, as `mtfl GROUP=CHOICE …` composes them."""
-    return _composed(tuple(choices.items()), extend.loaded())
+    return own_keys(whole(choices))
+
+
+def whole(choices: Mapping[str, str]) -> Mapping[str, Any]:
+    """Every key, those that are not a cell's too, for choices of config groups."""
+    return _whole(tuple(choices.items()), extend.loaded())
 
 
 @functools.cache
-def _composed(choices: tuple[tuple[str, str], ...], extensions: tuple[str, ...]) -> dict[str, Any]:
+def _whole(choices: tuple[tuple[str, str], ...], extensions: tuple[str, ...]) -> dict[str, Any]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.singleton import Singleton
@@ -41,7 +46,7 @@ def _composed(choices: tuple[tuple[str, str], ...], extensions: tuple[str, ...])
         try:
             extend.store_nodes(conf_dir())
             with initialize_config_dir(str(conf_dir()), **HYDRA_BASE):
-                return cell_values(compose("config", [f"{key}={name}" for key, name in choices]))
+                return plain(compose("config", [f"{key}={name}" for key, name in choices]))
         finally:
             Singleton.set_state(state)
 
@@ -57,7 +62,12 @@ def plain(node: Any) -> dict[str, Any]:
 
 def cell_values(node: Any) -> dict[str, Any]:
     """The plain values of a composed Hydra config, without the keys that are not a cell's."""
-    return {key: value for key, value in plain(node).items() if key not in OTHER_KEYS}
+    return own_keys(plain(node))
+
+
+def own_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a composed config that are a cell's."""
+    return {key: value for key, value in values.items() if key not in OTHER_KEYS}
 
 
 def from_keywords(**values: Any) -> Config:

@@ -7,7 +7,7 @@ import reference
 
 from mtfl_jax import compose
 from mtfl_jax.learning import jacobi, krylov, recovery
-from mtfl_jax.sweeps import api, compiling, engine, mappings, store, tables
+from mtfl_jax.sweeps import compiling, engine, identity, mappings, store, tables
 from mtfl_jax.sweeps.grid import Grid
 
 R = 4
@@ -148,7 +148,7 @@ def test_a_sweep_as_an_accelerator_runs_it(monkeypatch):
         sink = store.Memory()
         progress = engine.execute(grid, sink)
         assert not progress.failures
-        return tables.frame(api.in_order(grid, sink.table())), progress.mended
+        return tables.frame(identity.in_order(grid, sink.table())), progress.mended
 
     core, _ = rows()
     monkeypatch.setattr(compiling, "accelerator", lambda: True)

@@ -12,7 +12,7 @@ import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.analysis import page
 from mtfl_jax.learning.measures import MEASURES
-from mtfl_jax.sweeps import api, engine, identity, store, tables
+from mtfl_jax.sweeps import engine, identity, store, tables
 from mtfl_jax.sweeps.grid import SCHEMA, Grid
 
 OLD = Path(__file__).parent / "old_folders"
@@ -89,7 +89,7 @@ def test_finished_cells_of_an_old_folder_count_and_are_what_is_computed_now(copi
     folder = copied(name)
     grid, progress = resumed(folder, axes)
     assert (progress.done, progress.skipped) == (0, len(grid))
-    old = tables.frame(api.in_order(grid, store.Folder(folder).table()))
+    old = tables.frame(identity.in_order(grid, store.Folder(folder).table()))
     new = mtfl_jax.sweep(**{**BASE, **axes})
     assert len(old) == len(new)
     # Trainings in steps amplify rounding; these take six at most.
@@ -128,7 +128,7 @@ def test_rows_that_an_earlier_version_measured_as_others_are_run_again(copied, n
     grid, progress = resumed(folder, axes)
     assert progress.done == wrong(old).sum() > 0
     assert progress.skipped == len(grid) - progress.done
-    found = tables.frame(api.in_order(grid, store.Folder(folder).table()))
+    found = tables.frame(identity.in_order(grid, store.Folder(folder).table()))
     assert (found["schema"].notna() == wrong(found)).all()
     # The old rows are still there, told apart by their schema.
     assert len(mtfl_jax.load(folder)) == len(old) + progress.done

@@ -17,7 +17,7 @@ import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.analysis import page, status
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import api, engine, notes, places, store, tables
+from mtfl_jax.sweeps import engine, identity, notes, places, store, tables
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.progress import facts
 from mtfl_jax.sweeps.rows import schema
@@ -121,7 +121,7 @@ def test_many_that_merge_at_once(stood_in):
 
         def one(seed, url=url, ready=ready):
             sink = store.Folder(url)
-            sink.append(api.in_order(*grid_and_rows(seed)))
+            sink.append(identity.in_order(*grid_and_rows(seed)))
             ready.wait()
             sink.merge()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mtfl_jax import compose
-from mtfl_jax.sweeps import api, compiling, engine, store, tables
+from mtfl_jax.sweeps import compiling, engine, forecasts, identity, store, tables
 from mtfl_jax.sweeps.compiling import Chunk
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
@@ -35,7 +35,7 @@ def table_of(grid, **options):
     sink = store.Memory()
     progress = engine.execute(grid, sink, **options)
     assert progress.failures == []
-    return tables.frame(api.in_order(grid, sink.table()))
+    return tables.frame(identity.in_order(grid, sink.table()))
 
 
 def assert_close(table, other):
@@ -59,7 +59,7 @@ def test_a_training_that_is_too_large_for_a_device_is_spread_over_several(own):
     # What has no axis of neurons is on both: samples, labels, outputs.
     assert shared < 0.7 * alone
     fraction = 0.9 * alone / compiling.memory_limit()
-    (item,) = api.forecast(grid, np.empty(0, np.uint64), memory_fraction=fraction, compiled=True).left
+    (item,) = forecasts.forecast(grid, np.empty(0, np.uint64), memory_fraction=fraction, compiled=True).left
     assert (item.chunk.spread, item.problem) == (2, "")
     assert_close(table_of(grid, memory_fraction=fraction, chunk=1), table_of(grid, chunk=1))
     least = grid_of(**{**WIDE, **own})
@@ -139,7 +139,7 @@ def call(course, grid, lanes):
 engine._call = call
 grid, sink = Grid(axes, compose.composed), store.Memory()
 assert engine.execute(grid, sink).failures == []
-rows = tables.frame(api.in_order(grid, sink.table()))
+rows = tables.frame(identity.in_order(grid, sink.table()))
 numbers = rows.select_dtypes("float").fillna(-1).values.tolist()
 print(json.dumps({"devices": len(compiling.devices()), "calls": calls, "rows": numbers}))
 """

@@ -26,7 +26,7 @@ from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import data, keys
 from mtfl_jax.learning.measures import MEASURES
-from mtfl_jax.sweeps import api, compiling, cost, engine, machine, store, tables
+from mtfl_jax.sweeps import compiling, cost, engine, identity, machine, store, tables
 from mtfl_jax.sweeps.cost import size_names
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import ladder, plan
@@ -43,7 +43,7 @@ def table_of(grid, **options):
     sink = store.Memory()
     progress = engine.execute(grid, sink, **options)
     assert not progress.failures
-    return tables.frame(api.in_order(grid, sink.table()))
+    return tables.frame(identity.in_order(grid, sink.table()))
 
 
 def assert_same_rows(one, other, rtol=1e-4):
@@ -327,7 +327,7 @@ def test_a_row_does_not_depend_on_the_devices(tmp_path, count):
     code = f"import mtfl_jax; mtfl_jax.sweep(folder='out', **{ {**SMALL, **axes}!r})"
     start = f"import jax; jax.config.update('jax_num_cpu_devices', {count}); jax.devices(); "
     subprocess.run([sys.executable, "-c", start + code], cwd=tmp_path, check=True)
-    other = tables.frame(api.in_order(grid_of(**axes), store.Folder(tmp_path / "out").table()))
+    other = tables.frame(identity.in_order(grid_of(**axes), store.Folder(tmp_path / "out").table()))
     assert_same_rows(table_of(grid_of(**axes)), other)
 
 
@@ -339,7 +339,7 @@ def test_the_command_line_gives_the_rows_of_the_api(mtfl, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     grid = grid_of(d=[8, 12], data=["gaussian", "rademacher"], seed=[0, 1])
-    rows = tables.frame(api.in_order(grid, store.Folder(tmp_path / "a").table()))
+    rows = tables.frame(identity.in_order(grid, store.Folder(tmp_path / "a").table()))
     assert len(rows) == len(mtfl_jax.load(tmp_path / "a")) == 8
     assert_same_rows(rows, table_of(grid))
 
@@ -432,7 +432,7 @@ def test_programs_that_compile_together_end_in_any_order(monkeypatch):
     progress = engine.execute(grid, sink, moments="never")
     assert (max(most), progress.compiled, progress.done) == (3, 7, 21)
     assert [line.split(": ", 1)[1] for line in progress.failures] == ["RuntimeError: no such luck"]
-    found = tables.frame(api.in_order(grid, sink.table())).set_index(["algorithm", "data", "seed", "step"])
+    found = tables.frame(identity.in_order(grid, sink.table())).set_index(["algorithm", "data", "seed", "step"])
     pd.testing.assert_frame_equal(found, usual.set_index(["algorithm", "data", "seed", "step"]).loc[found.index])
 
 
@@ -496,7 +496,7 @@ def test_chunks_in_flight_that_are_out_of_memory_run_again_in_halves(monkeypatch
     progress = engine.execute(grid, sink, chunk=8)
     assert (progress.done, progress.failures) == (80, [])
     assert [size for size in sizes if size > 2] == [8, 8, 4, 4]
-    assert_same_rows(table_of(grid), tables.frame(api.in_order(grid, sink.table())))
+    assert_same_rows(table_of(grid), tables.frame(identity.in_order(grid, sink.table())))
 
 
 def test_a_sweep_that_is_stopped_has_the_first_seeds_of_everything(monkeypatch):
@@ -700,7 +700,7 @@ def test_kill_nine_at_random_moments_loses_and_doubles_nothing(tmp_path):
         process.wait()
     assert kills >= 5, "the sweep must be killed while it runs"
     subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, check=True)
-    table = tables.frame(api.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
+    table = tables.frame(identity.in_order(undisturbed, store.Folder(tmp_path / "out").table()))
     assert table["id"].is_unique
     assert_same_rows(table, table_of(undisturbed))
 

@@ -4,6 +4,8 @@
 (true sizes and knobs). `experiment` maps (Program, Cell) to measurements and composes with `jax.jit` and `jax.vmap`.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -14,13 +16,16 @@ from mtfl_jax.learning.drawing import draw_tasks
 from mtfl_jax.learning.measuring import measure
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.scalars import IntLike
+from mtfl_jax.learning.updates import Samples
 
 
-def experiment(p: Program, cell: Cell) -> dict[str, Array]:
+def experiment(p: Program, cell: Cell) -> dict[str, Any]:
     """The measurements of one training; each value has a leading axis over p.record (length 1 without training steps),
     or over the rows of a shared pass.
 
-    `diverged_step` is the first step whose network was not finite, 0 at records before it.
+    `diverged_step` is the first step whose network was not finite, 0 at records before it. Where `p.keep`, `network`
+    has the networks themselves: W, b and A.
     """
     algorithm = ALGORITHMS[p.algorithm]
     if p.groups:
@@ -31,7 +36,8 @@ def experiment(p: Program, cell: Cell) -> dict[str, Array]:
     if not algorithm.stepped:
         alone = jax.tree.map(lambda leaf: leaf[0], trained.params)
         out = measure(p, cell, of, alone, trained.batch(p.record[0])) | {"diverged_step": trained.diverged}
-        return jax.tree.map(lambda leaf: leaf[None], out)
+        out = jax.tree.map(lambda leaf: leaf[None], out)
+        return out | {"network": trained.params} if p.keep else out
 
     def recorded(at: tuple[Params, Int[Array, ""]]) -> dict[str, Array]:
         params, step = at
@@ -40,7 +46,15 @@ def experiment(p: Program, cell: Cell) -> dict[str, Array]:
     record = jnp.asarray(p.record)
     out = jax.lax.map(recorded, (trained.params, record))
     diverged = jnp.where((trained.diverged > 0) & (record >= trained.diverged), trained.diverged, 0)
-    return out | {"diverged_step": diverged}
+    out = out | {"diverged_step": diverged}
+    return out | {"network": trained.params} if p.keep else out
+
+
+def samples(p: Program, cell: Cell, step: IntLike) -> Samples | None:
+    """The samples of the update that ends at count `step`, as the training of `experiment` sees them; None where an
+    algorithm sees none.
+    """
+    return ALGORITHMS[p.algorithm].run(p, cell, draw_tasks(p, cell)).batch(step)
 
 
 def costs(p: Program, step: int) -> dict[str, int | float]:

@@ -20,13 +20,15 @@ class Program:
     `groups`, where not empty, make it a program of a shared pass: a training gives a row for each of several (task
     family, r, width, num_tasks); a group (width, k) says that the next k of them have at most that width, and their
     families are among `families`. `accelerator`: it is for a device that wants what a batch can share, not for a core.
-    `spread`: neurons are shared among devices, along the axis `network.NEURONS` of the mesh it is traced under.
+    `spread`: neurons are shared among devices, along the axis `network.NEURONS` of the mesh it is traced under. `keep`:
+    it gives its networks beside what is measured of them.
     """
 
     __slots__ = ("_hash", "_values")
 
     def __init__(self, **values: Any) -> None:
-        self._values = {"groups": (), "families": (), "accelerator": False, "spread": False, **values}
+        kinds = dict.fromkeys(("accelerator", "spread", "keep"), False)
+        self._values = {"groups": (), "families": (), **kinds, **values}
         self._hash: int | None = None
 
     def __getattr__(self, name: str) -> Any:

@@ -7,6 +7,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -197,10 +198,34 @@ def execute(
     chunks = {job_of(bucket): chunk_of(bucket) if chunk is None else Chunk(chunk, 1) for bucket in whole}
     notify(progress)
     run = _Run(grid, sink, chunks, memory_fraction, stop, notify, progress, collections.deque(buckets))
-    # Every device calls LAPACK from its own core: BLAS threads of their own would only wait for one another.
-    with threadpoolctl.threadpool_limits(1, "blas"):
+    with _ONE_THREAD:
         run.all()
     return progress
+
+
+class _OneThread:
+    """BLAS on one thread while anything runs: every device calls LAPACK from its own core, and threads of its own would
+    only wait for one another. Sweeps of several threads share it, as the limit is the process's.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._count = threading.Lock(), 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._count:
+                self._limit = threadpoolctl.threadpool_limits(1, "blas")
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                self._limit.restore_original_limits()
+
+
+_ONE_THREAD = _OneThread()
 
 
 @dataclasses.dataclass

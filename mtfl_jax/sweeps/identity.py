@@ -38,6 +38,17 @@ def current(table: pa.Table) -> np.ndarray:
     return ids
 
 
+def in_order(grid: Grid, table: pa.Table) -> pa.Table:
+    """The rows of a grid's cells, in the grid's order, then by step."""
+    steps = table.column("step").to_numpy()
+    cells = current(table) - row_ids(np.zeros(len(steps), np.uint64), steps)
+    order = np.argsort(grid.ids, kind="stable")
+    place = np.minimum(np.searchsorted(grid.ids[order], cells), len(grid) - 1)
+    known = grid.ids[order][place] == cells
+    table, steps, place = table.filter(pa.array(known)), steps[known], place[known]
+    return table.take(np.lexsort((steps, order[place])))
+
+
 def _recomputed(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Identities of rows from their columns, and which of them are known to be those of the settings they state."""
     rest = compose.from_keywords()
@@ -58,9 +69,9 @@ def _recomputed(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         positions = pc.fill_null(coded.indices, len(coded.dictionary)).to_numpy(zero_copy_only=False)
         values, good = [], []
         for value in (*coded.dictionary.to_pylist(), None):
-            parsed = _parsed(name, value)
-            good.append(parsed is not _UNKNOWN)
-            values.append(getattr(rest, name) if parsed is _UNKNOWN else parsed)
+            own = parsed(name, value)
+            good.append(own is not UNKNOWN)
+            values.append(getattr(rest, name) if own is UNKNOWN else own)
         axes[name], at[name] = values, positions.astype(np.int32)
         absent[name] = ~np.asarray(good)[positions]
     grid = Grid.of_cells(axes, at, rest)
@@ -71,11 +82,12 @@ def _recomputed(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     return row_ids(grid.identities(), table.column("step").to_numpy()), known
 
 
-_UNKNOWN = object()
+UNKNOWN = object()
+"""What a column's value is that no config has."""
 
 
-def _parsed(name: str, value: Any) -> Any:
-    """A column's value as a config has it; _UNKNOWN where it is none."""
+def parsed(name: str, value: Any) -> Any:
+    """A column's value as a config has it; UNKNOWN where it is none."""
     field = FIELDS[name]
     if isinstance(value, str) and field.type.listed:
         value = value.split("+")
@@ -84,7 +96,7 @@ def _parsed(name: str, value: Any) -> Any:
     try:
         return field.type.parse(name, value)
     except ConfigError:
-        return _UNKNOWN
+        return UNKNOWN
 
 
 def _trusted(grid: Grid) -> np.ndarray:

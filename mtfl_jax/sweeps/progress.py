@@ -48,7 +48,19 @@ def console(stream: IO[str], **options: Any) -> Console:
 
 @contextmanager
 def display(console: Console) -> Iterator[Callable[[Any], None]]:
-    """Show every progress it hears of: live on a terminal, else a line at most every PLAIN_SECONDS."""
+    """Show every progress it hears of: live on a terminal or in a notebook, else a line at most every PLAIN_SECONDS."""
+    if console.is_jupyter:
+        from IPython.display import display as shown
+
+        handle = shown({"text/plain": "planning"}, raw=True, display_id=True)
+
+        def in_place(progress: Any) -> None:
+            done, text = progress.skipped + progress.done, line(progress)
+            bar = f'<progress value="{done}" max="{progress.cells}"></progress> {text}'
+            handle.update({"text/plain": text, "text/html": bar}, raw=True)
+
+        yield in_place
+        return
     if console.is_terminal:
         with Progress(BarColumn(), TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("planning")

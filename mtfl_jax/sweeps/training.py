@@ -1,0 +1,212 @@
+"""One training again, with what it was made of and what it made: the row of a table that one wants to look into."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pandas as pd
+
+from mtfl_jax import compose, extend
+from mtfl_jax.config import FIELDS, require_field
+from mtfl_jax.fields import ConfigError
+from mtfl_jax.learning import data, drawing, experiment, measuring, network, tasks
+from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.arithmetic import Arithmetic
+from mtfl_jax.learning.measures import MEASURES
+from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R, Tasks
+from mtfl_jax.names import BOOKKEEPING
+from mtfl_jax.sweeps import compiling, engine, identity, rows, tables
+from mtfl_jax.sweeps.compiling import Chunk
+from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
+from mtfl_jax.sweeps.machine import MATMUL_PRECISION, MEMORY_FRACTION
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A training. Arrays are NumPy's, of true sizes.
+
+    settings: those that bear on it. table: its rows, one a recorded step and n_down, as `run` has them. step: the
+    number of updates after which W (width, d), b (width,) and A (num_tasks, width) are the network; `networks` has all
+    recorded ones, by step. x: the samples of the last of these updates, (n, d), or (num_tasks, n, d) where tasks have
+    inputs of their own; y (n, num_tasks): their labels, some flipped where there is label noise; None where the
+    algorithm sees none. x_test: the samples that are measured on, (n_test, d), None where nothing is. M (d, r): the
+    true directions.
+    """
+
+    settings: Mapping[str, Any]
+    table: pd.DataFrame
+    step: int
+    networks: Mapping[int, Mapping[str, np.ndarray]]
+    x: np.ndarray | None
+    y: np.ndarray | None
+    x_test: np.ndarray | None
+    tasks: Tasks
+    arithmetic: Arithmetic
+
+    @property
+    def W(self) -> np.ndarray:
+        """The first layer, (width, d)."""
+        return self.networks[self.step]["W"]
+
+    @property
+    def b(self) -> np.ndarray:
+        """The biases of the first layer, (width,)."""
+        return self.networks[self.step]["b"]
+
+    @property
+    def A(self) -> np.ndarray:
+        """The heads, (num_tasks, width)."""
+        return self.networks[self.step]["A"]
+
+    @property
+    def M(self) -> np.ndarray:
+        """The true directions, (d, r): the first r coordinates."""
+        return np.eye(self.W.shape[1], self.settings["r"], dtype=self.W.dtype)
+
+    @property
+    def truth_table(self) -> np.ndarray:
+        """The labels of all tasks in every orthant, (num_tasks, 2^r); bit k of a column's number is set where z_k = +1.
+        Raises ValueError where r is above 16.
+        """
+        r = self.settings["r"]
+        if r > MAX_TABLE_R:
+            raise ValueError(f"r={r}: a truth table has 2^r columns; allowed: r <= {MAX_TABLE_R}")
+        return np.asarray(tasks.truth_tables(self.tasks, r, r))
+
+    def labels(self, x: np.ndarray) -> np.ndarray:
+        """The labels without noise of inputs x (n, d), for all tasks: (n, num_tasks)."""
+        r = self.settings["r"]
+        return np.asarray(tasks.labels(self.tasks, data.orthants(self._array(x), r, r)))
+
+    def features(self, x: np.ndarray) -> np.ndarray:
+        """σ(W x + b) of inputs x (n, d): (n, width)."""
+        return np.asarray(network.features(self._params, self._array(x), self.arithmetic))
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """F_t(x) of inputs x (n, d), for all tasks: (n, num_tasks)."""
+        exact = Arithmetic(activation=self.arithmetic.activation)
+        return np.asarray(network.outputs(self._params, self._array(x), exact))
+
+    def _array(self, x: np.ndarray) -> jax.Array:
+        return jax.numpy.asarray(x, self.W.dtype)
+
+    @property
+    def _params(self) -> network.Params:
+        return {name: jax.numpy.asarray(leaf) for name, leaf in self.networks[self.step].items()}
+
+
+def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
+    """Train one network and keep it: W, b, A, its tasks, its data, and what is measured of it.
+
+    Settings are those of `run`. A row of a table is them too, `mtfl_jax.train(**row)`: its measurements are not read,
+    its `step` (default: the last) says after how many updates W, b and A are wanted, and its `id`, where it has one, is
+    required to be that of the training. Draws and labels are the row's bit for bit. `table` is bit for bit what
+    `sweep(moments="never", …)` makes of this cell alone; where a sweep pads sizes to those of other cells, or shares
+    moments, it is so to rounding. Raises ConfigError (a ValueError) for a bad key or value and for a row of other
+    settings or extensions, TooLargeError where memory does not hold it.
+
+        row = table.sort_values("subspace_distance").iloc[0]
+        numpy.linalg.svd(mtfl_jax.train(**row).W)
+    """
+    _load(extensions)
+    values = _settings(row_or_settings)
+    config = compose.from_keywords(**values)
+    step = row_or_settings.get("step")
+    step = config.record[-1] if step is None or pd.isna(step) else int(step)
+    if step not in config.record:
+        if not ALGORITHMS[config.algorithm].stepped or not 1 <= step <= config.steps:
+            allowed = f"from 1 to steps={config.steps}" if ALGORITHMS[config.algorithm].stepped else config.record[0]
+            raise ConfigError("step", step, f"allowed: {allowed}")
+        values["measure_at"] = [*config.record, step]
+    grid = Grid({key: [value] for key, value in values.items()}, compose.composed)
+    steps = np.arange(max(1, config.steps) + 1)
+    identities = row_ids(np.repeat(grid.ids, len(steps)), np.tile(steps, len(grid)))
+    if _identified(row_or_settings) and row_or_settings["id"] not in identities:
+        allowed = "allowed: that of the settings beside it, with the extensions that are loaded here"
+        raise ConfigError("id", row_or_settings["id"], allowed)
+    return _trained(grid, step)
+
+
+def _load(extensions: Any) -> None:
+    """Load extensions; those that a row names, NAME:HASH, must be loaded. Raises ConfigError."""
+    if not isinstance(extensions, str) or ":" not in extensions:
+        if not (pd.api.types.is_scalar(extensions) and pd.isna(extensions)):
+            extend.load(extensions)
+        return
+    for source in extensions.split():
+        if source not in extend.loaded():
+            given = "mtfl_jax.train(**{**row, 'extensions': [FILE]})"
+            raise ConfigError("extensions", source, f"not loaded here, or edited since; allowed: {given}")
+
+
+def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings among the columns of a row, as a config has them; what is missing is null, or left to its default.
+    Raises ConfigError for what is neither a setting nor a column.
+    """
+    values = {}
+    for key, value in given.items():
+        if key in MEASURES or key in BOOKKEEPING or key == "id":
+            continue
+        require_field(key, value)
+        missing = pd.api.types.is_scalar(value) and pd.isna(value)
+        found = identity.parsed(key, None if missing else value)
+        if found is not identity.UNKNOWN:
+            values[key] = found
+        elif not missing:
+            values[key] = value  # It will be said what is allowed.
+    return values
+
+
+def _identified(given: Mapping[str, Any]) -> bool:
+    """Whether a row has an identity of the present scheme, in numbers that hold it."""
+    return isinstance(given.get("id"), int | np.integer) and given.get("schema", SCHEMA) == SCHEMA
+
+
+def _trained(grid: Grid, step: int) -> Training:
+    (bucket,), _ = engine.planned(grid, "never", (1, 1))
+    job = compiling.job_of(bucket)
+    job = dataclasses.replace(job, program=job.program.replace(keep=True))
+    made = compiling.fitting(job, Chunk(1, 1), MEMORY_FRACTION)
+    places = made.chunk.places
+    cells = compiling.cells_of(grid, bucket, np.zeros(places, int))
+    outputs = jax.device_get(made.executable(cells, np.asarray([1] + [0] * (places - 1), np.int32)))
+    kept = jax.tree.map(lambda leaf: leaf[0], outputs.pop("network"))
+    measured = rows.rows_of(
+        grid, rows.Costs(grid), bucket, np.zeros(1, int), {name: leaf[:1] for name, leaf in outputs.items()}
+    )
+    table = tables.frame(identity.in_order(grid, measured))
+    config, cell = grid.cell(0), jax.tree.map(lambda leaf: leaf[0], cells)
+    true = {"W": (config.width, config.d), "b": (config.width,), "A": (config.num_tasks, config.width)}
+    networks = {
+        count: {name: kept[name][i][tuple(map(slice, shape))] for name, shape in true.items()}
+        for i, count in enumerate(bucket.program.record)
+    }
+    p = bucket.program.replace(arithmetic=compiling.settled(bucket.program, made.chunk))
+    with jax.default_matmul_precision(MATMUL_PRECISION):
+        drawn = jax.device_get(jax.jit(functools.partial(_drawn, p))(cell, np.int32(step)))
+    batch, x_test, params = drawn
+    x = y = None
+    if batch is not None:
+        x, y = batch.x[..., : batch.n, : config.d], batch.y[: batch.n, : config.num_tasks]
+        x = x[: config.num_tasks] if x.ndim == 3 else x
+    size = 2**config.r if FAMILIES[config.tasks].table else config.r
+    return Training(
+        settings={name: config.values[name] for name in FIELDS if name in config.used},
+        table=table,
+        step=step,
+        networks=networks,
+        x=x,
+        y=y,
+        x_test=None if x_test is None else x_test[: config.n_test, : config.d],
+        tasks=Tasks(p.tasks, jax.numpy.asarray(params[: config.num_tasks, :size])),
+        arithmetic=p.arithmetic,
+    )
+
+
+def _drawn(p: Program, cell: Cell, step: Any) -> tuple[Any, Any, Any]:
+    """The samples of a step, those measured on, and the parameters of the tasks; of padded sizes."""
+    return experiment.samples(p, cell, step), measuring.draw_fresh(p, cell).test, drawing.draw_tasks(p, cell).params
