@@ -99,7 +99,7 @@ def test_keywords_compose_as_the_command_line_does():
 
 def test_keywords_leave_the_callers_hydra_alone():
     with initialize_config_dir(str(conf_dir()), **composing.HYDRA_BASE):
-        composing._composed.cache_clear()
+        composing._whole.cache_clear()
         from_keywords(d=32)
         assert hydra.compose("config", ["d=16"]).d == 16
 

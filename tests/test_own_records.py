@@ -62,12 +62,12 @@ def _own():
             )
         )
         LAWS.register(Law("blended", "√(1 − blend) g + √blend s", _blended, seconds=4e-9, settings=(blend,)))
-    compose._composed.cache_clear()
+    compose._whole.cache_clear()
     config.refresh()
     yield
     for registry in REGISTRIES:
         registry.remove("test:0")
-    compose._composed.cache_clear()
+    compose._whole.cache_clear()
     config.refresh()
     assert not {"smoothing", "blend"} & set(FIELDS)
     assert "tanh" not in ACTIVATIONS

@@ -726,7 +726,7 @@ def test_sweeps_of_several_threads_are_those_of_one():
     def own(seed):
         return mtfl_jax.sweep(**SMALL, num_tasks=2, measure="recovery", probe="none", data="rademacher", seed=seed)
 
-    compose._composed.cache_clear()
+    compose._whole.cache_clear()
     with concurrent.futures.ThreadPoolExecutor(3) as threads:
         found = list(threads.map(own, seeds))
     pd.testing.assert_frame_equal(pd.concat(found, ignore_index=True), own(range(9)))

@@ -50,8 +50,10 @@ def shared():
 
 
 def names(p, cell):
-    """What the two hold: (whose, name). `groups` and `families` are no settings: they say what kind a program is of."""
-    held = [("program", name) for name in p if name not in ("groups", "families")]
+    """What the two hold: (whose, name). `groups`, `families` and `keep` are no settings: they say of what
+    kind a program is.
+    """
+    held = [("program", name) for name in p if name not in ("groups", "families", "keep")]
     return held + [("cell", name) for name in cell._values]
 
 
