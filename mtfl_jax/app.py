@@ -272,7 +272,7 @@ def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
         table = tables.frame(rows if grid is None else api.in_order(grid, rows)).drop(columns="id")
         table = table.sort_values(describe.telling(table), kind="stable") if grid is None else table
         if 0 < len(table) <= SHOWN_CELLS:
-            console.print(report.rows(table))
+            console.print(report.rows(table, console.width))
     if problem is not None:
         console.print(problem, style="yellow", soft_wrap=True, highlight=False, markup=False)
     for path in files:
