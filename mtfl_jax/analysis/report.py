@@ -28,11 +28,12 @@ MOST_ROWS = 40
 """A table in the terminal has no more rows than this."""
 
 _NEVER, _NAMES, _SPACES = "(?!)", r"(?<=[A-Za-z]_)(?=\w)|(?<=[a-z]\+)(?=[a-z])", r"(?<= )"
+_WORDS = f"{_NAMES}|{_SPACES}"
 _BREAKS = (
     (_NEVER, _NEVER, _NEVER),
-    (_NAMES, _NEVER, _NEVER),
-    (_NAMES, _NAMES, r"(?<= )(?=\()"),
-    (_NAMES, f"{_NAMES}|{_SPACES}", r"(?<= )(?=[(±])"),
+    (_WORDS, _NEVER, _NEVER),
+    (_WORDS, _NAMES, r"(?<= )(?=\()"),
+    (_WORDS, _WORDS, r"(?<= )(?=[(±])"),
 )
 """Where a column's name, the text of a setting and that of a measurement may go on in another line, the less room there
 is: never within a number.
@@ -88,17 +89,17 @@ def many_rows(table: pd.DataFrame, width: int) -> Group:
         texts |= {name: list(map(number, head[name])) for name in [*status, *measured]}
         part = f"the first {MOST_ROWS} of {len(table)} rows" if len(table) > MOST_ROWS else ""
         found, fixed = Listing(part, pd.DataFrame(texts)), len(told) + len(status)
-    out, left = _narrow(found.table, fixed, width)
+    out, left = narrow(found.table, fixed, width)
     said += [f"no room in {width} columns for {', '.join(left)}"] * bool(left)
     said += ["results.parquet has all of them"] * bool(left or "the first" in found.title)
     title = [Text(found.title)] * bool(found.title)
     return Group(*title, out, *(Text(text, style="yellow") for text in said))
 
 
-def _narrow(table: pd.DataFrame, fixed: int, width: int) -> tuple[Table, list[str]]:
+def narrow(table: pd.DataFrame, fixed: int, width: int) -> tuple[Table, list[str]]:
     """Texts in a table that is not wider than `width`, and the names of the columns that it has no room for: of the
-    last, never of the first `fixed`. Texts go on in another line where they may; the first columns become one, where
-    not even they have room.
+    last, never of the first `fixed`. Texts go on in another line where they may, and never within a number; the
+    first columns become one, where not even they have room.
     """
     columns = {str(name): list(map(str, table[name])) for name in table}
     names = list(columns)
@@ -113,8 +114,8 @@ def _narrow(table: pd.DataFrame, fixed: int, width: int) -> tuple[Table, list[st
                 return _laid_out(shown, widths, gap), names[count:]
     told = zip(*(columns[name] for name in names[:fixed]), strict=True)
     joined = [" ".join(f"{name}={text}" for name, text in zip(names, texts, strict=False)) for texts in told]
-    shown = [_Column("setting", joined, _NAMES, _SPACES)]
-    shown += [_Column(name, columns[name], _NAMES, _BREAKS[-1][-1]) for name in names[fixed:][:1]]
+    shown = [_Column("setting", joined, _WORDS, _SPACES)]
+    shown += [_Column(name, columns[name], _WORDS, _BREAKS[-1][-1]) for name in names[fixed:][:1]]
     widths = [column.least() for column in shown]
     widths[0] = max(1, width - sum(own + 1 for own in widths[1:]))
     return _laid_out(shown, widths, 1), names[fixed + 1 :]
@@ -129,7 +130,7 @@ class _Column(NamedTuple):
     breaks: str
 
     def least(self) -> int:
-        """The width that it needs."""
+        """The least width that it can have."""
         pieces = [
             *re.split(self.head, self.name),
             *(part for text in self.texts for part in re.split(self.breaks, text)),
