@@ -21,19 +21,19 @@ TYPE_CHECKING = False  # As typing has it, which takes its time to import.
 if TYPE_CHECKING:
     from typing import Any
 
+    from mtfl_jax.analysis.folders import load as load
     from mtfl_jax.analysis.plots import plot as plot
     from mtfl_jax.api import run as run
     from mtfl_jax.api import study as study
     from mtfl_jax.api import sweep as sweep
     from mtfl_jax.fields import ConfigError as ConfigError
-    from mtfl_jax.sweeps.tables import load as load
     from mtfl_jax.sweeps.training import train as train
 
     __version__: str
 
 _HOMES = {
     "ConfigError": "mtfl_jax.fields",
-    "load": "mtfl_jax.sweeps.tables",
+    "load": "mtfl_jax.analysis.folders",
     "plot": "mtfl_jax.analysis.plots",
     "run": "mtfl_jax.api",
     "study": "mtfl_jax.api",

@@ -106,7 +106,8 @@ def task(composed: DictConfig, alone: bool = True) -> None:
     output_dir = Path(HydraConfig.get().runtime.output_dir)
     console = progress.console(sys.stdout, quiet=not alone)
     listening = ends.listening(ends.BEGUN, clean=lambda: remove_if_empty(output_dir), say=alone, launched=True)
-    with jobs.following(), listening as stop:
+    said = contextlib.nullcontext() if alone else ends.in_lines("mtfl")
+    with jobs.following(), said, listening as stop:
         try:
             _run(composed, output_dir, console, stop)
         except StoppedError:
@@ -134,7 +135,7 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
             console.print(said, style="yellow", soft_wrap=True, highlight=False, markup=False)
         memory_fraction = memory_share(composed.memory_fraction)
         if composed.sweep.part == workers.AUTO:
-            _require_common_folder(key)
+            _require_common_folder(key, composed)
             composed.sweep.part = "/".join(map(str, workers.part()))
             workers.take_own()
         part = part_of(composed.sweep.part)
@@ -165,7 +166,9 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
 
     go_on = jobs.go_on(key, folder)
     stop.now, stop.soon = f"stopped at once, the rows that were written are kept; {go_on}", jobs.SOON
-    noting = running.Noting(sink, running.about(jobs.command(), plain(composed), extensions))
+    # Without what it is called: another name makes no other grid.
+    config = {name: value for name, value in plain(composed).items() if name != jobs.NAME}
+    noting = running.Noting(sink, running.about(jobs.command(), config, extensions))
     stop.clean = lambda: noting.ends("stopped")
     with progress.display(console) as show:
 
@@ -206,9 +209,16 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
 
 def _place(composed: DictConfig, output_dir: Path) -> tuple[str, Path]:
     """The key that names where the rows of this run go, and where that is: Hydra's folder, unless told otherwise."""
+    key = jobs.folder_key(_raw(composed), _folder_key())
     if composed.folder is None:
-        return _folder_key(), output_dir
+        return key, output_dir
     return jobs.FOLDER, jobs.named_place(composed.folder)
+
+
+def _raw(composed: DictConfig) -> dict[str, Any]:
+    """The whole config, not resolved."""
+    parts: Any = [OmegaConf.to_container(node, resolve=False) for node in (composed, HydraConfig.instance().cfg)]
+    return {**parts[0], **parts[1]}
 
 
 def _folder_key() -> str:
@@ -224,14 +234,12 @@ def _require_own_folder() -> None:
             raise ConfigError(key, value, "allowed with -m; without it hydra.run.dir")
 
 
-def _require_common_folder(key: str) -> None:
+def _require_common_folder(key: str, composed: DictConfig) -> None:
     """Raise ConfigError where each process would have a folder of its own, of the time at which it began."""
-    if key == jobs.FOLDER:
-        return
-    raw: Any = OmegaConf.to_container(HydraConfig.instance().cfg, resolve=False)
-    text = str(raw["hydra"][_folder_key().split(".")[1]]["dir"])
-    if "${now:" in text.replace("${hydra.run.dir}", str(raw["hydra"]["run"]["dir"])):
-        raise ConfigError(workers.KEY, workers.AUTO, f"allowed with {_folder_key()}=FOLDER, one for all processes")
+    raw = _raw(composed)
+    if key == _folder_key() and jobs.timed(jobs.dir_of(raw, key).replace("${name}", str(raw[jobs.NAME]))):
+        allowed = f"allowed with name=NAME or {key}=FOLDER, one for all processes"
+        raise ConfigError(workers.KEY, workers.AUTO, allowed)
 
 
 def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
@@ -253,7 +261,7 @@ def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
         table = tables.frame(rows if grid is None else identity.in_order(grid, rows)).drop(columns="id")
         table = table.sort_values(describe.telling(table), kind="stable") if grid is None else table
         if 0 < len(table) <= SHOWN_CELLS:
-            console.print(report.rows(table))
+            console.print(report.rows(table, console.width))
     if problem is not None:
         console.print(problem, style="yellow", soft_wrap=True, highlight=False, markup=False)
     for path in files:
@@ -338,6 +346,7 @@ def main() -> None:
     try:
         try:
             sys.argv[1:] = options_first(sys.argv[1:])
+            require_name(sys.argv[1:])
             extend.load(named_extensions(sys.argv[1:]))
             extend.store_nodes(conf_dir())
             help.register()
@@ -398,6 +407,15 @@ def options_first(arguments: list[str]) -> list[str]:
         else:
             options.append(argument)
     return [*options, *overrides]
+
+
+def require_name(arguments: list[str]) -> None:
+    """Raise ConfigError where a command line names a folder that is none: Hydra would make it, wherever that is."""
+    for text in arguments:
+        if text.split("=")[0].lstrip("+") == jobs.NAME:
+            override = OverridesParser.create().parse_override(text)
+            if not override.is_sweep_override():
+                jobs.require_name(override.value())
 
 
 def named_extensions(arguments: list[str]) -> list[str]:

@@ -263,16 +263,25 @@ def _usual_ends() -> None:
 
 
 @contextlib.contextmanager
-def command(name: str) -> Iterator[None]:
-    """Around what a command does: a warning is one line on stderr, a signal ends it at once with a line, where it does
-    not listen itself, and a reader that goes (`| head -1`) ends it without a word, with exit status 1.
-    """
+def in_lines(name: str) -> Iterator[None]:
+    """Show a warning as one line on stderr."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"{name}: {' '.join(str(message).split())}", file=sys.stderr)
 
-    with listening("stopped", name=name):
-        before, warnings.showwarning = warnings.showwarning, show
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+@contextlib.contextmanager
+def command(name: str) -> Iterator[None]:
+    """Around what a command does: a warning is one line on stderr, a signal ends it at once with a line, where it does
+    not listen itself, and a reader that goes (`| head -1`) ends it without a word, with exit status 1.
+    """
+    with listening("stopped", name=name), in_lines(name):
         try:
             try:
                 yield
@@ -288,6 +297,5 @@ def command(name: str) -> Iterator[None]:
                 print(f"{name}: output: {error.strerror}", file=sys.stderr)
             sys.exit(1)
         finally:
-            warnings.showwarning = before
             if threading.current_thread() is threading.main_thread():
                 atexit.register(_usual_ends)

@@ -16,6 +16,7 @@ STATUSES = (OK, DIVERGED)
 OTHER_KEYS: Mapping[str, str] = {
     "study": "a ready grid and what it finds",
     "size": "how large a study: large is for an accelerator",
+    "name": "what the folder is called where rows go, outputs/STUDY/NAME; default: the time",
     "folder": "where rows go: a folder or the URL of one (s3://, gs://); null: hydra.run.dir, with -m hydra.sweep.dir",
     "plan": "run; only: say what would run; compile: and memory, compile times; calibrate: and the fastest batches",
     "moments": "one_step of many cells by moments of the inputs: auto, always, never",
@@ -44,6 +45,9 @@ BOOKKEEPING: Mapping[str, type] = {
     "diverged_step": int,
 }
 """Columns that say of a row where it is from and how it ended; the settings stand before them, measurements after."""
+
+LATEST = "latest"
+"""What stands for the newest sweep, where a folder is read."""
 
 NO_STUDY = "none"
 """The `study` of a sweep that is no study's."""

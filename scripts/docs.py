@@ -184,11 +184,12 @@ def documented(thing: Any, title: str) -> str:
 def python_page() -> str:
     """The Python API, and every module in a line."""
     public = [documented(getattr(mtfl_jax, name), f"mtfl_jax.{name}") for name in ("run", "sweep", "load")]
-    from mtfl_jax.analysis import crossings, fits
+    from mtfl_jax.analysis import crossings, fits, laws
 
     fitted = [
         documented(fits.fit, "mtfl_jax.analysis.fits.fit"),
         documented(crossings.fit_crossings, "mtfl_jax.analysis.crossings.fit_crossings"),
+        documented(laws.fit_by, "mtfl_jax.analysis.laws.fit_by"),
     ]
     rows = [(f"`{module.__name__}`", first_sentence(module)) for module in modules() if module.__doc__]
     return "\n\n".join(["# Python", *public, *fitted, "## Modules", table(["module", "what it holds"], rows)])

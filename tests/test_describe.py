@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from rich.table import Table
 from test_page import frame, rows_of
 
 from mtfl_jax import names
@@ -81,6 +82,11 @@ def cells_of(shown):
     return list(zip(*([str(cell) for cell in column.cells] for column in shown.columns), strict=True))
 
 
+def tables_in(shown):
+    """The terminal tables of a group."""
+    return [part for part in shown.renderables if isinstance(part, Table)]
+
+
 def draws(count, fast):
     """Numbers of random tables, of which all but the first are slow."""
     return [draw if draw < fast else pytest.param(draw, marks=pytest.mark.slow) for draw in range(count)]
@@ -103,14 +109,15 @@ def test_no_view_takes_two_settings_for_one(draw):
 
     told = describe.telling(table)
     assert agreeing(keys(table, told)) == set()
-    shown = cells_of(report.many_rows(table))
+    (shown,) = map(cells_of, tables_in(report.many_rows(describe.measured(table), width=1000)))
+    told = told if len(shown) == len(table) else axes  # Of many rows the means.
     # Beside the settings only the status and the measurements are shown.
     settings = [row[: len(told)] for row in shown]
     assert agreeing(settings) == set() or not told
 
     good = describe.ok(table)
     count = len(set(keys(table, [name for name in COLUMNS if name != "seed"])))
-    found = plain._means(describe.measured(table), axes, list(describe.MAIN)).table
+    found = plain.means(describe.measured(table), axes, list(describe.MAIN)).table
     assert len(found) == count
     assert len(set(keys(found, axes))) == count
     counted = str(len(table)) if good.all() else f"{good.sum()} of {len(table)}"
@@ -173,7 +180,7 @@ def test_null_is_a_setting_like_another():
     assert ["weight_decay", "0.5, —"] in varying["rows"]
     assert "weight_decay" not in [row[0] for row in same["rows"]]
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(report.rows(table))
+    console.print(report.rows(table, 200))
     assert "weight_decay" in console.export_text()
 
 
@@ -253,17 +260,94 @@ def test_means_say_of_how_many_they_are():
     assert describe.seeds(lost.assign(status="diverged")) == "none of 6 seeds"
 
 
-def test_the_terminal_shows_the_status_where_a_row_is_not_ok():
-    def printed(table):
-        console = Console(width=200, record=True, file=io.StringIO())
-        console.print(report.rows(table))
-        return console.export_text()
+def printed(table, width):
+    """What the terminal shows of a table, in lines."""
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(report.rows(table, width))
+    return console.export_text().splitlines()
 
+
+def test_the_terminal_shows_the_status_where_a_row_is_not_ok():
     table = diverging()
-    assert "status" not in printed(table[table["status"] == "ok"])
-    assert printed(table).count("diverged") == 2
-    assert "0.9" not in printed(table)
-    assert "0.9" not in printed(table[table["status"] != "ok"].head(1))
+    assert len(table) > report.FEW_ROWS
+    assert printed(table, 200)[-1].rstrip() == "2 of 12 rows diverged and count in no mean"
+    assert "0.9" not in "".join(printed(table, 200))
+    table = table[table["lr_w"] == 300]
+    assert "status" not in "".join(printed(table[table["status"] == "ok"], 200))
+    assert "".join(printed(table, 200)).count("diverged") == 2
+    assert "0.9" not in "".join(printed(table, 200))
+    assert "0.9" not in "".join(printed(table[table["status"] != "ok"].head(1), 200))
+
+
+def words(lines):
+    """What stands in lines, whatever breaks them."""
+    return "".join(character for line in lines for character in line if not character.isspace())
+
+
+@pytest.mark.parametrize("draw", draws(300, 60))
+def test_the_terminal_cuts_no_number_whatever_its_width(draw):
+    rng = np.random.default_rng(3000 + draw)
+    table = random_table(rng)
+    repeats = rng.integers(1, 12)
+    table = pd.concat([table.assign(seed=table["seed"] + 3 * again) for again in range(repeats)], ignore_index=True)
+    scale = 10.0 ** rng.integers(-9, 9, len(describe.MAIN))
+    table = table.assign(**{name: at * rng.random(len(table)) for name, at in zip(describe.MAIN, scale, strict=True)})
+    table = table.assign(own=rng.random(len(table)), another_measurement_of_mine=1.0)
+    width = int(rng.choice([30, 40, 60, 80, 120, 250]))
+    lines = printed(table, width)
+    assert max(map(len, lines)) <= width
+    good = describe.measured(table)
+    axes = describe.axes(table)
+    measured = [name for name in describe.main_measurements(table, describe.MAIN) if describe.estimate(good[name]).n]
+    left = words(lines).partition("columnsfor")[2]
+    kept = [name for name in measured if name not in left]
+    assert kept or not measured
+    assert kept == measured[: len(kept)]
+    if not measured or len(table) <= report.FEW_ROWS:
+        return
+    groups = describe.groups(table, axes)
+    if not axes or groups.max() + 1 == len(table):
+        return
+    # Each number is in one line, with at most what is behind its mean in another.
+    for group in range(min(groups.max() + 1, report.MOST_ROWS)):
+        for name in kept:
+            parts = str(describe.estimate(good.loc[groups == group, name])).replace(" ±", "\n±").replace(" (", "\n(")
+            assert all(any(part in line for line in lines) for part in parts.split("\n"))
+    bad = int((~describe.ok(table)).sum())
+    assert (f"{bad} of {len(table)} rows diverged" in " ".join(" ".join(lines).split())) == bool(bad)
+
+
+def test_the_terminal_shows_means_of_many_rows_with_headers_that_can_be_read():
+    table = frame(rows_of(d=[16, 64], num_tasks=[1, 16], n2=[1024, 8192], lr_w=[1.0, 10.0], seed=range(8)))
+    rng = np.random.default_rng(0)
+    table = table.assign(**{name: rng.random(len(table)) for name in describe.MAIN})
+    lines = printed(table, 80)
+    assert lines[0] == "Means of 8 seeds ± standard error"
+    for name in ("d", "num_tasks", "n2", "lr_w", *describe.MAIN):
+        assert name in lines[2].split() or all(part in lines[1] + lines[2] for part in name.split("_")), name
+    assert len([line for line in lines if line.lstrip().startswith(("16", "64"))]) == 16
+    assert printed(table, 200)[1].split() == ["d", "num_tasks", "n2", "lr_w", *describe.MAIN]
+    few = table[table["seed"] == 0].head(report.FEW_ROWS)
+    assert "Means" not in printed(few, 80)[0]
+
+
+def test_the_terminal_says_how_many_settings_there_are_and_what_has_them_all():
+    table = frame(rows_of(n_down=range(1, 60), seed=[0, 1]))
+    lines = printed(table, 80)
+    assert lines[0] == "Means of 2 seeds ± standard error, the first 40 of 59 settings"
+    assert lines[-1] == "results.parquet has all of them"
+    lines = printed(table[table["seed"] == 0], 30)
+    assert lines[0] == "the first 40 of 59 rows"
+    assert "no room in 30 columns for task_error, downstream_error" in " ".join(map(str.strip, lines))
+
+
+def test_the_terminal_shows_one_setting_of_many_seeds_as_one_cell():
+    table = frame(rows_of(seed=range(64))).assign(status=["ok"] * 60 + ["diverged"] * 4)
+    lines = printed(table, 80)
+    assert lines[0] == "One setting: means of 60 of 64 seeds ± standard error"
+    assert any("0…63" in line for line in lines)
+    mean = describe.estimate(describe.measured(table)["subspace_distance"])
+    assert any(f"{mean}" in line and "(60 of 64)" in line for line in lines)
 
 
 def test_what_guessing_gives_is_said_and_drawn():
@@ -280,7 +364,7 @@ def test_what_guessing_gives_is_said_and_drawn():
     one = table.head(1).assign(task_error=0.5, downstream_error=np.nan)
     assert describe.guessing(one) == ["task_error is no better than guessing (0.5)"]
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(report.rows(one))
+    console.print(report.rows(one, 200))
     assert "task_error is no better than guessing (0.5)" in console.export_text()
 
     noise = table.assign(downstream_error=chance)
@@ -300,7 +384,8 @@ def test_what_guessing_gives_is_said_and_drawn():
 def test_measurements_of_a_users_own_are_shown():
     table = frame(rows_of(d=[8, 16], seed=[0, 1])).assign(effective_rank=[3.0, 3.0, 5.0, 5.0])
     assert list(plain.findings(table).listings[0].table["effective_rank"]) == ["3", "5"]
-    assert "effective_rank" in [column.header for column in report.many_rows(table).columns]
+    (shown,) = tables_in(report.many_rows(table, width=200))
+    assert "effective_rank" in [str(column.header) for column in shown.columns]
     names.learn({"effective_rank": "effective rank (of W)"})
     assert figures.label("effective_rank") == "effective rank (of W)"
     del names.LABELS["effective_rank"]

@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import itertools
+import re
 import subprocess
 import sys
 
@@ -12,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from mtfl_jax.analysis import crossings, fit_command, fits
+from mtfl_jax.analysis import crossings, fit_command, fits, laws
 from mtfl_jax.records import registering
 
 D = np.array([8.0, 16, 32, 64, 128, 256])
@@ -504,23 +506,187 @@ def test_command_says_what_it_takes_for_one(command, tmp_path):
     rows = rows.assign(step=1, status="ok", n1=2 * rows["d"])
     both = pd.concat([rows.assign(weight_decay=0.5), rows.assign(weight_decay=None)], ignore_index=True)
     path = results(both, tmp_path / "all")
-    _, out, _ = command(path, "--x", "d", "--y", "test_loss")
-    assert "fitted as one: weight_decay = 0.5, —; --where keeps one of them\n" in out
+    asked = [path, "--x", "d", "--y", "test_loss"]
+    status, out, err = command(*asked)
+    assert (status, out) == (2, "")
+    ways = "--where weight_decay=VALUE keeps one, --by weight_decay fits each, --pool weight_decay takes all for one"
+    assert err == f"mtfl-fit: --x=d: rows of one fit differ in weight_decay = 0.5, —; allowed: {ways}\n"
+    status, out, _ = command(*asked, "--pool", "weight_decay")
+    assert status == 0
+    assert "fitted as one: weight_decay = 0.5, —\n" in out
     assert "n1" not in out
+    assert command(*asked, "--pool", "n2")[0] == 2
+    assert command(*asked, "--pool", "decay")[2].startswith("mtfl-fit: --pool=decay: allowed: the columns d, ")
     for value in ("null", "0.5"):
         status, out, _ = command(path, "--x", "d", "--y", "test_loss", "--where", f"weight_decay={value}")
         assert status == 0
         assert "points: 24;" in out
         assert "fitted as one" not in out
+    status, out, _ = command(*asked, "--by", "weight_decay")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()[-3:-1]] == ["0.5", "—"]
     _, _, err = command(path, "--x", "d", "--y", "test_loss", "--where", "weight_decay=1")
     assert err.endswith("no such row; allowed for weight_decay: 0.5, null\n")
+
+
+def lawful(rng, groups, seeds=4, noise=0.02):
+    """Rows of a power law for each of the groups, an exponent each, in no order."""
+    n, seed = np.array([64, 128, 256, 512, 1024]), range(seeds)
+    parts = []
+    for group in groups:
+        own = pd.MultiIndex.from_product([n, seed], names=["n2", "seed"]).to_frame(index=False)
+        power, errors = rng.uniform(-1, -0.2), np.exp(noise * rng.standard_normal(len(own)))
+        parts.append(own.assign(**group, test_loss=own["n2"] ** power * errors))
+    return pd.concat(parts, ignore_index=True).sample(frac=1, random_state=0, ignore_index=True)
+
+
+@pytest.mark.parametrize("draw", range(6))
+def test_each_law_of_several_is_that_of_its_rows(draw):
+    rng = np.random.default_rng(draw)
+    values = {"d": [8, 16, 32], "tasks": ["balanced", None], "lr_w": [0.5, 0.50001]}
+    by = [str(name) for name in rng.permutation(list(values))[: rng.integers(1, 4)]]
+    every = [dict(zip(by, each, strict=True)) for each in itertools.product(*(values[name] for name in by))]
+    table = lawful(rng, every)
+    model = ["power", "auto"][draw % 2]
+    found = laws.fit_by(table, "n2", "test_loss", model, by=by, bootstraps=20)
+    assert len(found) == len(every)
+    for group in every:
+        rows, law = table, found
+        for name, value in group.items():
+            rows, law = (one[one[name].isna() if value is None else one[name] == value] for one in (rows, law))
+        (row,) = law.to_dict("records")
+        own = fits.fit(rows, "n2", "test_loss", model, bootstraps=20)
+        assert (row["y"], row["x"], row["model"]) == ("test_loss", "n2", own.model)
+        for name, value in own.parameters.items():
+            assert (row[name], row[f"{name}_low"], row[f"{name}_high"]) == (value, *own.intervals[name])
+        for name in ("points", "seeds", "censored", "at_most", "diverged", "held_out_error", "supported", "why"):
+            assert row[name] == getattr(own, name)
+
+
+def test_laws_of_each_group_are_of_crossings_and_of_several_variables_too():
+    table = pd.concat([curves(draw).assign(kind=str(draw)) for draw in (0, 1)], ignore_index=True)
+    found = laws.fit_by(table, "d", "n", by="kind", crossing=("error", 0.15), bootstraps=20)
+    for row in found.to_dict("records"):
+        own = crossings.fit_crossings(
+            table[table["kind"] == row["kind"]], "d", curve="n", error="error", epsilon=0.15, bootstraps=20
+        )
+        assert (row["y"], row["exponent"], row["exponent_low"]) == (
+            "n_star",
+            own.parameters["exponent"],
+            own.intervals["exponent"][0],
+        )
+    table = pd.concat([campaign("sum", draw, 0.01)[0].assign(kind=str(draw)) for draw in (4, 5)], ignore_index=True)
+    found = laws.fit_by(table, ("n", "m"), "y", "sum", by=["kind"], bootstraps=20)
+    assert list(found["x"]) == ["n,m"] * 2
+    assert found[["alpha", "beta", "E"]].notna().all(axis=None)
+
+
+def test_a_group_that_has_no_law_does_not_end_the_others(command, tmp_path):
+    rng = np.random.default_rng(0)
+    table = lawful(rng, [{"d": 8}, {"d": 16}, {"d": 32}])
+    table.loc[table["d"] == 16, "test_loss"] = -1.0
+    table = table[(table["d"] != 32) | (table["n2"] < 100)]
+    table.to_csv(tmp_path / "t.csv", index=False)
+    status, out, err = command(tmp_path / "t.csv", "--x", "n2", "--y", "test_loss", "--by", "d")
+    assert (status, err) == (1, "")
+    said = " ".join(out.split())
+    assert "d = 16: not supported: y=test_loss: 20 of 20 values are missing, infinite or not positive" in said
+    assert "d = 32: not supported: 1 distinct n2" in said
+    found = laws.fit_by(table, "n2", "test_loss", by="d")
+    assert list(found["supported"]) == [True, False, False]
+    assert found["exponent"].notna().tolist() == [True, False, False]
+    assert command(tmp_path / "t.csv", "--x", "n2", "--y", "test_loss", "--by", "d", "--where", "d=8")[0] == 0
+    every = laws.fit_by(table[table["d"] == 16], "n2", "test_loss", by="d")
+    assert (every["points"].item(), every["model"].item()) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"by": "dd"}, "by=dd: allowed: the columns"),
+        ({"by": "n2"}, "by=n2: allowed: columns that the law is not of"),
+        ({"by": "d", "model": "line"}, "model=line: allowed: auto, power"),
+        ({"by": "d", "censored": "cut"}, "censored=cut: allowed: the columns"),
+        ({"by": "d", "bootstraps": 3}, "bootstraps=3: allowed: an integer from 20"),
+        ({"by": "d", "crossing": ("error", 0.1)}, "error=error: allowed: the columns"),
+        ({"by": "a"}, "by=a: the law has a number of that name; allowed: a column of another name"),
+    ],
+)
+def test_what_is_wrong_for_every_group_is_raised(given, said):
+    table = lawful(np.random.default_rng(0), [{"d": 8, "a": 1}, {"d": 16, "a": 1}])
+    with pytest.raises(ValueError, match=re.escape(said)):
+        laws.fit_by(table, "n2", "test_loss", **{"bootstraps": 20, **given})
+
+
+def test_rows_of_several_settings_are_one_law_only_where_that_is_said():
+    rows = lawful(np.random.default_rng(0), [{"d": d, "num_tasks": t} for d in (8, 16) for t in (1, 4)])
+    rows = rows.assign(n1=2 * rows["d"], step=1, status="ok")
+    rows = rows[["d", "num_tasks", "n1", "n2", "seed", "step", "status", "test_loss"]]
+    options = {"bootstraps": 20}
+    with pytest.raises(
+        ValueError, match=r"^x=n2: rows fitted as one differ in d = 8, 16 and num_tasks = 1, 4; allowed"
+    ):
+        laws.fit_by(rows, "n2", "test_loss", **options)
+    with pytest.raises(ValueError, match=r"differ in num_tasks = 1, 4; allowed"):
+        laws.fit_by(rows, "n2", "test_loss", by="d", **options)
+    assert len(laws.fit_by(rows, "n2", "test_loss", by="d", pool="num_tasks", **options)) == 2
+    assert len(laws.fit_by(rows, "n2", "test_loss", pool=["d", "num_tasks"], **options)) == 1
+    assert len(laws.fit_by(rows, "n2", "test_loss", by=["n1", "num_tasks"], **options)) == 4
+    assert len(laws.fit_by(rows.drop(columns="step"), "n2", "test_loss", **options)) == 1  # Nobody's settings.
+
+
+def test_laws_are_kept_as_numbers_and_for_a_paper(command, tmp_path):
+    table = lawful(np.random.default_rng(1), [{"my_d%": "a_b & c"}, {"my_d%": "x$^2$ #1"}]).assign(z=1)
+    table.loc[table["my_d%"] == "a_b & c", "test_loss"] *= 1e9
+    table = pd.concat([table, table.head(4).assign(**{"my_d%": "few"})], ignore_index=True)
+    table.to_csv(tmp_path / "t.csv", index=False)
+    asked = [tmp_path / "t.csv", "--x", "n2", "--y", "test_loss", "--by", "my_d%"]
+    status, out, err = command(*asked, "--out", tmp_path / "laws.csv")
+    assert (status, err) == (1, "")
+    assert out.endswith(f"wrote {tmp_path / 'laws.csv'}\n")
+    numbers = laws.fit_by(table, "n2", "test_loss", by="my_d%")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "laws.csv"), numbers.replace("", np.nan), check_dtype=False)
+    assert command(*asked, "--out", tmp_path / "laws.tex")[0] == 1
+    text = (tmp_path / "laws.tex").read_text()
+    assert text.startswith("% test_loss against n2 for each my_d%: power\n% 95% intervals, by resampling ")
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrrrrl}"):
+        assert text.count(rule) == 1
+    body = [
+        line.removesuffix(r" \\").split(" & ") for line in re.sub(r"\\&", "AND", text).splitlines() if " & " in line
+    ]
+    assert body[0] == [r"my\_d\%", "exponent", "a", "points", "held-out error", "supported"]
+    assert [row[0] for row in body[1:]] == [r"a\_b AND c", "few", r"x\$\textasciicircum 2\$ \#1"]
+    assert body[2][1:3] == ["---", "---"]
+    for row, law in zip((body[1], body[3]), numbers[numbers["supported"]].to_dict("records"), strict=True):
+        for name, cell in (("exponent", row[1]), ("a", row[2])):
+            shown = [
+                float(number.replace(r" \times 10^{", "e").rstrip("}")) for number in re.findall(r"\$([^$]+)\$", cell)
+            ]
+            expected = [law[name], law[f"{name}_low"], law[f"{name}_high"]]
+            np.testing.assert_allclose(shown, expected, rtol=5.1e-3)  # Three digits.
+    assert command(*asked, "--out", tmp_path / "no" / "laws.csv")[0] == 2
+    status, out, err = command(*asked[:-2], "--out", tmp_path / "laws.txt")
+    assert (status, out) == (2, "")
+    assert err == f"mtfl-fit: --out={tmp_path}/laws.txt: allowed: a name that ends in .csv, .tex\n"
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 200])
+def test_several_laws_fit_the_terminal(command, tmp_path, columns):
+    table = lawful(np.random.default_rng(1), [{"d": d, "family": name} for d in (8, 16) for name in ("one", "other")])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    asked = [tmp_path / "t.csv", "--x", "n2", "--y", "test_loss", "--by", "d,family", "--bootstraps", "20"]
+    status, out, _ = command(*asked, columns=str(columns))
+    assert status == 0
+    assert max(map(len, out.splitlines())) <= columns
+    for group in laws.fit_each(table, "n2", "test_loss", by=["d", "family"], bootstraps=20):
+        assert all(part in out for part in group.fit.value("exponent").replace(" (", "\n(").split("\n"))
 
 
 def test_extensions_bring_a_law(command, tmp_path, monkeypatch):
     from mtfl_jax.analysis import models
 
     monkeypatch.setattr(models, "MODELS", copy.deepcopy(models.MODELS))
-    for module in (fits, fit_command):
+    for module in (fits, fit_command, laws):
         monkeypatch.setattr(module, "MODELS", models.MODELS)
     loaded = []
 

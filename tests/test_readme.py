@@ -95,7 +95,7 @@ def read_by(step):
     name, *arguments = step.words
     if name in ("mtfl-status", "mtfl-report"):
         return {word for word in arguments if not word.startswith("-")}
-    if name in ("mtfl-fit", "mtfl-plot"):
+    if name in ("mtfl-fit", "mtfl-plot", "mtfl-clean"):
         return set(arguments[:1])
     if name == "python" and arguments[0] != "-c":
         return set(arguments[:1])

@@ -169,7 +169,7 @@ def test_processes_that_nobody_drives(tmp_path, count, variables):
     assert (tmp_path / "out" / "results.parquet").exists()
     assert (tmp_path / "out" / "report" / "index.html").exists()
     (line,) = refused.communicate()[0].splitlines()
-    assert line == "mtfl: sweep.part=auto: allowed with hydra.sweep.dir=FOLDER, one for all processes"
+    assert line == "mtfl: sweep.part=auto: allowed with name=NAME or hydra.sweep.dir=FOLDER, one for all processes"
     assert refused.returncode == 2
 
 

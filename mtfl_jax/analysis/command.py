@@ -3,12 +3,12 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 
 import mtfl_jax
-from mtfl_jax.analysis import studies
+from mtfl_jax.analysis import folders, studies
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps import places, tables
 
@@ -20,6 +20,12 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog, description=description)
         self.add_argument("--version", action="version", version=f"mtfl_jax {mtfl_jax.__version__}")
 
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        """As argparse's; a folder that is no option's is read, and may be `latest`."""
+        if options.get("type") is folder_of and not names[0].startswith("-"):
+            options["type"] = _sweep_of
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
 
@@ -29,6 +35,14 @@ def folder_of(text: str) -> Path:
     try:
         return places.place(text, "FOLDER")
     except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _sweep_of(text: str) -> Path:
+    """The folder of a sweep that an argument names, or the newest one where it says `latest`."""
+    try:
+        return folders.named(text, "FOLDER")
+    except (ConfigError, OSError) as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
@@ -64,7 +78,7 @@ def load_extensions(parser: argparse.ArgumentParser, given: Sequence[str], of: S
 def read(path: str) -> pd.DataFrame:
     """The table of a CSV or Parquet file, or of a results folder. Raises ValueError where there is none."""
     try:
-        where = places.place(path, "TABLE")
+        where = folders.named(path, "TABLE")
         with places.reached(where):
             folder = where.is_dir()
         if folder:

@@ -88,7 +88,7 @@ def fit_crossings(
     settings = Settings(bootstraps, level, rng, delta)
     check(model, (x,), settings)
     rows, table = len(table), ok(table)
-    of_row = _curve_rows(table, [x], curve, error, seed)
+    of_row = _curve_rows(table, [x], curve, error, seed, key="x")
     seeds = int(of_row.max()) + 1
     sizes, place = np.unique(numbers(table, "x", x), return_inverse=True)
     values = table[error].to_numpy(float)
@@ -118,10 +118,12 @@ def fit_crossings(
     return conclude(model, x, f"{curve}_star", points, settings, resample, seeds, seeds, rows - len(table))
 
 
-def _curve_rows(table: pd.DataFrame, by: Sequence[str], curve: str, error: str, seed: str | None) -> np.ndarray:
-    """The rows' seeds as numbers from 0, once the table is known to hold error curves."""
+def _curve_rows(
+    table: pd.DataFrame, by: Sequence[str], curve: str, error: str, seed: str | None, key: str = "by"
+) -> np.ndarray:
+    """The rows' seeds as numbers from 0, once the table is known to hold error curves. key: what gave `by`."""
     for name in by:
-        column(table, "by", name)
+        column(table, key, name)
     numbers(table, "curve", curve)
     numbers(table, "error", error, positive=False)
     of_row = np.arange(len(table)) if seed is None else labels(table, seed)
@@ -129,5 +131,5 @@ def _curve_rows(table: pd.DataFrame, by: Sequence[str], curve: str, error: str, 
         names = [*by, curve, seed]
         twice = int(table.duplicated(names).sum())
         if twice:
-            raise ValueError(f"by={','.join(names)}: {twice} rows repeat another's; allowed: one row for each")
+            raise ValueError(f"{key}={','.join(names)}: {twice} rows repeat another's; allowed: one row for each")
     return of_row

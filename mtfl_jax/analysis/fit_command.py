@@ -4,22 +4,29 @@ import argparse
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from rich.console import RenderableType
+from rich.text import Text
 
-from mtfl_jax.analysis import crossings, describe, fits
+from mtfl_jax.analysis import fits, laws, report
 from mtfl_jax.analysis.columns import chosen
 from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions, read
 from mtfl_jax.analysis.models import MODELS
+from mtfl_jax.sweeps import progress, tables
 
 HELP = (
     "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. Rows whose "
-    "status says that they diverged are left out. The exit status is 0 where the data support the law, 1 where they do "
-    "not (it says why), 2 for a bad argument or table."
+    "status says that they diverged are left out, and rows of a results table that differ in more than seed and x are "
+    "fitted as one only where that is said. The exit status is 0 where the data support every law, 1 where they do not "
+    "(it says why), 2 for a bad argument or table."
 )
-_OPTIONS = {"TABLE": "TABLE", "at_most": "--at-most", "curve": "--y", "error": "--crossing", "by": "--x"}
+_OPTIONS = {"TABLE": "TABLE", "at_most": "--at-most", "curve": "--y", "error": "--crossing"}
 """Where arguments of the functions have other names than the command's."""
+OUT = (".csv", ".tex")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -44,9 +51,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="COLUMN=VALUE",
         help="only these rows (null: those without); may be given again",
     )
+    add("--by", metavar="COLUMN[,COLUMN]", help="a fit for each of their values, in one table")
+    add(
+        "--pool",
+        metavar="COLUMN[,COLUMN]",
+        help="settings that vary and are fitted as one; where another varies, nothing is fitted",
+    )
     add("--crossing", metavar="COLUMN=EPSILON", help="fit the y at which the mean of COLUMN falls to EPSILON")
     add("--bootstraps", type=int, default=400, metavar="N", help="resamples (default 400)")
     add("--level", type=float, default=0.95, metavar="P", help="of the intervals (default 0.95)")
+    add("--out", metavar="FILE", help="keep the fits: .csv has every number, .tex is a tabular with booktabs' rules")
     add_extensions(parser)
     return parser
 
@@ -76,50 +90,97 @@ def _verdict(fit: fits.Fit) -> str:
     return "supported"
 
 
-def pooled(table: pd.DataFrame, options: argparse.Namespace) -> list[str]:
-    """What else varies among the rows of a results table that are fitted as rows of one law, a line each."""
-    if not {"seed", "step", "status", "diverged_step"} <= set(table.columns):
-        return []
-    table = table[describe.ok(table)]
-    known = [name for name in (*options.x.split(","), *([options.y] if options.crossing else [])) if name in table]
-    others = [name for name in describe.axes(table) if not describe.follows(table, name, known)]
-    return [f"fitted as one: {name} = {describe.values(table[name])}; --where keeps one of them" for name in others]
+def of_groups(groups: Sequence[laws.Group], by: Sequence[str], width: int) -> Iterator[RenderableType]:
+    """What the command prints of several fits."""
+    about, intervals = laws.said_of(groups, by)
+    cells = laws.texts_of(groups, by)
+    table, left = report.narrow(cells, len(by), width)
+    yield from [Text(about)] * bool(about)
+    yield table
+    yield from [Text(f"in brackets: {intervals}")] * bool(intervals)
+    if left:
+        yield Text(f"no room in {width} columns for {', '.join(left)}; --out table.csv has them", style="yellow")
+    for group, values in zip(groups, cells[list(by)].to_numpy(), strict=True):
+        named = ", ".join(f"{name} = {value}" for name, value in zip(by, values, strict=True))
+        if group.fit is not None and group.fit.diverged:
+            yield Text(f"{named}: {group.fit.left_out()}")
+        if not group.supported:
+            yield Text(f"{named}: not supported: {group.why}", style="yellow")
 
 
-def _fit(table: pd.DataFrame, options: argparse.Namespace) -> fits.Fit:
+def _crossing(options: argparse.Namespace) -> tuple[str, float] | None:
+    if options.crossing is None:
+        return None
+    if options.censored or options.at_most:
+        raise ValueError(f"crossing={options.crossing}: allowed: without --censored and --at-most")
+    error, _, text = options.crossing.partition("=")
+    try:
+        return error, float(text)
+    except ValueError:
+        raise ValueError(f"crossing={options.crossing}: allowed: COLUMN=NUMBER") from None
+
+
+def _pooled(table: pd.DataFrame, options: argparse.Namespace, **named: Sequence[str]) -> dict[str, str]:
+    return laws.pooled(table, options.x.split(","), options.y, crossing=options.crossing is not None, **named)
+
+
+def _groups(table: pd.DataFrame, options: argparse.Namespace, by: Sequence[str]) -> list[laws.Group]:
+    """The fits that are asked for. Raises ValueError, also where one would be of rows of several settings."""
+    if differ := _pooled(table, options, by=by, pool=_listed(options.pool)):
+        found, first = " and ".join(f"{name} = {values}" for name, values in differ.items()), next(iter(differ))
+        ways = f"--where {first}=VALUE keeps one, --by {first} fits each, --pool {','.join(differ)} takes all for one"
+        raise ValueError(f"x={options.x}: rows of one fit differ in {found}; allowed: {ways}")
     names = tuple(options.x.split(","))
-    shared: dict[str, Any] = {"model": options.model, "bootstraps": options.bootstraps, "level": options.level}
-    if options.crossing is not None:
-        if options.censored or options.at_most:
-            raise ValueError(f"crossing={options.crossing}: allowed: without --censored and --at-most")
-        error, _, text = options.crossing.partition("=")
-        try:
-            epsilon = float(text)
-        except ValueError:
-            raise ValueError(f"crossing={options.crossing}: allowed: COLUMN=NUMBER") from None
-        return crossings.fit_crossings(
-            table, options.x, curve=options.y, error=error, epsilon=epsilon, seed=options.seed, **shared
-        )
-    censored = options.censored or ("censored" if "censored" in table else None)
-    at_most = options.at_most or ("at_start" if "at_start" in table else None)
+    given: dict[str, Any] = {"bootstraps": options.bootstraps, "level": options.level, "seed": options.seed}
+    crossing = _crossing(options)
+    if crossing is None:
+        given["censored"] = options.censored or ("censored" if "censored" in table else None)
+        given["at_most"] = options.at_most or ("at_start" if "at_start" in table else None)
     x = names if len(names) > 1 else options.x
-    return fits.fit(table, x, options.y, seed=options.seed, censored=censored, at_most=at_most, **shared)
+    return laws.fit_each(table, x, options.y, options.model, by=by, crossing=crossing, **given)
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(text.split(",")) if text else ()
+
+
+def _write(out: Path, groups: Sequence[laws.Group], by: Sequence[str]) -> None:
+    """The fits as a file. Raises ValueError where it cannot be written."""
+    text = laws.tex_of(groups, by) if out.suffix == ".tex" else laws.numbers_of(groups, by).to_csv(index=False)
+    try:
+        tables.whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"out={out}: {error.strerror or error}; allowed: a file that can be written") from None
 
 
 def main() -> None:
     """Entry point `mtfl-fit`."""
     parser = _parser()
     options = parser.parse_args()
+    by, out = _listed(options.by), None if options.out is None else Path(options.out)
+    if out is not None and out.suffix not in OUT:
+        parser.error(f"--out={out}: allowed: a name that ends in {', '.join(OUT)}")
     load_extensions(parser, options.extensions)
     try:
         table = chosen(read(options.table), options.where)
-        fit = _fit(table, options)
+        groups = _groups(table, options, by)
+        if out is not None:
+            _write(out, groups, by)
     except ValueError as error:
         key, _, rest = str(error).partition("=")
         parser.error(f"{_OPTIONS.get(key, f'--{key}')}={rest}")
-    width = min(100, max(20, shutil.get_terminal_size().columns))
-    *found, verdict = lines(fit)
-    for line in [*found, *pooled(table, options), verdict]:
-        indent = len(line) - len(line.lstrip())
-        print(textwrap.fill(line, width, subsequent_indent=" " * (indent + 2)))
-    sys.exit(0 if fit.supported else 1)
+    columns = shutil.get_terminal_size().columns
+    if by:
+        console = progress.console(sys.stdout, highlight=False, markup=False, width=columns)
+        for part in of_groups(groups, by, columns):
+            console.print(part)
+    elif groups[0].fit is not None:
+        *found, verdict = lines(groups[0].fit)
+        together = [f"fitted as one: {name} = {values}" for name, values in _pooled(table, options).items()]
+        width = min(100, max(20, columns))
+        for line in [*found, *together, verdict]:
+            indent = len(line) - len(line.lstrip())
+            print(textwrap.fill(line, width, subsequent_indent=" " * (indent + 2)))
+    if out is not None:
+        print(f"wrote {out}")
+    sys.exit(0 if all(group.supported for group in groups) else 1)

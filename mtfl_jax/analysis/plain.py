@@ -23,19 +23,19 @@ def findings(table: pd.DataFrame) -> Findings:
     if not measured:
         return Findings(title, "")
     drawings = [_drawing(table, axes, measured)] if axes else []
-    return Findings(title, "", drawings=drawings, listings=[_means(table, axes, measured)])
+    return Findings(title, "", drawings=drawings, listings=[means(table, axes, measured)])
 
 
-def _means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> Listing:
-    """Means over seeds at each setting, with standard errors."""
+def means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str], most: int = MOST_ROWS) -> Listing:
+    """Means over seeds at each setting, with standard errors, of the first `most` settings."""
     group = describe.groups(table, axes)
-    first = np.unique(group, return_index=True)[1][:MOST_ROWS]
+    first = np.unique(group, return_index=True)[1][:most]
     shown = list(zip(*(describe.texts(table[name].iloc[first], table[name]) for name in axes), strict=True)) or [()]
     rows = [
         [*texts, *(str(describe.estimate(rows[name])) for name in measured)]
-        for texts, (_, rows) in zip(shown, table[group < MOST_ROWS].groupby(group[group < MOST_ROWS]), strict=True)
+        for texts, (_, rows) in zip(shown, table[group < most].groupby(group[group < most]), strict=True)
     ]
-    part = f", the first {MOST_ROWS} of {group.max() + 1} settings" if group.max() >= MOST_ROWS else ""
+    part = f", the first {most} of {group.max() + 1} settings" if group.max() >= most else ""
     title = f"Means of {describe.seeds(table)} ± standard error{part}"
     return Listing(title, pd.DataFrame(rows, columns=[*axes, *measured]))
 

@@ -16,7 +16,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
-from mtfl_jax.analysis import describe, figures, fits
+from mtfl_jax.analysis import describe, figures, fits, folders
 from mtfl_jax.analysis.columns import chosen
 from mtfl_jax.records import guess
 from mtfl_jax.sweeps import tables
@@ -133,7 +133,7 @@ def gathered(given: Tables) -> pd.DataFrame:
     if isinstance(given, str | os.PathLike):
         given = [given]
     if not isinstance(given, Mapping):
-        given = {str(folder): tables.load(folder) for folder in given}
+        given = {str(folder): tables.load(folders.named(folder)) for folder in given}
     if len(given) == 1:
         return next(iter(given.values()))
     names = list(given)

@@ -1,7 +1,9 @@
 """What `mtfl` prints of a table."""
 
+import itertools
 import re
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mtfl_jax.analysis import describe
+from mtfl_jax.analysis import describe, plain
 from mtfl_jax.analysis.describe import number
 from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
 from mtfl_jax.sweeps.progress import duration, several
@@ -20,33 +22,142 @@ _OF = r"(?: \(\d+ of \d+\))?"
 _NUMBER = re.compile(rf"(?:{_PLAIN}(?: ± {_PLAIN}| \[{_PLAIN}, {_PLAIN}\])?(?: ?[a-zA-Z]{{1,3}})?|[-−]?inf|nan|—){_OF}")
 COLOURS = {True: "green", False: "red", None: "yellow"}
 
+FEW_ROWS = 10
+"""So many rows are shown one by one; of more, where some differ in their seed only, the means."""
+MOST_ROWS = 40
+"""A table in the terminal has no more rows than this."""
 
-def one_row(row: pd.Series) -> Table:
+_NEVER, _NAMES, _SPACES = "(?!)", r"(?<=[A-Za-z]_)(?=\w)|(?<=[a-z]\+)(?=[a-z])", r"(?<= )"
+_WORDS = f"{_NAMES}|{_SPACES}"
+_BREAKS = (
+    (_NEVER, _NEVER, _NEVER),
+    (_WORDS, _NEVER, _NEVER),
+    (_WORDS, _NAMES, r"(?<= )(?=\()"),
+    (_WORDS, _WORDS, r"(?<= )(?=[(±])"),
+)
+"""Where a column's name, the text of a setting and that of a measurement may go on in another line, the less room there
+is: never within a number.
+"""
+
+
+def one_row(row: pd.Series) -> Group:
     """A row of results as name and value, the config before the measurements, without what does not apply."""
-    out = Table("name", "value", title="one cell", title_justify="left")
+    out = _names_and_values()
     for name, value in row.items():
         if name == "step":
             out.add_section()
         if isinstance(value, np.ndarray) or not pd.isna(value):
             out.add_row(Text(str(name)), Text(number(value)))
+    return Group(Text("One cell"), out)
+
+
+def one_setting(table: pd.DataFrame) -> Group:
+    """Rows that differ in their seed only as name and value: their setting, then the means of what was measured."""
+    out = _names_and_values()
+    for name in describe.settings(table):
+        if name == "step":
+            out.add_section()
+        if table[name].notna().any():
+            out.add_row(Text(name), Text(describe.values(table[name])))
+    for name in describe.measurements(table):
+        if describe.numeric(table[name]) and table[name].notna().any():
+            out.add_row(Text(name), Text(str(describe.estimate(table[name]))))
+    return Group(Text(f"One setting: means of {describe.seeds(table)} ± standard error"), out)
+
+
+def _names_and_values() -> Table:
+    out = Table()
+    for name in ("name", "value"):
+        out.add_column(name, overflow="fold")
     return out
 
 
-def many_rows(table: pd.DataFrame) -> Table:
-    """Several rows as a table of what tells them apart and the main measurements, at most 40 rows; with their status
-    where some are not ok.
+def many_rows(table: pd.DataFrame, width: int) -> Group:
+    """Several rows by what tells them apart and the main measurements, in a table that is not wider than `width`, and
+    what it leaves out: of few, or of one seed each, the rows with their status where some are not ok, else the means
+    over seeds at each setting.
     """
-    settings = describe.telling(table)
-    measured = [name for name in describe.main_measurements(table, describe.MAIN) if table[name].notna().any()]
-    status = [] if describe.ok(table).all() else ["status"]
-    out = Table(*settings, *status, *measured)
-    cells = [describe.texts(table[name].head(40), table[name]) for name in settings]
-    cells += [list(map(number, table[name].head(40))) for name in [*status, *measured]]
-    for row in zip(*cells, strict=True):
-        out.add_row(*map(Text, row))
-    if len(table) > 40:
-        out.caption = f"the first 40 of {len(table)} rows"
+    measured = [name for name in describe.main_measurements(table, describe.MAIN) if describe.estimate(table[name]).n]
+    axes, lost, said = describe.axes(table), int((~describe.ok(table)).sum()), list[str]()
+    settings = int(describe.groups(table, axes).max()) + 1
+    if measured and len(table) > FEW_ROWS and settings < len(table):
+        found, fixed = plain.means(table, axes, measured, MOST_ROWS), len(axes)
+        said += [f"{lost} of {len(table)} rows diverged and count in no mean"] * bool(lost)
+    else:
+        told, status, head = describe.telling(table), ["status"] * bool(lost), table.head(MOST_ROWS)
+        texts = {name: describe.texts(head[name], table[name]) for name in told}
+        texts |= {name: list(map(number, head[name])) for name in [*status, *measured]}
+        part = f"the first {MOST_ROWS} of {len(table)} rows" if len(table) > MOST_ROWS else ""
+        found, fixed = Listing(part, pd.DataFrame(texts)), len(told) + len(status)
+    out, left = narrow(found.table, fixed, width)
+    said += [f"no room in {width} columns for {', '.join(left)}"] * bool(left)
+    said += ["results.parquet has all of them"] * bool(left or "the first" in found.title)
+    title = [Text(found.title)] * bool(found.title)
+    return Group(*title, out, *(Text(text, style="yellow") for text in said))
+
+
+def narrow(table: pd.DataFrame, fixed: int, width: int) -> tuple[Table, list[str]]:
+    """Texts in a table that is not wider than `width`, and the names of the columns that it has no room for: of the
+    last, never of the first `fixed`. Texts go on in another line where they may, and never within a number; the
+    first columns become one, where not even they have room.
+    """
+    columns = {str(name): list(map(str, table[name])) for name in table}
+    names = list(columns)
+    for count in range(len(names), min(fixed, len(names) - 1), -1):
+        for (head, setting, measured), gap in itertools.product(_BREAKS, (2, 1)):
+            shown = [
+                _Column(name, columns[name], head, setting if place < fixed else measured)
+                for place, name in enumerate(names[:count])
+            ]
+            widths = [column.least() for column in shown]
+            if sum(widths) + gap * (count - 1) <= width:
+                return _laid_out(shown, widths, gap), names[count:]
+    told = zip(*(columns[name] for name in names[:fixed]), strict=True)
+    joined = [" ".join(f"{name}={text}" for name, text in zip(names, texts, strict=False)) for texts in told]
+    shown = [_Column("setting", joined, _WORDS, _SPACES)]
+    shown += [_Column(name, columns[name], _WORDS, _BREAKS[-1][-1]) for name in names[fixed:][:1]]
+    widths = [column.least() for column in shown]
+    widths[0] = max(1, width - sum(own + 1 for own in widths[1:]))
+    return _laid_out(shown, widths, 1), names[fixed + 1 :]
+
+
+class _Column(NamedTuple):
+    """A column's name and texts, and where they may break."""
+
+    name: str
+    texts: Sequence[str]
+    head: str
+    breaks: str
+
+    def least(self) -> int:
+        """The least width that it can have."""
+        pieces = [
+            *re.split(self.head, self.name),
+            *(part for text in self.texts for part in re.split(self.breaks, text)),
+        ]
+        return max(len(piece.strip()) for piece in pieces)
+
+
+def _laid_out(columns: Sequence[_Column], widths: Sequence[int], gap: int) -> Table:
+    """A table of columns, each of its width."""
+    out = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, gap - 1, 0, 0), pad_edge=False)
+    for column, room in zip(columns, widths, strict=True):
+        justify: Any = "right" if all(map(_NUMBER.fullmatch, column.texts)) else "left"
+        out.add_column(Text(_wrapped(column.name, column.head, room)), justify=justify, overflow="fold")
+    for texts in zip(*(column.texts for column in columns), strict=True):
+        cells = zip(texts, columns, widths, strict=True)
+        out.add_row(*(Text(_wrapped(text, column.breaks, room)) for text, column, room in cells))
     return out
+
+
+def _wrapped(text: str, breaks: str, width: int) -> str:
+    """A text in lines that are not wider, where it can be broken so."""
+    lines = [""]
+    for piece in re.split(breaks, text):
+        if lines[-1] and len(lines[-1]) + len(piece.rstrip()) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def plan(found: Any) -> RenderableType:
@@ -128,10 +239,15 @@ def _tenths(seconds: float) -> str:
     return f"{seconds:.1f}s" if seconds < 9.95 else duration(seconds)
 
 
-def rows(table: pd.DataFrame) -> RenderableType:
-    """The rows of a table that no study speaks for."""
+def rows(table: pd.DataFrame, width: int) -> RenderableType:
+    """The rows of a table that no study speaks for, in a table that is not wider than `width`."""
     table = describe.measured(table)
-    shown = one_row(table.iloc[0]) if len(table) == 1 else many_rows(table)
+    if len(table) == 1:
+        shown: RenderableType = one_row(table.iloc[0])
+    elif len(table) > FEW_ROWS and not describe.axes(table) and describe.ok(table).any():
+        shown = one_setting(table)
+    else:
+        shown = many_rows(table, width)
     return Group(shown, *(Text(said, style="yellow") for said in describe.guessing(table)))
 
 

@@ -21,8 +21,6 @@ SILENT_SECONDS = 120.0
 """A running process that has said nothing for so long may be dead."""
 SHOWN = 20
 """Processes listed at most, beside those that run; the others are counted."""
-RUNS, DEAD = "running", "ended without a word"
-"""The states of a process that runs, and of one of this host that noted so and is there no more."""
 
 
 def main() -> None:
@@ -43,16 +41,11 @@ def main() -> None:
     show(found, rows, Console(soft_wrap=True, highlight=False, markup=False, emoji=False))
 
 
-def state(note: Mapping[str, Any]) -> str:
-    """What a process does, as far as its note and this host say."""
-    return DEAD if notes.dead(note) else str(note["state"])
-
-
 def show(found: Sequence[Mapping[str, Any]], rows: int, console: Console) -> None:
     """Print the folder in one line, and then its processes, those that run the last."""
-    states = [(state(note), note) for note in found]
-    running = [note for said, note in states if said == RUNS]
-    others = [(said, note) for said, note in states if said != RUNS]
+    states = [(notes.state(note), note) for note in found]
+    running = [note for said, note in states if said == notes.RUNS]
+    others = [(said, note) for said, note in states if said != notes.RUNS]
     if len(found) > 1:
         console.print(summary(found, rows, Counter(said for said, _ in states)))
     else:
@@ -61,11 +54,11 @@ def show(found: Sequence[Mapping[str, Any]], rows: int, console: Console) -> Non
         console.print(waiting)
     if len(others) > SHOWN:
         console.print(f"… {len(others) - SHOWN} earlier processes")
-    for said, note in [*others[-SHOWN:], *((RUNS, note) for note in running)]:
+    for said, note in [*others[-SHOWN:], *((notes.RUNS, note) for note in running)]:
         silent = time.time() - note["updated"]
-        left = notes.left(note) if said == RUNS else 0
+        left = notes.left(note) if said == notes.RUNS else 0
         far = line(SimpleNamespace(**{**note, "left": left}), note["updated"])
-        name = f"silent for {duration(silent)}" if said == RUNS and silent > SILENT_SECONDS else said
+        name = f"silent for {duration(silent)}" if said == notes.RUNS and silent > SILENT_SECONDS else said
         console.print(f"{name}: {far} (process {note['pid']} on {note['host']})")
         for failure in note["failures"]:
             console.print(Text(f"  failed: {failure}", style="red"))

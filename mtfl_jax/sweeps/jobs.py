@@ -31,12 +31,15 @@ from rich.console import Console
 from mtfl_jax import ends
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.names import LATEST
 from mtfl_jax.sweeps import host, notes, places, progress, store
 
 KEY = "hydra.sweep.dir"
 """The key that names the folder of jobs, unless FOLDER does."""
 FOLDER = "folder"
 """The key that names where rows go."""
+NAME = "name"
+"""The key that says what Hydra's folder is called, which otherwise is the time."""
 SOON = "stops when what runs is finished and kept; once more stops at once"
 """The answer to the first signal."""
 COMMAND = "MTFL_JAX_COMMAND"
@@ -76,6 +79,8 @@ class StoppedError(Exception):
 
 def go_on(key: str, folder: Path) -> str:
     """What makes a run go on that ended early, as a shell and Hydra take it."""
+    if key == NAME:
+        return "the same command goes on"
     text = str(folder)
     if not re.fullmatch(r"[\w./:+%@-]+", text):
         text = _quoted(text)
@@ -111,9 +116,10 @@ def overrides_of_jobs(
             fixed.append(f"++sweep.axes.{axis}={_quoted(_sweep_text(override))}")
     if jobs > 1 and "sweep.part" in parsed:
         raise ConfigError("sweep.part", parsed["sweep.part"].value(), "allowed with hydra.sweeper.jobs=1")
-    if "cluster" in parsed and parsed["cluster"].is_sweep_override():
-        names = ",".join(parsed["cluster"].sweep_string_iterator())
-        raise ConfigError("cluster", names, "allowed: one, not a sweep")
+    for key in ("cluster", NAME):
+        if key in parsed and parsed[key].is_sweep_override():
+            names = ",".join(parsed[key].sweep_string_iterator())
+            raise ConfigError(key, names, "allowed: one, not a sweep")
     shares = [[f"++sweep.part={k}/{jobs}"] for k in range(1, jobs + 1)] if jobs > 1 else [[]]
     return [[*fixed, *choice, *share] for choice in itertools.product(*alternatives) for share in shares]
 
@@ -184,11 +190,45 @@ def launch(
 
 
 def place_of(config: Any) -> tuple[str, Path]:
-    """The key that names where rows of a sweep go, and where that is."""
+    """The key that names where rows of a sweep go, and where that is. Raises ConfigError."""
+    own = folder_key(OmegaConf.to_container(config, resolve=False), KEY)
     named = OmegaConf.select(config, FOLDER, default=None)
     if named is None:
-        return KEY, Path(str(config.hydra.sweep.dir)).absolute()
+        return own, Path(str(config.hydra.sweep.dir)).absolute()
     return FOLDER, named_place(named)
+
+
+def folder_key(raw: Any, key: str) -> str:
+    """The key that names Hydra's folder, of a whole config that is not resolved: `key`, or `name` where that is given.
+    Raises ConfigError for a name that is none, or names nothing.
+    """
+    if timed(name := raw[NAME]):
+        return key
+    require_name(name)
+    if "${name}" not in dir_of(raw, key):
+        raise ConfigError(NAME, name, f"allowed without {key}, which names the folder")
+    if raw[FOLDER] is not None:
+        raise ConfigError(NAME, name, f"allowed without {FOLDER}, which names the folder")
+    return NAME
+
+
+def dir_of(raw: Any, key: str) -> str:
+    """What the config, not resolved, says of the folder of `hydra.run.dir` or `hydra.sweep.dir`."""
+    run = str(raw["hydra"]["run"]["dir"])
+    return str(raw["hydra"][key.split(".")[1]]["dir"]).replace("${hydra.run.dir}", run)
+
+
+def timed(text: Any) -> bool:
+    """Whether a folder that is called so has a name of the time at which a process began."""
+    return "${now:" in str(text)
+
+
+def require_name(name: Any) -> None:
+    """Raise ConfigError unless something can be the name of a folder in another."""
+    whole = isinstance(name, str | int) and not isinstance(name, bool)
+    if not whole or not re.fullmatch(r"\w[\w.+-]{0,99}", str(name)) or name == LATEST:
+        allowed = f"allowed: letters, digits and _, after the first also . + -, but not {LATEST}"
+        raise ConfigError(NAME, "null" if name is None else name, allowed)
 
 
 def named_place(named: Any) -> Path:

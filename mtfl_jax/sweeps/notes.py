@@ -17,6 +17,8 @@ from typing import Any
 
 from mtfl_jax.sweeps import places
 
+RUNS, DEAD = "running", "ended without a word"
+"""The states of a process that runs, and of one that noted so and is there no more."""
 SLURM_SECONDS = 5.0
 """Seconds that Slurm has for an answer."""
 _HOW = ("plan", "moments", "memory_fraction", "folder")
@@ -101,12 +103,17 @@ def dead(note: Mapping[str, Any]) -> bool:
     """Whether a process that noted that it runs is there no more: one of this host and container, or of a job that
     Slurm, where it can be asked, does not have any more.
     """
-    if note["state"] != "running":
+    if note["state"] != RUNS:
         return False
     if note["host"] == socket.gethostname() and note.get("pid_namespace") in (None, pid_namespace()):
         return gone(note["pid"], note["updated"])
     job = note.get("slurm_job")
     return isinstance(job, str) and re.fullmatch(r"\d+(_\d+)?", job) is not None and not _queued(job)
+
+
+def state(note: Mapping[str, Any]) -> str:
+    """What a process does, as far as its note and this host say."""
+    return DEAD if dead(note) else str(note["state"])
 
 
 def pid_namespace() -> str:

@@ -136,3 +136,41 @@ def put(file: Path, path: Path) -> None:
     """Make a file of this host an object, in one step. Raises OSError."""
     with reached(path):
         cast(Any, path).fs.put_file(str(file), cast(Any, path).path)
+
+
+def remove(path: Path) -> None:
+    """Take a file away, if it is there."""
+    with reached(path), contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def settle(folder: Path) -> None:
+    """Wait until the names that a folder has now are on its disk; an object store answers no sooner."""
+    if not is_remote(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def changed(path: Path) -> float:
+    """When a file was last written, in seconds; 0 where it is there no more."""
+    with reached(path), contextlib.suppress(FileNotFoundError):
+        return (
+            cast(Any, path).fs.modified(cast(Any, path).path).timestamp() if is_remote(path) else path.stat().st_mtime
+        )
+    return 0.0
+
+
+def below(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted, less those whose names are hidden; none where there is no such folder."""
+    with reached(folder), contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+        if is_remote(folder):
+            entries = cast(Any, folder).fs.ls(cast(Any, folder).path, detail=True)
+            found = [str(entry["name"]).rstrip("/") for entry in entries if entry["type"] == "directory"]
+            names = [name.rpartition("/")[2] for name in found]
+        else:
+            names = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        return [folder / name for name in sorted(names) if not name.startswith(".")]
+    return []

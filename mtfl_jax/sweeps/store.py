@@ -69,9 +69,9 @@ class Folder:
             if not write:
                 return
             if not places.is_remote(self.path):
-                for name in ("parts", "runs"):
+                for name in (tables.PARTS, "runs"):
                     places.make(self.path / name)
-                with tempfile.TemporaryFile(dir=self.path / "parts"):
+                with tempfile.TemporaryFile(dir=self.path / tables.PARTS):
                     pass
         except OSError as error:
             raise unwritable(self.path, error, key) from None
@@ -87,8 +87,8 @@ class Folder:
         name = f"{self._name}-{os.getpid()}-{self._count:06d}.parquet"
         self._count += 1
         with self._written():
-            places.make(self.path / "parts")
-            tables.append(self.path / "parts" / name, part)
+            places.make(self.path / tables.PARTS)
+            tables.append(self.path / tables.PARTS / name, part)
 
     def finished(self) -> np.ndarray:
         """Identities of the rows here, sorted; those that an earlier version wrote by their columns."""

@@ -4,7 +4,7 @@ moment.
 The rows of a folder are those of parts/*.parquet and of results.parquet together, each once by its `id`; where both
 have a row, the part's is taken. Every reader and writer sees them through `stored`, which finds columns by name and
 fits parts of other schemas to one another, and `distinct`. No file is ever replaced by one that lacks rows that can be
-read in it.
+read in it, but for those that `remove` is to take out.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import errno
 import fcntl
 import itertools
 import os
+import shlex
 import socket
 import tempfile
 import uuid
@@ -30,8 +31,8 @@ from mtfl_jax import ends
 from mtfl_jax.records import guess
 from mtfl_jax.sweeps import places
 
-RESULTS = "results.parquet"
-
+RESULTS, PARTS = "results.parquet", "parts"
+"""What a results folder has in it."""
 
 GROUP_ROWS = 2**13
 """Rows that a row group of results.parquet has at least, and so the rows that a reader holds at a time."""
@@ -72,26 +73,30 @@ def load(
     path = places.place(folder)
     with places.reached(path):
         alone = path.is_file()
-    files = [path] if alone else files_of(path)
-    if not files:
-        raise FileNotFoundError(f"{path}: no results there; give the folder that mtfl printed")
-    found = stored(files)
-    if not found.files:
-        others = "" if alone else ", nor can another part of its folder"
-        raise FileNotFoundError(f"{files[0]}: it cannot be read{others}")
-    known = found.schema.names
-    wanted = list(columns) if columns is not None else known
-    for name in [*wanted, *(condition[0] for condition in where or ())]:
-        if name not in known:
-            raise ValueError(f"column {name!r}: allowed: {', '.join(known)}{guess(name, known)}")
-    return frame(pa.concat_tables([_columns(found.schema, wanted).empty_table(), *distinct(found, wanted, where)]))
+    while True:
+        files = [path] if alone else files_of(path)
+        if not files:
+            raise FileNotFoundError(f"{path}: no results there; give the folder that mtfl printed")
+        found = stored(files)
+        if not found.files and not _gone(found):
+            others = "" if alone else ", nor can another part of its folder"
+            raise FileNotFoundError(f"{files[0]}: it cannot be read{others}")
+        if found.files:
+            known = found.schema.names
+            wanted = list(columns) if columns is not None else known
+            for name in [*wanted, *(condition[0] for condition in where or ())]:
+                if name not in known:
+                    raise ValueError(f"column {name!r}: allowed: {', '.join(known)}{guess(name, known)}")
+            rows = [_columns(found.schema, wanted).empty_table(), *distinct(found, wanted, where)]
+            if not _gone(found):
+                return frame(pa.concat_tables(rows))
 
 
 def files_of(folder: Path) -> list[Path]:
     """The files that hold a folder's rows: its parts, then its results.parquet. Hidden names are files being written,
     or left by a process that died while it wrote.
     """
-    parts = [path for path in places.listed(folder / "parts", ".parquet") if not path.name.startswith(".")]
+    parts = [path for path in places.listed(folder / PARTS, ".parquet") if not path.name.startswith(".")]
     return parts + [path for path in [folder / RESULTS] if places.there(path)]
 
 
@@ -204,19 +209,73 @@ def merge(folder: Path, current: pa.Schema | None = None) -> Path:
     path = folder / RESULTS
     with _turn(folder / f".{RESULTS}.lock"):
         while True:
-            files = files_of(folder)
-            _write_merged(path, stored(files, current))
+            files, _ = _merged(folder, current)
             if not places.is_remote(folder) or set(files_of(folder)) <= {*files, path}:
                 return path
 
 
-def _write_merged(path: Path, found: Stored) -> None:
-    """Write every row of files once into one; what is there and cannot be read is moved aside."""
+def remove(folder: Path, rows: np.ndarray) -> list[Path]:
+    """Take the rows of these identities out of a folder. Parts that cannot be read whole stay as they are: those.
+
+    The others are written into results.parquet, which is replaced in one step, and only then do the parts go that they
+    were in: a process that ends in between leaves rows that were to go, and loses none. Parts that others write
+    meanwhile stay. Raises IncompatibleError, before anything is written.
+    """
+    with _turn(folder / f".{RESULTS}.lock"):
+        files, found = _merged(folder, less=rows)
+        places.settle(folder)  # Lest a power cut leaves neither.
+        for part in files:
+            if part.name != RESULTS and part not in found.damaged:
+                places.remove(part)
+        return sorted(part for part in found.damaged if part.name != RESULTS)
+
+
+def mend(folder: Path) -> list[Path]:
+    """Write every row of a folder that can be read into its results.parquet, as `merge` does, and move aside the parts
+    that cannot be read whole; all that cannot. Raises IncompatibleError, before anything is written.
+    """
+    with _turn(folder / f".{RESULTS}.lock"):
+        _, found = _merged(folder)
+        places.settle(folder)
+        for part in sorted(found.damaged):
+            if part.name != RESULTS:  # It was, before another took its place.
+                _move_aside(part)
+        return sorted(found.damaged)
+
+
+def _merged(
+    folder: Path, current: pa.Schema | None = None, less: np.ndarray | None = None
+) -> tuple[Sequence[Path], Stored]:
+    """Write the rows of a folder into its results.parquet; the files that they are from, as listed and as read."""
+    while True:
+        files = files_of(folder)
+        found = stored(files, current)
+        with contextlib.suppress(_GoneError):
+            _write_merged(folder / RESULTS, found, less)
+            return files, found
+
+
+class _GoneError(Exception):
+    """A file has gone since it was listed: its rows are in another now."""
+
+
+def _gone(found: Stored) -> bool:
+    """Whether a file of these has gone since it was listed, as `remove` takes parts away whose rows it has written."""
+    return not all(map(places.there, found.damaged))
+
+
+def _write_merged(path: Path, found: Stored, less: np.ndarray | None = None) -> None:
+    """Write every row of files once into one, but for those of the identities `less`; what is there and cannot be read
+    is moved aside.
+    """
 
     def write(partial: Path) -> None:
         with pq.ParquetWriter(partial, found.schema, write_page_checksum=True) as writer:
             for rows in _gathered(distinct(found)):
-                writer.write_table(rows)
+                kept = rows if less is None else rows.filter(pa.array(~np.isin(rows.column("id").to_numpy(), less)))
+                writer.write_table(kept)
+        if _gone(found):
+            raise _GoneError
         with partial.open("rb") as file:
             os.fsync(file.fileno())  # Before the rename, lest a power cut leaves a name without its rows.
         if path in found.damaged and places.there(path):
@@ -282,11 +341,20 @@ def _group(found: Stored, path: Path, file: pq.ParquetFile | None, i: int, names
         return None
 
 
+_SAID: dict[Path, str] = {}
+"""What was said of files that cannot be read: the same from wherever they are read, so that Python says it once."""
+
+
 def _leave_out(damaged: set[Path], path: Path, error: Exception) -> None:
-    if path not in damaged:
-        damaged.add(path)
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        warnings.warn(f"{path}: left out, it cannot be read ({reason})", stacklevel=2)
+    if path in damaged:
+        return
+    damaged.add(path)
+    if isinstance(error, FileNotFoundError):
+        return  # Another process has just moved it, or its rows.
+    reason = (str(error).splitlines() or ["no reason given"])[0]
+    folder = path.parent.parent if path.parent.name == PARTS else path.parent
+    mend = f"mtfl-clean {shlex.quote(str(folder))} --damaged moves it aside, and the same command makes its rows again"
+    warnings.warn(_SAID.setdefault(path, f"{path}: left out, it cannot be read ({reason}); {mend}"), stacklevel=1)
 
 
 def _require_torn(path: Path) -> None:
