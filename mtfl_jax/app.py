@@ -35,6 +35,7 @@ from mtfl_jax.records import guess
 from mtfl_jax.sweeps import api, engine, jobs, machine, notes, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
+from mtfl_jax.sweeps.sampling import Sampling
 
 SHOWN_CELLS = 100_000
 """A table of more cells than this is not read back to be shown."""
@@ -76,7 +77,14 @@ def grid_of(composed: DictConfig) -> Grid:
         chosen = [f"{key}={name}" for key, name in choices.items()]
         return {**extend.defaults(), **cell_values(hydra.compose("config", [*overrides, *chosen]))}
 
-    return Grid(axes, compose, grids=grids, zipped=sweep["zip"] or (), where=sweep["where"] or ())
+    return Grid(
+        axes,
+        compose,
+        grids=grids,
+        zipped=sweep["zip"] or (),
+        where=sweep["where"] or (),
+        sampling=Sampling.of(*(sweep[key] for key in ("sample", "sampler", "sample_seed"))),
+    )
 
 
 def given_keys() -> set[str]:

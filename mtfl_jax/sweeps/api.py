@@ -17,6 +17,7 @@ from mtfl_jax.sweeps.engine import describe, execute, planned, remaining
 from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, memory_limit
 from mtfl_jax.sweeps.plan import Bucket
+from mtfl_jax.sweeps.sampling import Sampling
 
 
 class Forecast(NamedTuple):
@@ -98,6 +99,9 @@ def sweep(
     grids: Sequence[Mapping[str, Any]] = (),
     zip: Sequence[Sequence[str]] | Sequence[str] = (),
     where: Sequence[str] | str = (),
+    sample: int | None = None,
+    sampler: str = "sobol",
+    sample_seed: int = 0,
     memory_fraction: float = MEMORY_FRACTION,
     moments: str = "auto",
     extensions: extend.Extensions = (),
@@ -107,16 +111,19 @@ def sweep(
 
     Any key of `mtfl --help` may be an axis: a value, a list, a range, or text in Hydra's grammar. `grids` are
     more axes, of which each in turn makes a grid with those; `zip` names axes that advance together (["d", "n1"], or
-    a list of such lists), `where` a condition that cells must meet, such as "width >= 2*d", or several. With a
-    `folder` the rows are kept there, and what is there already is not run again. `moments` is that of `plan`;
-    `extensions` are modules or .py files that register records of your own, which are imported. Raises ConfigError (a
-    ValueError) for a bad key, value or cell, and RuntimeError that lists the cells that failed.
+    a list of such lists), `where` a condition that cells must meet, such as "width >= 2*d", or several. Axes that are
+    intervals, "interval(0,1)" or "tag(log,interval(1e-3,1))", have `sample` points together, by `sampler` (sobol,
+    random) and `sample_seed`; those of a smaller `sample` come first. With a `folder` the rows are kept there, and what
+    is there already is not run again. `moments` is that of `plan`; `extensions` are modules or .py files that register
+    records of your own, which are imported. Raises ConfigError (a ValueError) for a bad key, value or cell, and
+    RuntimeError that lists the cells that failed.
 
         mtfl_jax.sweep(d=[32, 64], r=[2, 4], num_tasks=[1, 16, 64], seed=range(64))
     """
     memory_fraction, moments = compose.memory_share(memory_fraction), compose.moments_of(moments)
     extend.load(extensions)
-    grid = Grid(axes, compose.composed, grids=grids, zipped=zip, where=where)
+    sampling = Sampling.of(sample, sampler, sample_seed)
+    grid = Grid(axes, compose.composed, grids=grids, zipped=zip, where=where, sampling=sampling)
     if said := grid.without_effect(axes):
         warnings.warn(said, stacklevel=2)
     sink = store.Memory() if folder is None else store.Folder(folder)
