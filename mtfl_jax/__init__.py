@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mtfl_jax.fields import ConfigError as ConfigError
     from mtfl_jax.sweeps.api import run as run
     from mtfl_jax.sweeps.api import sweep as sweep
+    from mtfl_jax.sweeps.search import search as search
     from mtfl_jax.sweeps.tables import load as load
 
     __version__: str
@@ -32,10 +33,11 @@ _HOMES = {
     "load": "mtfl_jax.sweeps.tables",
     "plot": "mtfl_jax.analysis.plots",
     "run": "mtfl_jax.sweeps.api",
+    "search": "mtfl_jax.sweeps.search",
     "sweep": "mtfl_jax.sweeps.api",
 }
 
-__all__ = ["ConfigError", "__version__", "load", "plot", "run", "sweep"]
+__all__ = ["ConfigError", "__version__", "load", "plot", "run", "search", "sweep"]
 
 
 def __getattr__(name: str) -> Any:

@@ -183,7 +183,7 @@ def documented(thing: Any, title: str) -> str:
 
 def python_page() -> str:
     """The Python API, and every module in a line."""
-    public = [documented(getattr(mtfl_jax, name), f"mtfl_jax.{name}") for name in ("run", "sweep", "load")]
+    public = [documented(getattr(mtfl_jax, name), f"mtfl_jax.{name}") for name in ("run", "sweep", "search", "load")]
     from mtfl_jax.analysis import crossings, fits
 
     fitted = [
