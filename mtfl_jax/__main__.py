@@ -1,4 +1,4 @@
-"""The commands `mtfl`, `mtfl-report`, `mtfl-status`, `mtfl-fit` and `mtfl-plot`.
+"""The commands `mtfl`, `mtfl-report`, `mtfl-status`, `mtfl-fit`, `mtfl-plot` and `mtfl-track`.
 
 What each does is imported inside `ends.command`: imports take a second, in which it may be told to stop.
 """
@@ -44,6 +44,14 @@ def plot() -> None:
         from mtfl_jax.analysis import plot_command
 
         plot_command.main()
+
+
+def track() -> None:
+    """Entry point `mtfl-track`."""
+    with ends.command("mtfl-track"):
+        from mtfl_jax.analysis import track_command
+
+        track_command.main()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from mtfl_jax.sweeps.compiling import Chunk, fitting, job_of, lines_of, memory_o
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, lane_flops, size_names
 from mtfl_jax.sweeps.engine import describe, execute, planned, remaining
 from mtfl_jax.sweeps.grid import Grid, row_ids
+from mtfl_jax.sweeps.listeners import Listener, listeners_of, told
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, memory_limit
 from mtfl_jax.sweeps.plan import Bucket
 from mtfl_jax.sweeps.sampling import Sampling
@@ -105,6 +106,7 @@ def sweep(
     memory_fraction: float = MEMORY_FRACTION,
     moments: str = "auto",
     extensions: extend.Extensions = (),
+    on_rows: Listener | Sequence[Listener] = (),
     **axes: Any,
 ) -> pd.DataFrame:
     """Run the grid of the axes given as keywords and return its rows, in the order of the grid.
@@ -115,8 +117,9 @@ def sweep(
     intervals, "interval(0,1)" or "tag(log,interval(1e-3,1))", have `sample` points together, by `sampler` (sobol,
     random) and `sample_seed`; those of a smaller `sample` come first. With a `folder` the rows are kept there, and what
     is there already is not run again. `moments` is that of `plan`; `extensions` are modules or .py files that register
-    records of your own, which are imported. Raises ConfigError (a ValueError) for a bad key, value or cell, and
-    RuntimeError that lists the cells that failed.
+    records of your own, which are imported. `on_rows` is a function, or several, of a DataFrame of new rows, called
+    about once a second in a thread of its own, such as those of `mtfl_jax.analysis.trackers`. Raises ConfigError (a
+    ValueError) for a bad key, value or cell, and RuntimeError that lists the cells that failed.
 
         mtfl_jax.sweep(d=[32, 64], r=[2, 4], num_tasks=[1, 16, 64], seed=range(64))
     """
@@ -127,7 +130,8 @@ def sweep(
     if said := grid.without_effect(axes):
         warnings.warn(said, stacklevel=2)
     sink = store.Memory() if folder is None else store.Folder(folder)
-    progress = execute(grid, sink, memory_fraction=memory_fraction, moments=moments)
+    with told(sink, listeners_of(on_rows), grid.moving()) as heard:
+        progress = execute(grid, heard, memory_fraction=memory_fraction, moments=moments)
     if progress.failures:
         raise RuntimeError("\n".join(progress.failures))
     return tables.frame(in_order(grid, sink.table()))

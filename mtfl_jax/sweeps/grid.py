@@ -148,6 +148,11 @@ class Grid:
         at = {key: self.axes[key][positions[i]] for key, positions in self.at.items()}
         return self.blocks[self.block[i]].replace(**at)
 
+    def moving(self) -> list[str]:
+        """The fields that have more than one value, those of config groups first."""
+        groups = [key for key in GROUPS if len({getattr(block, key) for block in self.blocks}) > 1]
+        return [*groups, *(key for key in self.at if key not in groups and len(self.axes[key]) > 1)]
+
     def distinct(self, fields: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """Cells that stand for the distinct combinations of these fields, and each cell's position among them."""
         axes = tuple(sorted(key for key in fields if key in self.at and len(self.axes[key]) > 1))

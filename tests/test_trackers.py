@@ -1,0 +1,234 @@
+"""Trackers against the real libraries, offline: what their own readers give back is what the table says."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import documented
+import pytest
+
+import mtfl_jax
+from mtfl_jax.analysis import trackers
+from mtfl_jax.sweeps import places, tables
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+REQUIRED = os.environ.get("MTFL_REQUIRE_TRACKERS") == "1"
+SMALL = {"d": 8, "r": 2, "width": 4, "num_tasks": 2, "n1": 16, "n2": 16, "n_test": 8}
+AXES = {"algorithm": "alternating", "steps": 3, "n_down": [4, 8], "lr_w": [0.1, 1e30]}
+COMMAND = [f"{key}={value}" for key, value in SMALL.items()]
+COMMAND += ["algorithm=alternating", "steps=3", "n_down=4,8", "lr_w=0.1,1e30"]
+
+
+@pytest.fixture(params=trackers.TRACKERS)
+def to(request, tmp_path, monkeypatch):
+    """A tracker's name, where its library is, in an empty folder."""
+    if not REQUIRED:
+        pytest.importorskip(request.param)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/own.db"}.items():
+        monkeypatch.setenv(name, value)
+    return request.param
+
+
+def read(to, home):
+    """What a library's own reader finds: by training's key its name, parameters, status, whether it ended well, and
+    (metric, step, value) in order.
+    """
+    return {"tensorboard": read_tensorboard, "mlflow": read_mlflow, "wandb": read_wandb}[to](home)
+
+
+def read_tensorboard(home):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    found = {}
+    for folder in home.iterdir():
+        events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+        events.Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+        parameters = {name: getattr(value, value.WhichOneof("kind")) for name, value in start.hparams.items()}
+        status = parameters.pop("status")
+        metrics = [(tag, e.step, e.value) for tag in events.Tags()["scalars"] for e in events.Scalars(tag)]
+        name, _, key = folder.name.rpartition(" ")
+        found[key] = (name, parameters, status, None, metrics)
+    return found
+
+
+def read_mlflow(home):
+    from mlflow import MlflowClient
+
+    client, found = MlflowClient(), {}
+    (experiment,) = client.search_experiments(filter_string=f"name = '{home}'")
+    for run in client.search_runs([experiment.experiment_id]):
+        history = [one for name in run.data.metrics for one in client.get_metric_history(run.info.run_id, name)]
+        metrics = [(one.key, one.step, one.value) for one in history]
+        tags, ended = run.data.tags, run.info.status == "FINISHED"
+        assert run.info.status in ("FINISHED", "FAILED")
+        found[tags[trackers.TAG]] = (tags["mlflow.runName"], run.data.params, tags["status"], ended, metrics)
+    return found
+
+
+def read_wandb(home):
+    import json
+
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    found = {}
+    for file in places.listed(home, ".wandb") or sorted(home.glob("offline-run-*/*.wandb")):
+        opened = DataStore()
+        opened.open_for_scan(str(file))
+        name, parameters, status, ended, metrics = "", {}, "", None, []
+        key = file.stem.removeprefix("run-")
+        while (data := opened.scan_data()) is not None:
+            record = wandb_internal_pb2.Record.FromString(data)
+            kind = record.WhichOneof("record_type")
+            if kind == "run":
+                name = record.run.display_name
+                parameters |= {one.key: json.loads(one.value_json) for one in record.run.config.update}
+            elif kind == "history":
+                row = {one.key or one.nested_key[0]: json.loads(one.value_json) for one in record.history.item}
+                metrics += [(tag, row["step"], value) for tag, value in row.items() if tag != "step" and tag[0] != "_"]
+            elif kind == "summary":
+                for one in record.summary.update:
+                    if (one.key or one.nested_key[0]) == "status":
+                        status = json.loads(one.value_json)
+            elif kind == "exit":
+                ended = record.exit.exit_code == 0
+        before = found.get(key, ("", {}, "", None, []))
+        parameters = {tag: value for tag, value in parameters.items() if tag != "_wandb"}
+        found[key] = (name, parameters, status, ended, before[4] + metrics)
+    return found
+
+
+def check(to, home, table, axes=None):
+    """Everything that is there is what a table's trainings say, and the other way round, each once."""
+    table.attrs["axes"] = axes or []
+    found, expected = read(to, home), {one.key: one for one in trackers.trainings(table)}
+    assert found.keys() == expected.keys()
+    for key, one in expected.items():
+        name, parameters, status, ended, metrics = found[key]
+        assert status == one.status
+        assert ended in (None, one.status == "ok")
+        assert axes is None or name == one.name
+        if to == "mlflow":  # Which keeps them as text.
+            assert parameters == {tag: str(value) for tag, value in one.settings.items()}
+        else:
+            assert parameters == one.settings
+        wanted = sorted((tag, step, value) for step, own in one.measured.items() for tag, value in own.items())
+        assert [each[:2] for each in sorted(metrics)] == [each[:2] for each in wanted]
+        for (*_, have), (*_, want) in zip(sorted(metrics), wanted, strict=True):
+            # TensorBoard's scalars are single.
+            assert math.isclose(have, want, rel_tol=2**-23 if to == "tensorboard" else 0)
+
+
+def home_of(to, folder):
+    """Where `mtfl-track` puts what it sends, by default."""
+    return {"tensorboard": folder / "tensorboard", "mlflow": folder.name, "wandb": folder.parent / "wandb"}[to]
+
+
+def track(*arguments, cwd, **more):
+    code = "from mtfl_jax.__main__ import track; track()"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120, **more)
+
+
+def test_a_sweep_with_a_tracker_and_more_of_it_later(to, tmp_path):
+    def tracker():
+        if to == "tensorboard":
+            return trackers.tensorboard(tmp_path / "tensorboard")
+        return getattr(trackers, to)("sweep")
+
+    home = home_of(to, tmp_path / "sweep")
+    home = tmp_path / "tensorboard" if to == "tensorboard" else home
+    mtfl_jax.sweep(**SMALL, **AXES, seed=0, on_rows=tracker(), folder=tmp_path / "rows")
+    table = mtfl_jax.sweep(**SMALL, **AXES, seed=[0, 1], on_rows=tracker(), folder=tmp_path / "rows")
+    assert set(table["status"]) == {"ok", "diverged"}
+    check(to, home, table)
+    # A training's further rows go to its run.
+    more = {**AXES, "n_down": [4, 8, 12]}
+    table = mtfl_jax.sweep(**SMALL, **more, seed=[0, 1], on_rows=tracker(), folder=tmp_path / "rows")
+    check(to, home, table)
+
+
+def test_a_folder_is_sent_once_and_what_is_new_later(here, to, tmp_path):
+    folder = tmp_path / "sweep"
+    assert here("-m", *COMMAND, "seed=0", f"hydra.sweep.dir={folder}")[0] == 0
+    first = track("sweep", "--to", to, cwd=tmp_path)
+    assert (first.returncode, first.stdout.partition(" to ")[0]) == (0, "16 rows sent"), first.stderr
+    check(to, home_of(to, folder), mtfl_jax.load(folder), ["n_down", "lr_w"])
+    assert here("-m", *COMMAND, "seed=0,1", f"hydra.sweep.dir={folder}")[0] == 0
+    later = track("sweep", "--to", to, cwd=tmp_path)
+    assert later.stdout.partition(" to ")[0] == "16 rows sent", later.stderr
+    check(to, home_of(to, folder), mtfl_jax.load(folder))
+    none = track("sweep", "--to", to, cwd=tmp_path)
+    assert none.stdout.startswith("0 rows sent to ")
+    assert none.stdout.endswith(" (--again sends those that were before)\n")
+    check(to, home_of(to, folder), mtfl_jax.load(folder))
+
+
+def test_more_trainings_than_asked_for_are_sent_by_the_next_call(here, to, tmp_path):
+    folder = tmp_path / "sweep"
+    assert here("-m", *COMMAND, "seed=0,1", f"hydra.sweep.dir={folder}")[0] == 0
+    for said in ("the first 3 trainings are there", ""):
+        done = track("sweep", "--to", to, "--most", "3", cwd=tmp_path)
+        assert done.returncode == 0
+        assert said in done.stderr
+    check(to, home_of(to, folder), mtfl_jax.load(folder))
+
+
+@pytest.mark.slow
+def test_a_sweep_is_followed_to_its_end(to, tmp_path):
+    """Two processes write there, one of which is killed and run again."""
+    folder = tmp_path / "sweep"
+    sweep = [sys.executable, "-m", "mtfl_jax", "-m", *documented.LONG, f"hydra.sweep.dir={folder}", "seed=range(0,150)"]
+    quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    first = subprocess.Popen(sweep, **quiet)
+    while len(tables.files_of(folder)) < 2:
+        assert first.poll() is None
+        time.sleep(0.1)
+    code = "from mtfl_jax.__main__ import track; track()"
+    following = subprocess.Popen(
+        [sys.executable, "-c", code, "sweep", "--to", to, "--follow"], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    time.sleep(1)
+    second = subprocess.Popen(sweep, **quiet)
+    while len(list((folder / "runs").iterdir())) < 2:
+        time.sleep(0.1)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    assert second.wait(240) == 0
+    said, _ = following.communicate(timeout=120)
+    table = mtfl_jax.load(folder)
+    assert len(table) == 150
+    assert said.startswith("150 rows sent to ")
+    check(to, home_of(to, folder), table, ["seed"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none", "--to", "tensorboard"], "none: no runs there; allowed: the folder of a sweep"),
+        (["sweep", "--to", "neptune"], "--to=neptune: allowed: tensorboard, mlflow, wandb"),
+        (["sweep", "--to", "wandb", "--most", "0"], "--most=0: allowed: an integer from 1"),
+        (["sweep"], "the following arguments are required: --to"),
+    ],
+)
+def test_what_cannot_be_is_a_line(here, tmp_path, arguments, said):
+    here("-m", *COMMAND, "seed=0", "probe=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = track(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"mtfl-track: {said}\n")
+
+
+def test_a_server_that_is_not_there_is_a_line(here, tmp_path):
+    if not REQUIRED:
+        pytest.importorskip("mlflow")
+    here("-m", *COMMAND, "seed=0", "probe=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    done = track("sweep", "--to", "mlflow", "--out", "http://127.0.0.1:9", cwd=tmp_path, env=environment)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("mtfl-track: --to=mlflow: MlflowException: ")
