@@ -1,8 +1,10 @@
 """Trackers against the real libraries, offline: what their own readers give back is what the table says."""
 
+import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -30,9 +32,14 @@ def to(request, tmp_path, monkeypatch):
     if not REQUIRED:
         pytest.importorskip(request.param)
     monkeypatch.chdir(tmp_path)
-    for name, value in {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/own.db"}.items():
-        monkeypatch.setenv(name, value)
+    uses(monkeypatch, tmp_path)
     return request.param
+
+
+def uses(monkeypatch, folder):
+    """Let the libraries keep all in a folder."""
+    for name, value in {"WANDB_MODE": "offline", "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/own.db"}.items():
+        monkeypatch.setenv(name, value)
 
 
 def read(to, home):
@@ -154,31 +161,46 @@ def track(*arguments, cwd, **more):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120, **more)
 
 
-def test_a_sweep_with_a_tracker_and_more_of_it_later(to, tmp_path):
-    def tracker():
-        if to == "tensorboard":
-            return trackers.tensorboard(tmp_path / "tensorboard")
-        return getattr(trackers, to)("sweep")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The folder of a sweep of one seed, and that folder after one of two."""
+    folder = tmp_path_factory.mktemp("made")
+    for name, seeds in (("few", "0"), ("more", "0,1")):
+        command = [sys.executable, "-m", "mtfl_jax", "-m", *COMMAND, f"seed={seeds}", "hydra.sweep.dir=sweep"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        shutil.copytree(folder / "sweep", folder / name)
+    return folder
 
-    home = home_of(to, tmp_path / "sweep")
-    home = tmp_path / "tensorboard" if to == "tensorboard" else home
-    mtfl_jax.sweep(**SMALL, **AXES, seed=0, on_rows=tracker(), folder=tmp_path / "rows")
-    table = mtfl_jax.sweep(**SMALL, **AXES, seed=[0, 1], on_rows=tracker(), folder=tmp_path / "rows")
+
+def test_a_sweep_with_trackers_and_more_of_it_later(tmp_path, monkeypatch):
+    """All at once, as programs take their time to compile."""
+    monkeypatch.chdir(tmp_path)
+    uses(monkeypatch, tmp_path)
+    there = [name for name in trackers.TRACKERS if REQUIRED or importlib.util.find_spec(name)]
+    home = {"tensorboard": tmp_path / "tensorboard", "mlflow": "sweep", "wandb": tmp_path / "wandb"}
+
+    def swept(**axes):
+        given = [getattr(trackers, name)(tmp_path / name if name == "tensorboard" else "sweep") for name in there]
+        return mtfl_jax.sweep(**{**SMALL, **AXES, **axes}, on_rows=given, folder=tmp_path / "rows")
+
+    swept(seed=0)
+    table = swept(seed=[0, 1])
     assert set(table["status"]) == {"ok", "diverged"}
-    check(to, home, table)
+    for name in there:
+        check(name, home[name], table)
     # A training's further rows go to its run.
-    more = {**AXES, "n_down": [4, 8, 12]}
-    table = mtfl_jax.sweep(**SMALL, **more, seed=[0, 1], on_rows=tracker(), folder=tmp_path / "rows")
-    check(to, home, table, again=True)
+    table = swept(seed=[0, 1], n_down=[4, 8, 12])
+    for name in there:
+        check(name, home[name], table, again=True)
 
 
-def test_a_folder_is_sent_once_and_what_is_new_later(here, to, tmp_path):
+def test_a_folder_is_sent_once_and_what_is_new_later(made, to, tmp_path):
     folder = tmp_path / "sweep"
-    assert here("-m", *COMMAND, "seed=0", f"hydra.sweep.dir={folder}")[0] == 0
+    shutil.copytree(made / "few", folder)
     first = track("sweep", "--to", to, cwd=tmp_path)
     assert (first.returncode, first.stdout.partition(" to ")[0]) == (0, "12 rows sent"), first.stderr
     check(to, home_of(to, folder), mtfl_jax.load(folder), ["n_down", "lr_w"])
-    assert here("-m", *COMMAND, "seed=0,1", f"hydra.sweep.dir={folder}")[0] == 0
+    shutil.copytree(made / "more", folder, dirs_exist_ok=True)
     later = track("sweep", "--to", to, cwd=tmp_path)
     assert later.stdout.partition(" to ")[0] == "12 rows sent", later.stderr
     check(to, home_of(to, folder), mtfl_jax.load(folder))
@@ -188,9 +210,8 @@ def test_a_folder_is_sent_once_and_what_is_new_later(here, to, tmp_path):
     check(to, home_of(to, folder), mtfl_jax.load(folder))
 
 
-def test_more_trainings_than_asked_for_are_sent_by_the_next_call(here, to, tmp_path):
-    folder = tmp_path / "sweep"
-    assert here("-m", *COMMAND, "seed=0,1", f"hydra.sweep.dir={folder}")[0] == 0
+def test_more_trainings_than_asked_for_are_sent_by_the_next_call(made, to, tmp_path):
+    folder = shutil.copytree(made / "more", tmp_path / "sweep")
     for said in ("the first 3 trainings are there", ""):
         done = track("sweep", "--to", to, "--most", "3", cwd=tmp_path)
         assert done.returncode == 0
@@ -199,10 +220,11 @@ def test_more_trainings_than_asked_for_are_sent_by_the_next_call(here, to, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("to", ["tensorboard"], indirect=True)
 def test_a_sweep_is_followed_to_its_end(to, tmp_path):
     """Two processes write there, one of which is killed and run again."""
     folder = tmp_path / "sweep"
-    sweep = [sys.executable, "-m", "mtfl_jax", "-m", *documented.LONG, f"hydra.sweep.dir={folder}", "seed=range(0,150)"]
+    sweep = [sys.executable, "-m", "mtfl_jax", "-m", *documented.LONG, f"hydra.sweep.dir={folder}", "seed=range(0,100)"]
     quiet = {"cwd": tmp_path, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     first = subprocess.Popen(sweep, **quiet)
     while len(tables.files_of(folder)) < 2:
@@ -221,8 +243,8 @@ def test_a_sweep_is_followed_to_its_end(to, tmp_path):
     assert second.wait(240) == 0
     said, _ = following.communicate(timeout=120)
     table = mtfl_jax.load(folder)
-    assert len(table) == 150
-    assert said.startswith("150 rows sent to ")
+    assert len(table) == 100
+    assert said.startswith("100 rows sent to ")
     check(to, home_of(to, folder), table, ["seed"])
 
 
@@ -235,17 +257,15 @@ def test_a_sweep_is_followed_to_its_end(to, tmp_path):
         (["sweep"], "the following arguments are required: --to"),
     ],
 )
-def test_what_cannot_be_is_a_line(here, tmp_path, arguments, said):
-    here("-m", *COMMAND, "seed=0", "probe=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    done = track(*arguments, cwd=tmp_path)
+def test_what_cannot_be_is_a_line(made, arguments, said):
+    done = track(*arguments, cwd=made)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"mtfl-track: {said}\n")
 
 
-def test_a_server_that_is_not_there_is_a_line(here, tmp_path):
+def test_a_server_that_is_not_there_is_a_line(made):
     if not REQUIRED:
         pytest.importorskip("mlflow")
-    here("-m", *COMMAND, "seed=0", "probe=none", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     environment = {**os.environ, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
-    done = track("sweep", "--to", "mlflow", "--out", "http://127.0.0.1:9", cwd=tmp_path, env=environment)
+    done = track("sweep", "--to", "mlflow", "--out", "http://127.0.0.1:9", cwd=made, env=environment)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("mtfl-track: --to=mlflow: MlflowException: ")
