@@ -2,6 +2,7 @@
 
 import random
 
+import differential
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.sweeps import engine
 from mtfl_jax.sweeps.grammar import axis_values
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.sampling import SAMPLERS, Sampling, sampled
@@ -22,6 +24,12 @@ PINNED = {
     "sobol": {"lr_a": [0.0281155, 0.88909, 0.158105], "lr_w": [0.129785, 1.12979, 0.629785], "n1": [8, 4, 6]},
     "random": {"lr_a": [0.870403, 0.00617334, 0.0375005], "lr_w": [1.74294, 0.501931, 0.173726], "n1": [4, 8, 7]},
 }
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Sweeps whose programs are a stand-in: here only which cells run matters."""
+    monkeypatch.setattr(engine, "fitting", differential.StandIn(differential.Truth()).fitting)
 
 
 def points(axes, size, sampler="sobol", seed=0):
@@ -117,7 +125,7 @@ def test_each_of_several_grids_has_its_own_intervals_and_zips_stay():
     assert len(grid((4, "sobol", 0), n_down="interval(1,400)")) == 4
 
 
-def test_a_folder_goes_on_with_more_points(tmp_path):
+def test_a_folder_goes_on_with_more_points(quick, tmp_path):
     def swept(size):
         return mtfl_jax.sweep(**SMALL, lr_a="tag(log,interval(1e-3,1))", probe="none", sample=size, folder=tmp_path)
 
@@ -130,7 +138,7 @@ def test_a_folder_goes_on_with_more_points(tmp_path):
     assert sum(len(mtfl_jax.load(path)) for path in new) == 5
 
 
-def test_the_command_line_and_python_have_the_same_points(here, tmp_path):
+def test_the_command_line_and_python_have_the_same_points(quick, here, tmp_path):
     small = [f"{key}={value}" for key, value in SMALL.items()]
     axes = ["lr_a=tag(log,interval(1e-3,1))", "bias=random", "bias_scale=interval(0,1)"]
     given = ["sweep.sample=6", "sweep.sampler=random", "sweep.sample_seed=3", "seed=0,1"]
@@ -183,7 +191,7 @@ def test_an_interval_is_no_list_of_jobs(here, given):
     assert len(err.splitlines()) == 1
 
 
-def test_shares_have_the_same_points(here, tmp_path):
+def test_shares_have_the_same_points(quick, here, tmp_path):
     small = [f"{key}={value}" for key, value in SMALL.items()]
     size = random.Random(0).randrange(5, 12)
     status, _, err = here(

@@ -41,7 +41,11 @@ def main() -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", type=folder_of, help="the folder of a sweep")
     add("--to", metavar="TRACKER", required=True, help=", ".join(trackers.TRACKERS))
-    add("--out", metavar="PLACE", help="tensorboard: a folder, default FOLDER/tensorboard; mlflow: a tracking URI")
+    add(
+        "--out",
+        metavar="PLACE",
+        help="tensorboard: a folder, default FOLDER/tensorboard; wandb: a folder; mlflow: a URI",
+    )
     add("--project", metavar="NAME", help="of wandb, or the experiment of mlflow; default: the folder's name")
     add("--most", metavar="N", default=str(trackers.MOST), help=f"trainings to send at a time; default {trackers.MOST}")
     add("--follow", action="store_true", help="go on until no process runs there any more")

@@ -18,10 +18,10 @@ from mtfl_jax.sweeps import tables
 Listener = Callable[[pd.DataFrame], object]
 """What is given rows. Where it has a method `close`, that is called when no more come."""
 
-PIECE = 256
+PIECE = 64
 """Rows that a listener is given at most at a time."""
 SHARE = 0.02
-"""The share of a core that the listeners' thread takes while the sweep runs: it pauses after what takes it time."""
+"""The share of a core that the listeners' thread takes while the sweep runs: it pauses until it took no more."""
 
 
 class _Sink(Protocol):
@@ -97,13 +97,13 @@ class _Telling:
             warnings.warn(self._problems.get(), stacklevel=2)
 
     def _tell(self) -> None:
+        began = time.monotonic()
         while (part := self._parts.get()) is not None:
             for start in range(0, len(part), PIECE):
-                began = time.thread_time()
                 rows = tables.frame(part.slice(start, PIECE))
                 rows.attrs["axes"] = self._axes
                 self._each(lambda one, rows=rows: one(rows.copy()))
-                self._ended.wait((time.thread_time() - began) * (1 / SHARE - 1))
+                self._ended.wait(max(0.0, time.thread_time() / SHARE - (time.monotonic() - began)))
         self._each(lambda one: getattr(one, "close", lambda: None)())
 
     def _each(self, call: Callable[..., object]) -> None:
