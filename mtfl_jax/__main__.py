@@ -1,4 +1,4 @@
-"""The commands `mtfl`, `mtfl-report`, `mtfl-status`, `mtfl-fit`, `mtfl-plot` and `mtfl-clean`.
+"""The command `mtfl` and those that read its folders.
 
 What each does is imported inside `ends.command`: imports take a second, in which it may be told to stop.
 """
@@ -52,6 +52,14 @@ def clean() -> None:
         from mtfl_jax.analysis import clean
 
         clean.main()
+
+
+def track() -> None:
+    """Entry point `mtfl-track`."""
+    with ends.command("mtfl-track"):
+        from mtfl_jax.analysis import track_command
+
+        track_command.main()
 
 
 if __name__ == "__main__":

@@ -25,8 +25,11 @@ from mtfl_jax.names import NO_STUDY
 from mtfl_jax.records import guess
 from mtfl_jax.sweeps import engine, identity, places, store, tables
 from mtfl_jax.sweeps import progress as display
+from mtfl_jax.sweeps.grammar import axis_values
 from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.listeners import Listener, listeners_of, told
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION
+from mtfl_jax.sweeps.sampling import SAMPLERS, Sampling
 
 MOST_WRITTEN = 20
 """Values of an axis that are written out where a folder says what was run."""
@@ -40,9 +43,13 @@ def sweep(
     grids: Sequence[Mapping[str, Any]] = (),
     zip: Sequence[Sequence[str]] | Sequence[str] = (),
     where: Sequence[str] | str = (),
+    sample: int | None = None,
+    sampler: str = SAMPLERS[0],
+    sample_seed: int = 0,
     memory_fraction: float = MEMORY_FRACTION,
     moments: str = "auto",
     extensions: extend.Extensions = (),
+    on_rows: Listener | Sequence[Listener] = (),
     progress: bool = False,
     page: bool = True,
     **axes: Any,
@@ -51,24 +58,32 @@ def sweep(
 
     Any key of `mtfl --help` may be an axis: a value, a list, a range, or text in Hydra's grammar. `grids` are
     more axes, of which each in turn makes a grid with those; `zip` names axes that advance together (["d", "n1"], or
-    a list of such lists), `where` a condition that cells must meet, such as "width >= 2*d", or several. With a
-    `folder` the rows are kept there, and what is there already is not run again; it is what `mtfl` makes of a folder,
-    with `results.parquet` and, unless `page` is false, a page. `progress` shows a bar. `moments` is that of `plan`;
-    `extensions` are modules or .py files that register records of your own, which are imported. Ctrl-C finishes what
-    runs and keeps it. Raises ConfigError (a ValueError) for a bad key, value or cell, RuntimeError that lists the cells
+    a list of such lists), `where` a condition that cells must meet, such as "width >= 2*d", or several. Axes that are
+    intervals, "interval(0,1)" or "tag(log,interval(1e-3,1))", have `sample` points together, by `sampler` (sobol,
+    random) and `sample_seed`; those of a smaller `sample` come first.
+
+    With a `folder` the rows are kept there, and what is there already is not run again; it is what `mtfl` makes of a
+    folder, with `results.parquet` and, unless `page` is false, a page. `progress` shows a bar. `on_rows` is a function,
+    or several, of a DataFrame of new rows, called about once a second in a thread of its own, such as those of
+    `mtfl_jax.analysis.trackers`. `moments` is that of `plan`; `extensions` are modules or .py files that register
+    records of your own, which are imported. Ctrl-C finishes what runs and keeps it.
+
+    Raises ConfigError (a ValueError) for a bad key, value or cell, RuntimeError that lists the cells
     that failed, and KeyboardInterrupt that says how much is kept.
 
         mtfl_jax.sweep(d=[32, 64], r=[2, 4], num_tasks=[1, 16, 64], seed=range(64))
     """
     loaded = extend.load(extensions)
-    grid = Grid(axes, compose.composed, grids=grids, zipped=zip, where=where)
+    sampling = Sampling.of(sample, sampler, sample_seed)
+    grid = Grid(axes, compose.composed, grids=grids, zipped=zip, where=where, sampling=sampling)
     if said := grid.without_effect(axes):
         warnings.warn(said, stacklevel=2)
-    config = {"study": NO_STUDY, "sweep": _written(axes, grids, zip, where)}
+    config = {"study": NO_STUDY, **_written(axes, grids=grids, zip=zip, where=where, **sampling.written())}
     how = {"memory_fraction": compose.memory_share(memory_fraction), "moments": compose.moments_of(moments)}
-    call = _call("sweep", {**axes, "grids": grids, "zip": zip, "where": where, "folder": folder})
+    drawn = {key: value for key, value in sampling.written().items() if sample is not None}
+    call = _call("sweep", {**axes, "grids": grids, "zip": zip, "where": where, **drawn, "folder": folder})
     about = running.about([call], config, loaded)
-    return _run(grid, folder, about, shows=progress, makes_page=page, **how)
+    return _run(grid, folder, about, shows=progress, makes_page=page, listeners=listeners_of(on_rows), **how)
 
 
 def run(*, extensions: extend.Extensions = (), **values: Any) -> pd.DataFrame:
@@ -139,8 +154,9 @@ def study(
     def of(own: Mapping[str, str]) -> Mapping[str, Any]:
         return compose.own_keys(compose.whole({**choices, **own}))
 
-    grid = Grid(every, of, grids=grids, zipped=zipped, where=where)
-    config = {**composed, "sweep": _written(every, grids, zipped, where)}
+    sampling = Sampling.of(*(spec[key] for key in ("sample", "sampler", "sample_seed")))
+    grid = Grid(every, of, grids=grids, zipped=zipped, where=where, sampling=sampling)
+    config = {**composed, **_written(every, grids=grids, zip=zipped, where=where, **sampling.written())}
     call = _call("study", {"name": str(name), "size": size, **axes, "folder": folder})
     rows = _run(
         grid,
@@ -181,6 +197,7 @@ def _run(
     *,
     shows: bool,
     makes_page: bool = True,
+    listeners: Sequence[Listener] = (),
     **how: Any,
 ) -> pd.DataFrame:
     """Run a grid, into a folder where there is one as `mtfl` does, and return its rows in order."""
@@ -197,7 +214,8 @@ def _run(
                 noting.runs(reached)
 
         try:
-            outcome = engine.execute(grid, sink, stop=stop, notify=notify, **how)
+            with told(sink, listeners, grid.moving()) as heard:
+                outcome = engine.execute(grid, heard, stop=stop, notify=notify, **how)
         except BaseException as error:
             if noting is not None:
                 with contextlib.suppress(ConfigError):
@@ -292,17 +310,20 @@ def _items(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
 
 
-def _written(
-    axes: Mapping[str, Any], grids: Sequence[Mapping[str, Any]], zip: Sequence[Any], where: Sequence[str] | str
-) -> dict[str, Any]:
-    """`sweep` of a composed config that says the same, of long lists their ends."""
-
-    def plain(of: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: spec if isinstance(spec, str) else _axis(spec) for key, spec in of.items()}
-
-    groups = [list(zip)] if any(isinstance(key, str) for key in zip) else [list(group) for group in zip]
-    conditions = [where] if isinstance(where, str) else list(where)
-    return {"axes": plain(axes), "grids": list(map(plain, grids)), "zip": groups, "where": conditions, "part": None}
+def _written(axes: Mapping[str, Any], **sweep: Any) -> dict[str, Any]:
+    """The keys of a composed config that say the same: settings that have one value, and `sweep`."""
+    one = {key: own[0] for key in axes if isinstance(own := axis_values(key, axes[key]), list) and len(own) == 1}
+    several = {key: spec for key, spec in axes.items() if key not in one}
+    groups = list(sweep["zip"])
+    conditions = [sweep["where"]] if isinstance(sweep["where"], str) else list(sweep["where"])
+    written = {
+        "axes": {key: _axis(spec) for key, spec in several.items()},
+        "grids": [{key: _axis(spec) for key, spec in own.items()} for own in sweep["grids"]],
+        "zip": [groups] if any(isinstance(key, str) for key in groups) else [list(group) for group in groups],
+        "where": conditions,
+        "part": None,
+    }
+    return {**one, "sweep": {**sweep, **written}}
 
 
 def _axis(spec: Any) -> str:
@@ -310,4 +331,4 @@ def _axis(spec: Any) -> str:
     if isinstance(spec, range):
         return f"range({spec.start},{spec.stop}{f',{spec.step}' if spec.step != 1 else ''})"
     items = _items(spec)
-    return _text(spec) if items is None else ",".join(_text(item) for item in items)
+    return str(spec) if items is None else ",".join(_text(item) for item in items)

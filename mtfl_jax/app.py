@@ -34,6 +34,7 @@ from mtfl_jax.records import guess
 from mtfl_jax.sweeps import engine, forecasts, identity, jobs, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
+from mtfl_jax.sweeps.sampling import Sampling
 
 SHOWN_CELLS = 100_000
 """A table of more cells than this is not read back to be shown."""
@@ -75,7 +76,14 @@ def grid_of(composed: DictConfig) -> Grid:
         chosen = [f"{key}={name}" for key, name in choices.items()]
         return {**extend.defaults(), **cell_values(hydra.compose("config", [*overrides, *chosen]))}
 
-    return Grid(axes, compose, grids=grids, zipped=sweep["zip"] or (), where=sweep["where"] or ())
+    return Grid(
+        axes,
+        compose,
+        grids=grids,
+        zipped=sweep["zip"] or (),
+        where=sweep["where"] or (),
+        sampling=Sampling.of(*(sweep[key] for key in ("sample", "sampler", "sample_seed"))),
+    )
 
 
 def given_keys() -> set[str]:

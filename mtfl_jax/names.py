@@ -32,6 +32,9 @@ SWEEP_KEYS: Mapping[str, str] = {
     "grids": "[{KEY: …}, …]: grids one after the other; each has these axes and those above",
     "zip": "[[d,n1]]: axes that advance together",
     "where": "['width >= 2*d']: conditions that cells must meet",
+    "sample": "how many points axes have that are intervals, interval(1e-3,1) or tag(log,interval(1e-3,1)), together",
+    "sampler": "how those points are drawn: sobol, evenly; random",
+    "sample_seed": "an integer from 0: other points",
     "part": "k/K: the k-th of K equal shares; auto: as Slurm, MPI or a TPU pod numbers its processes",
 }
 """Keys of `sweep`, and what they are."""

@@ -183,7 +183,8 @@ def documented(thing: Any, title: str) -> str:
 
 def python_page() -> str:
     """The Python API, and every module in a line."""
-    public = [documented(getattr(mtfl_jax, name), f"mtfl_jax.{name}") for name in ("run", "sweep", "load")]
+    functions = [(name, getattr(mtfl_jax, name)) for name in mtfl_jax.__all__]
+    public = [documented(thing, f"mtfl_jax.{name}") for name, thing in functions if inspect.isfunction(thing)]
     from mtfl_jax.analysis import crossings, fits, laws
 
     fitted = [

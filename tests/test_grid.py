@@ -63,7 +63,9 @@ def test_a_missing_number_of_pandas_is_null(kind):
         grid(lr_w=column)
 
 
-@pytest.mark.parametrize("text", ["interval(1,2)", "tag(log,range(0,8,3))", "tag(log,range(1,8,1))", "range(", "a b,"])
+@pytest.mark.parametrize(
+    "text", ["shuffle(interval(1,2))", "tag(log,range(0,8,3))", "tag(log,range(1,8,1))", "range(", "a b,"]
+)
 def test_sweeps_without_points_are_refused(text):
     with pytest.raises(ConfigError, match="allowed"):
         axis_values("seed", text)

@@ -124,7 +124,7 @@ def test_over_how_many_devices(monkeypatch):
 SCRIPT = """
 import json, sys
 from mtfl_jax import compose
-from mtfl_jax.sweeps import compiling, engine, host, plan, store, tables, api
+from mtfl_jax.sweeps import compiling, engine, host, plan, store, tables, identity
 from mtfl_jax.sweeps.grid import Grid
 
 axes, spread, calls, real = json.loads(sys.argv[1]), int(sys.argv[2]), [], engine._call

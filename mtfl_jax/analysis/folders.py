@@ -37,8 +37,8 @@ def load(
     file lacks is missing in it; attrs["labels"] has the columns' labels. Raises FileNotFoundError where there are no
     results, ValueError for an unknown column, IncompatibleError (a ValueError) for files that cannot be one table.
 
-    Sweeps have the columns folder, study, state (running, stopped, failed or finished; missing where a sweep was run
-    from Python, which notes nothing), rows, cells, left (cells still to run), axes (settings that vary) and updated.
+    Sweeps have the columns folder, study, state (running, stopped, failed or finished; missing where
+    there are no notes), rows, cells, left (cells still to run), axes (settings that vary) and updated.
     """
     if tidy and columns is not None:
         raise ValueError(f"tidy=True: columns={list(columns)} says which; allowed: one of the two")
@@ -118,12 +118,12 @@ def _row(sweep: Path) -> dict[str, Any]:
         "rows": rows,
         "cells": sum(note["cells"] for note in last) if found else None,
         "left": sum(map(notes.left, last)) if found else None,
-        "axes": ", ".join(_axes(last) if found else describe.varying(tables.load(sweep))),
+        "axes": ", ".join(axes_of(last) if found else describe.varying(tables.load(sweep))),
         "updated": _updated(sweep),
     }
 
 
-def _axes(found: Sequence[Mapping[str, Any]]) -> list[str]:
+def axes_of(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """The axes of the grids of notes."""
     sweeps = [note["config"]["sweep"] for note in found]
     axes = [own for sweep in sweeps for own in (sweep["axes"], *(sweep.get("grids") or ()))]

@@ -241,6 +241,8 @@ def _grid(sweep: Mapping[str, Any]) -> str:
     shared = axes(sweep["axes"])
     parts += [f"each with {shared}" if grids else shared] if shared else []
     parts += [f"{name} {_text(sweep[name])}" for name in ("zip", "where") if sweep[name]]
+    if sweep.get("sample"):
+        parts.append(f"sample {sweep['sample']} ({sweep['sampler']}, seed {sweep['sample_seed']})")
     return "; ".join(parts)
 
 

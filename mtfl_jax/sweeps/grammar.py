@@ -1,9 +1,9 @@
-"""The values of an axis: lists, ranges, arrays, or text in Hydra's sweep grammar."""
+"""The values of an axis: lists, ranges, arrays, or text in Hydra's sweep grammar, or an interval of numbers."""
 
 import decimal
 import random
 from collections.abc import Callable, Iterator, KeysView, Sequence, Set, ValuesView
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,10 +11,19 @@ import pandas as pd
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
 
-ALLOWED = "allowed: a list, or a sweep such as 1,2,4 or range(0,8) or tag(log,range(1e-3,10,5))"
+ALLOWED = "allowed: a list, or a sweep such as 1,2,4 or range(0,8) or tag(log,range(1e-3,10,5)) or interval(0,1)"
 
 
-def axis_values(key: str, spec: Any) -> list[Any]:
+class Interval(NamedTuple):
+    """All numbers between two, evenly or in their logarithm: as it was written, and its ends."""
+
+    text: str
+    low: float
+    high: float
+    log: bool
+
+
+def axis_values(key: str, spec: Any) -> list[Any] | Interval:
     """The values of an axis: of a list, a range, an array or a pandas column its items, of text in Hydra's grammar what
     it sweeps over, else the one value. For a field that is itself a list (losses, measure_at), a flat list is one
     value. Raises ConfigError.
@@ -48,7 +57,7 @@ def _alone(key: str, item: Any) -> bool:
         return False
 
 
-def _swept(key: str, text: str) -> list[Any]:
+def _swept(key: str, text: str) -> list[Any] | Interval:
     from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
     from hydra.core.override_parser.types import IntervalSweep, RangeSweep
     from hydra.errors import HydraException
@@ -59,12 +68,30 @@ def _swept(key: str, text: str) -> list[Any]:
         override = OverridesParser(functions).parse_override(f"{key}={text}")
         sweep = override._value
         if isinstance(sweep, IntervalSweep):
-            raise HydraException("an interval has no points")
+            return _interval(key, text, sweep)
         if isinstance(sweep, RangeSweep):
             return _log_spaced(key, text, sweep) if "log" in sweep.tags else _points(key, text, sweep)
         return list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
     except HydraException as error:
         raise ConfigError(key, text, ALLOWED) from error
+
+
+def _interval(key: str, text: str, sweep: Any) -> Interval:
+    """interval(LOW,HIGH), or tag(log,interval(LOW,HIGH)), of a field of numbers."""
+    kind, found = FIELDS[key].type, Interval(text, float(sweep.start), float(sweep.end), "log" in sweep.tags)
+    if kind.column not in (int, float):
+        raise ConfigError(key, text, f"an interval is of numbers; allowed: {kind.allowed()}")
+    try:
+        for end in (found.low, found.high):
+            kind.parse(key, end)
+    except ConfigError as error:
+        raise ConfigError(key, text, f"{error.allowed}, at both ends") from None
+    if found.low >= found.high or (found.log and found.low == 0):
+        allowed = (
+            "tag(log,interval(LOW,HIGH)) with 0 < LOW < HIGH" if found.log else "interval(LOW,HIGH) with LOW < HIGH"
+        )
+        raise ConfigError(key, text, f"allowed: {allowed}")
+    return found
 
 
 def _sorting(stock: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """A grid of cells, held as positions on axes: a million cells are a few columns of integers.
 
 A cell is one `Config` with a single n_down. A grid is the product of its axes (`grammar`), less what `where` excludes,
-with the axes of a `zip` advancing together.
+with the axes of a `zip`, and those that are intervals (`sampling`), advancing together.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ from mtfl_jax.kinds import PROBED, recorded
 from mtfl_jax.learning import keys
 from mtfl_jax.names import GROUPS
 from mtfl_jax.sweeps import conditions
-from mtfl_jax.sweeps.grammar import axis_values
+from mtfl_jax.sweeps.grammar import Interval, axis_values
+from mtfl_jax.sweeps.sampling import PLAIN, Sampling, sampled
 
 SCHEMA = 3
 """Number of the present columns and identities: an identity hashes every value that bears on a row, with its name."""
@@ -49,15 +50,26 @@ class Grid:
         grids: Sequence[Mapping[str, Any]] = (),
         zipped: Sequence[Sequence[str]] | Sequence[str] = (),
         where: Sequence[str] | str = (),
+        sampling: Sampling = PLAIN,
     ) -> None:
-        each = [{**own, **axes} for own in grids or [{}]]
+        each = [_valued({**own, **axes}) for own in grids or [{}]]
         where = [where] if isinstance(where, str) else where
         zipped = [[str(key) for key in zipped]] if any(isinstance(key, str) for key in zipped) else zipped
         for group in zipped:
             if not any(own.keys() >= set(group) for own in each):
                 raise _bad_zip(group, {key: 0 for key in group if not any(key in own for own in each)})
-        # A zip is of the grids that have all of its axes.
-        self._fill(_joined([_product(own, compose, [z for z in zipped if own.keys() >= set(z)]) for own in each]))
+            if of := [key for key in group if any(isinstance(own.get(key), Interval) for own in each)]:
+                allowed = f"allowed: axes of values; {of[0]} is an interval, and intervals advance together"
+                raise ConfigError("sweep.zip", f"[{','.join(group)}]", allowed)
+        drawn = [[key for key in own if isinstance(own[key], Interval)] for own in each]
+        if sampling.size is not None and not any(drawn):
+            raise ConfigError("sweep.sample", sampling.size, "allowed where an axis is an interval(LOW,HIGH)")
+        products = []
+        for own, intervals in zip(each, drawn, strict=True):
+            # A zip is of the grids that have all of its axes.
+            together = [*(group for group in zipped if own.keys() >= set(group)), *([intervals] if intervals else [])]
+            products.append(_product(sampled(own, sampling), compose, together))
+        self._fill(_joined(products))
         self._expand_n_down()
         for text in where:
             self._keep(conditions.met(text, self.column, len(self)))
@@ -135,6 +147,11 @@ class Grid:
         """The config of cell i."""
         at = {key: self.axes[key][positions[i]] for key, positions in self.at.items()}
         return self.blocks[self.block[i]].replace(**at)
+
+    def moving(self) -> list[str]:
+        """The fields that have more than one value, those of config groups first."""
+        groups = [key for key in GROUPS if len({getattr(block, key) for block in self.blocks}) > 1]
+        return [*groups, *(key for key in self.at if key not in groups and len(self.axes[key]) > 1)]
 
     def distinct(self, fields: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
         """Cells that stand for the distinct combinations of these fields, and each cell's position among them."""
@@ -311,18 +328,24 @@ class _Product(NamedTuple):
     at: dict[str, np.ndarray]
 
 
-def _product(
-    axes: Mapping[str, Any],
-    compose: Callable[[Mapping[str, str]], Mapping[str, Any]],
-    zipped: Sequence[Sequence[str]],
-) -> _Product:
-    """The product of axes, those of a zip advancing together. Raises ConfigError."""
+def _valued(axes: Mapping[str, Any]) -> dict[str, list[Any] | Interval]:
+    """The values of axes. Raises ConfigError."""
     for key in axes:
         require_field(key, axes[key])
     values = {key: axis_values(key, spec) for key, spec in axes.items()}
     for key in values:
         if not values[key]:
             raise ConfigError(key, "[]", "allowed: at least one value")
+    return values
+
+
+def _product(
+    axes: Mapping[str, list[Any]],
+    compose: Callable[[Mapping[str, str]], Mapping[str, Any]],
+    zipped: Sequence[Sequence[str]],
+) -> _Product:
+    """The product of axes, those of a zip advancing together. Raises ConfigError."""
+    values = dict(axes)
     at = _positions(values, zipped)
     groups = [key for key in values if key in GROUPS]
     for key in groups:

@@ -111,6 +111,9 @@ def overrides_of_jobs(
         if not override.is_sweep_override():
             fixed.append(str(override.input_line))
         elif key in split or axis not in FIELDS:
+            if override.is_interval_sweep():
+                allowed = "one job a value needs values; allowed: a list, or a sweep such as 1,2,4 or range(0,8)"
+                raise ConfigError(key, _sweep_text(override), allowed)
             alternatives.append([f"{override.get_key_element()}={text}" for text in override.sweep_string_iterator()])
         else:
             fixed.append(f"++sweep.axes.{axis}={_quoted(_sweep_text(override))}")
