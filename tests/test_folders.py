@@ -207,7 +207,12 @@ def test_a_name_is_a_folder_that_goes_on(here, tmp_path):
 @pytest.mark.slow
 def test_a_name_is_one_folder_for_all_processes(mtfl, tmp_path):
     sweep = ["-m", *SMALL, "seed=range(0,4)", "name=shared"]
-    assert mtfl(*sweep, "cluster=joblib", "hydra.sweeper.jobs=2").returncode == 0
+    for words, count in ((sweep[:-1], 1), (sweep, 2)):  # The time is one name too.
+        done = mtfl(*words, "cluster=joblib", "hydra.sweeper.jobs=2")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("results.parquet") == 1
+        assert len(list((tmp_path / "outputs" / "none").iterdir())) == count
+        assert list(mtfl_jax.load(tmp_path / "outputs")["rows"]) == [4] * count
     command = [sys.executable, "-m", "mtfl_jax", *sweep[:-2], "seed=range(0,8)", sweep[-1], "sweep.part=auto"]
     started = [
         subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PMI_RANK": str(k), "PMI_SIZE": "2"})

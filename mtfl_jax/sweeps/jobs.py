@@ -154,6 +154,7 @@ def launch(
     """
     loader = hydra_context.config_loader
     batch = overrides_of_jobs(arguments, params, split, jobs, loader)
+    _ = config.hydra.sweep.dir  # The jobs then have the time that is in it from here, and so one folder.
     configs = [loader.load_sweep_config(config, overrides) for overrides in batch]
     places_ = [place_of(one) for one in configs]
     folders = list(dict.fromkeys(folder for _, folder in places_))
