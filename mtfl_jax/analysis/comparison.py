@@ -31,9 +31,8 @@ def findings(tables: Mapping[str, pd.DataFrame], rows: int = plain.MOST_ROWS) ->
     plan = plots.planned(both, kind="line", y=measured[0], hold=True, panels=False, **over)
     figure = plots.beside(plan, measured)
     listing = _means(both, list(known), axes, measured, rows)
-    return Findings(
-        "Side by side", "", drawings=[Drawing("comparison", figure, figure.get_label())], listings=[listing]
-    )
+    drawing = Drawing("comparison", figure, str(figure.get_label()))
+    return Findings("Side by side", "", (), [drawing], [listing])
 
 
 class Difference(NamedTuple):
@@ -63,16 +62,16 @@ def _means(
     from mtfl_jax.analysis.plots import FOLDER
 
     group = describe.groups(both, axes)
-    place = {number: own for number, own in both.groupby(group)}
+    several = both[FOLDER].groupby(group).nunique().to_numpy() > 1
     # Settings that several tables have come first.
-    several = both[FOLDER].groupby(group).nunique() > 1
-    order = sorted(place, key=lambda number: (not several[number], number))[: max(1, most // len(measured))]
-    head = both.iloc[[place[number].index[0] for number in order]]
+    order = np.argsort(~several, kind="stable")[: max(1, most // len(measured))]
+    place = [both[group == number] for number in order]
+    head = both.iloc[[own.index[0] for own in place]]
     told = list(zip(*(describe.texts(head[name], both[name]) for name in axes), strict=True)) or [()]
-    rows, numbers, pairs = [], [], {name: set() for name in names[1:]}
+    rows, numbers = [], []
+    pairs: dict[str, set[int]] = {name: set() for name in names[1:]}
     for name in measured:
-        for texts, number in zip(told, order, strict=True):
-            own = place[number]
+        for texts, own in zip(told, place, strict=True):
             parts = {of: own[own[FOLDER] == of].set_index("seed")[name] for of in names}
             means = {of: describe.estimate(part) for of, part in parts.items()}
             apart = {of: difference(parts[names[0]], parts[of]) for of in names[1:]}
@@ -87,7 +86,7 @@ def _means(
                     pairs[of].add(less.pairs)
             numbers.append(row)
     columns = ["measurement", *axes, *names, *(f"{name} − {names[0]}" for name in names[1:])]
-    part = f", the first {len(order)} of {len(place)} settings" if len(order) < len(place) else ""
+    part = f", the first {len(order)} of {len(several)} settings" if len(order) < len(several) else ""
     title = f"Means ± standard error, and differences from {names[0]}{part}"
     note = " ".join(_paired(name, names[0], found) for name, found in pairs.items())
     return Listing(title, pd.DataFrame(rows, columns=columns), pd.DataFrame(numbers), note)

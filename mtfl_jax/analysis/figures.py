@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogFormatter, NullLocator
 
 from mtfl_jax.analysis import describe
 from mtfl_jax.names import GUESSING, LABELS
@@ -203,6 +205,7 @@ def curves(
         ax.set_xlim(-0.5, len(ticks) - 0.5)
     if "y" in log:
         ax.set_yscale("log")
+        _numbers(ax.yaxis)
     if "x" in log:
         _log_x(ax, every[x])
     if y in GUESSING:
@@ -255,6 +258,25 @@ def heat(
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
     return shown
+
+
+def bar(figure: Figure, shown: ScalarMappable, ax: Axes | Sequence[Axes], name: str, **look: Any) -> None:
+    """The bar that says which numbers the colours of panels stand for."""
+    drawn = figure.colorbar(shown, ax=ax, label=name, **look)
+    if isinstance(shown.norm, LogNorm):
+        _numbers(drawn.ax.yaxis)
+
+
+class _Written(LogFormatter):
+    """Numbers beside a logarithmic axis as they are written, where matplotlib has powers of ten."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _numbers(axis: Axis) -> None:
+    axis.set_major_formatter(_Written())
+    axis.set_minor_formatter(_Written(labelOnlyBase=False, minor_thresholds=(1.5, 0.4)))
 
 
 def _guessing(ax: Axes, value: float) -> None:

@@ -47,8 +47,8 @@ def inline(figure: Figure, key: str) -> Inline:
 @contextlib.contextmanager
 def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
     """Within, the panels stand one above the other, each as high as it is beside the others."""
-    size = figure.get_size_inches()
-    specs = {ax: ax.get_subplotspec() for ax in figure.axes if ax.get_subplotspec() is not None}
+    width, height = figure.get_size_inches()
+    specs = {ax: spec for ax in figure.axes if (spec := ax.get_subplotspec()) is not None}
     labelled = {ax: (ax.xaxis.get_tick_params(), ax.yaxis.get_tick_params()) for ax in panels}
     rows = next(iter(specs.values())).get_gridspec().nrows
     grid = GridSpec(len(panels), 1, figure)
@@ -59,7 +59,7 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
             ax.set_in_layout(ax in panels)
         for ax in panels:
             ax.tick_params(labelbottom=True, labelleft=True)
-        figure.set_size_inches(NARROW, len(panels) * size[1] / rows)
+        figure.set_size_inches(NARROW, len(panels) * height / rows)
         yield
     finally:
         for ax, spec in specs.items():
@@ -68,7 +68,7 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
             ax.set_in_layout(True)
         for ax, (x, y) in labelled.items():
             ax.tick_params(labelbottom=x.get("labelbottom", True), labelleft=y.get("labelleft", True))
-        figure.set_size_inches(size)
+        figure.set_size_inches(width, height)
 
 
 def _svg(figure: Figure, key: str) -> str:
@@ -100,7 +100,8 @@ def _pointed(figure: Figure) -> Iterator[str]:
 def _shown(figure: Figure) -> Iterator[tuple[Axes, Artist, figures.Shown]]:
     """What the artists of a figure show: what is written of them, else where their markers stand."""
     for ax in figure.axes:
-        names = {of.lines[0]: of.get_label() for of in ax.containers if isinstance(of, ErrorbarContainer)}
+        bars = (of for of in ax.containers if isinstance(of, ErrorbarContainer))
+        names: dict[Artist, object] = {of.lines[0]: of.get_label() for of in bars}
         for artist in ax.get_children():
             shown = figures.SHOWN.get(artist)
             if shown is None:

@@ -220,9 +220,8 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None, key: str = 
         "diverged": _diverged(table) if table is not None and bad else None,
         "commands": _distinct(shlex.join(run["command"]) for run in sweep.runs),
     }
-    return side | {
-        "contents": [(f"{key}{name}", title) for name, title, parts in SECTIONS if any(map(side.get, parts))]
-    }
+    contents = [(f"{key}{name}", title) for name, title, parts in SECTIONS if any(map(side.get, parts))]
+    return side | {"contents": contents}
 
 
 def _part(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -103,4 +103,4 @@ def _drawings(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str])
         found["map"] = plots.draw(plots.planned(table, kind="heat", color=measured[0], hold=True))
     if len(axes) > 2:
         found["settings"] = plots.parallel(table, axes, measured[0])
-    return [Drawing(name, figure, figure.get_label()) for name, figure in found.items()]
+    return [Drawing(name, figure, str(figure.get_label())) for name, figure in found.items()]

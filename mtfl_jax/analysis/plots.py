@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
@@ -148,7 +148,7 @@ def beside(plan: Plan, measured: Sequence[str]) -> Figure:
         figures.curves(ax, plan.table, plan.x, name, by=plan.color, log=log)
     if plan.color is not None:
         panels[0].legend(title=plan.color, fontsize=7, title_fontsize=8)
-    seeds = describe.seeds(plan.table)
+    seeds = _seeds(plan.table)
     means = "One seed." if seeds == "one seed" else f"Means of {seeds}; bands and bars are one standard error."
     lines = f"Against {plan.x}{f', a line for each {plan.color}' if plan.color else ''}."
     figure.set_label(" ".join([lines, means, *plan.notes]))
@@ -180,18 +180,27 @@ def parallel(table: pd.DataFrame, axes: Sequence[str], measured: str) -> Figure:
                 middle, spread = (code + 0.5) / len(texts), np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else 0
                 at[own, place] = middle + spread / len(texts)
                 if len(texts) <= MOST_PANELS or code % -(-len(texts) // MOST_PANELS) == 0:
-                    ax.annotate(text, (place, middle), (-4, 0), textcoords="offset points", ha="right", va="center")
+                    ax.annotate(
+                        text,
+                        (place, middle),
+                        (-4, 0),
+                        textcoords="offset points",
+                        ha="right",
+                        va="center",
+                        bbox={"facecolor": "w", "alpha": 0.85, "linewidth": 0, "pad": 1},
+                    )
             ax.axvline(place, color="#555555", linewidth=0.8)
         at[:, -1] = scale(mean) if least < most else 0.5
-        lines = LineCollection(
-            [np.column_stack([np.arange(at.shape[1]), line]) for line in at], norm=scale, cmap="viridis", linewidths=1.2
-        )
+        # Without its lightest part, which is not seen on white.
+        dark = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.9, 256)))
+        places = [np.column_stack([np.arange(at.shape[1]), line]) for line in at]
+        lines = LineCollection(places, norm=scale, cmap=dark, linewidths=1.2)
         lines.set_array(mean)
         ax.add_collection(lines)
         ax.set(xlim=(-0.5, len(axes)), ylim=(0, 1), yticks=[])
         ax.set_xticks(range(len(axes)), axes, rotation=20 if len(axes) > 3 else 0)
         ax.tick_params(length=0)
-        figure.colorbar(lines, ax=ax, label=figures.label(measured), pad=0)
+        figures.bar(figure, lines, ax, figures.label(measured), pad=0)
     told = [describe.texts(table[name].iloc[first], table[name]) for name in axes]
     series = [
         ", ".join(f"{name} = {text}" for name, text in zip(axes, own, strict=True)) for own in zip(*told, strict=True)
@@ -266,7 +275,9 @@ def planned(
     sizes = {name: int(describe.codes(table[name]).max(initial=0)) + 1 for name in free}
     # An axis that has no value in some rows has no place for them; it is drawn as names.
     numeric = {name: describe.numeric(table[name]) and not table[name].isna().any() for name in free}
-    longest = sorted(free, key=lambda name: (numeric[name], sizes[name]), reverse=True)
+    # Of as many values, those that differ most.
+    wide = {name: describe.spans_decades(table[name]) for name in free}
+    longest = sorted(free, key=lambda name: (numeric[name], sizes[name], wide[name]), reverse=True)
 
     def take(names: Sequence[str], key: str) -> str:
         if not names:
@@ -389,7 +400,7 @@ def caption(plan: Plan, agg: str, band: str) -> str:
     if plan.kind == "scatter":
         colored = f", coloured by {plan.color}" if plan.color else ""
         return f"{figures.label(plan.y)} against {figures.label(plan.x)}, a point a row{colored}{each}."
-    seeds = describe.seeds(plan.table) if "seed" in plan.table else "all rows"
+    seeds = _seeds(plan.table) if "seed" in plan.table else "all rows"
     several = "One seed." if seeds == "one seed" else f"{agg.capitalize()} of {seeds}"
     if plan.kind == "heat":
         what = f"{figures.label(plan.measured)} by {plan.x} and {plan.y}{each}."
@@ -398,6 +409,15 @@ def caption(plan: Plan, agg: str, band: str) -> str:
     what = f"{figures.label(plan.y)} against {figures.label(plan.x)}{lines}{each}."
     bands = f"; bands are {words[band]}." if band != "none" and seeds != "one seed" else "."
     return " ".join([what, f"{several.removesuffix('.')}{bands}", *plan.notes])
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    """How many seeds means are of, for each of several folders where that differs."""
+    if FOLDER not in table:
+        return describe.seeds(table)
+    each = {name: describe.seeds(own) for name, own in table.groupby(FOLDER, sort=False)}
+    several = len(set(each.values())) > 1
+    return ", ".join(f"{name}: {seeds}" for name, seeds in each.items()) if several else next(iter(each.values()))
 
 
 # Drawing
@@ -501,7 +521,7 @@ def _maps(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
             written=len(panels) <= 2,
         )
     assert shown is not None
-    figure.colorbar(shown, ax=[ax for ax, _ in panels], label=figures.label(plan.measured))
+    figures.bar(figure, shown, [ax for ax, _ in panels], figures.label(plan.measured))
 
 
 def _points(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
@@ -528,6 +548,6 @@ def _points(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
             getattr(ax, f"set_{side}scale")("log")
         ax.grid(alpha=0.3)
     if shown is not None:
-        figure.colorbar(shown, ax=[ax for ax, _ in panels], label=figures.label(str(plan.color)))
+        figures.bar(figure, shown, [ax for ax, _ in panels], figures.label(str(plan.color)))
     elif plan.color is not None:
         panels[0][0].legend(title=plan.color, fontsize="small", title_fontsize="small")
