@@ -71,6 +71,11 @@ def label(name: str) -> str:
     return LABELS.get(name, name.replace("_", " "))
 
 
+def short(text: str) -> str:
+    """A value as it stands beside an axis, where a long one would leave no room for the figure."""
+    return text if len(text) <= 24 else f"{text[:12]}…{text[-11:]}"
+
+
 def style(value: object, index: int) -> dict[str, Any]:
     """The look of the line of a value: an algorithm's own, else the index-th; keywords of `Axes.plot`."""
     if isinstance(value, str) and value in STYLES:
@@ -201,7 +206,7 @@ def curves(
         for artist in (line, ax.fill_between(at, low, high, **shade)):
             artist.set_rasterized(len(at) > MOST_POINTS)
     if words:
-        ax.set_xticks(range(len(ticks)), ticks)
+        ax.set_xticks(range(len(ticks)), list(map(short, ticks)))
         ax.set_xlim(-0.5, len(ticks) - 0.5)
     if "y" in log:
         ax.set_yscale("log")
@@ -249,7 +254,7 @@ def heat(
     ax.set_facecolor("#dddddd")  # What was not measured.
     for side, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
         each = max(1, -(-len(names) // 10))
-        side.set_ticks(np.arange(len(names))[::each] + 0.5, names[::each])
+        side.set_ticks(np.arange(len(names))[::each] + 0.5, list(map(short, names[::each])))
     if written and grid.size <= MOST_NUMBERS:
         for (i, j), number in np.ndenumerate(grid):
             if np.isfinite(number):

@@ -75,7 +75,10 @@ def _svg(figure: Figure, key: str) -> str:
     """A figure as an element of HTML, with the values of its points."""
     text = figures.svg(figure).decode()
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    text = re.sub(r"(\bid=\"|href=\"#|url\(#)", rf"\g<1>{key}-", text)
+    # Names that nothing asks for are left out: matplotlib gives images of the same content one name.
+    asked = set(re.findall(r"(?:href=\"|url\()#([^\")]*)", text))
+    text = re.sub(r" id=\"([^\"]*)\"", lambda found: f' id="{key}-{found[1]}"' if found[1] in asked else "", text)
+    text = re.sub(r"(href=\"|url\()#", rf"\g<1>#{key}-", text)
     head, rest = text.split(">", 1)
     head = re.sub(r" (?:width|height)=\"[^\"]*\"", "", head)
     rest = rest[: rest.rindex("</svg>")]

@@ -181,7 +181,7 @@ def parallel(table: pd.DataFrame, axes: Sequence[str], measured: str) -> Figure:
                 at[own, place] = middle + spread / len(texts)
                 if len(texts) <= MOST_PANELS or code % -(-len(texts) // MOST_PANELS) == 0:
                     ax.annotate(
-                        text,
+                        figures.short(text),
                         (place, middle),
                         (-4, 0),
                         textcoords="offset points",
@@ -417,7 +417,7 @@ def _seeds(table: pd.DataFrame) -> str:
         return describe.seeds(table)
     each = {name: describe.seeds(own) for name, own in table.groupby(FOLDER, sort=False)}
     several = len(set(each.values())) > 1
-    return ", ".join(f"{name}: {seeds}" for name, seeds in each.items()) if several else next(iter(each.values()))
+    return ", ".join(f"{name!s}: {seeds}" for name, seeds in each.items()) if several else next(iter(each.values()))
 
 
 # Drawing
