@@ -498,7 +498,6 @@ def test_the_command_writes_where_it_says(folder, command, tmp_path, monkeypatch
     names = ["index.html", *files_of("comparison", "1-quickstart", "2-quickstart")]
     assert command("a", "b") == (0, "".join(f"wrote report-a-b/{name}\n" for name in names), "")
     assert command("a", "b", "--out", "c") == (0, "".join(f"wrote c/{name}\n" for name in names), "")
-    assert command("a", "b", "a")[1].startswith("wrote report-a-b-a/index.html\n")
     assert command("a", "--out", "d")[0] == 0
     assert (tmp_path / "d" / "quickstart.pdf").exists()
 
@@ -551,26 +550,13 @@ def test_drawing_changes_no_settings_of_matplotlib(folder):
     assert dict(mpl.rcParams) == before
 
 
-def compared(folder, tmp_path, *named):
-    """The page of several tables by name, made twice."""
-    folders = [folder(table, name, [{**RUN, "config": {**RUN["config"], "study": "none"}}]) for name, table in named]
-    path, *files = page.compare(folders, tmp_path / "out")
-    once = {file: file.read_bytes() for file in (path, *files)}
-    shutil.rmtree(tmp_path / "out")
-    assert {file: file.read_bytes() for file in page.compare(folders, tmp_path / "out")} == once
-    beside = {urllib.parse.unquote(to) for to in links(path) if not to.startswith(("#", "data:", "url"))}
-    assert beside == {file.name for file in files}
-    assert weight(path) < 500 * 1024
-    return path
-
-
 def weight(path):
     """Bytes of a page without its figures."""
     source = path.read_text()
     return len(re.sub(r"<svg.*?</svg>", "", source, flags=re.DOTALL).encode())
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_several_sweeps(folder, tmp_path, count):
     """Of one name, with settings and measurements that others lack, and one of which nothing was measured."""
     made = [
@@ -580,7 +566,11 @@ def test_several_sweeps(folder, tmp_path, count):
         rows_of(d=[16], num_tasks=[1, 4], seed=[9]).assign(lr_w=0.5, subspace_distance=None),
     ]
     called = ["one/s", "two/s", "three/s", "four/s"][:count]
-    path = compared(folder, tmp_path, *zip(called, made, strict=False))
+    folders = [folder(table, name, ()) for name, table in zip(called, made, strict=False)]
+    path, *files = page.compare(folders, tmp_path / "out")
+    beside = {urllib.parse.unquote(to) for to in links(path) if not to.startswith(("#", "data:"))}
+    assert beside == {file.name for file in files}
+    assert weight(path) < 500 * 1024
     said = text_of(path)
     differences = [f"{name} − one/s" for name in called[1:]]
     assert " ".join(["measurement d num_tasks", *called, *differences]) in said
@@ -589,6 +579,23 @@ def test_several_sweeps(folder, tmp_path, count):
     assert ("four/s − one/s is of means, as they share too few seeds for pairs." in said) == (count > 3)
     assert f"Settings that differ key {' '.join(called)} d" in said
     assert path.read_text().count("<article") == count
+
+
+def test_a_page_of_several_is_the_same_when_made_again(folder, tmp_path):
+    folders = [folder(rows_of(d=[8, 16], seed=[0, number]), f"{number}", ()) for number in range(1, 4)]
+    once = {file: file.read_bytes() for file in page.compare(folders, tmp_path / "out")}
+    shutil.rmtree(tmp_path / "out")
+    assert {file: file.read_bytes() for file in page.compare(folders, tmp_path / "out")} == once
+
+
+def test_sweeps_are_told_apart_by_as_much_of_their_paths_as_that_takes(tmp_path):
+    for paths, called in (
+        (["a", "b"], ["a", "b"]),
+        (["x/a", "y/a", "y/b"], ["x/a", "y/a", "y/b"]),
+        (["a", "b", "a"], ["a", "b", "a (3)"]),
+        (["x/1/a", "x/2/a", "y/1/a"], ["x/1/a", "x/2/a", "y/1/a"]),
+    ):
+        assert page._told_apart([tmp_path / path for path in paths]) == called
 
 
 def test_differences_are_paired_by_seed_where_seeds_are_shared():
