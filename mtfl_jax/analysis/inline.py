@@ -35,13 +35,17 @@ class Inline(NamedTuple):
 
 
 def inline(figure: Figure, key: str) -> Inline:
-    """The SVG of a figure for a page of which nothing else has identifiers that begin with `key`."""
+    """The SVG of a figure for a page of which nothing else has identifiers that begin with `key`. A legend of the whole
+    figure that has no room on a narrow screen leaves the wide one there too, to be moved.
+    """
     wide, inches = _svg(figure, key), float(figure.get_figwidth())
     panels = [ax for ax in figure.axes if ax.get_subplotspec() is not None and ax.axison]
     if len(panels) < 2 and inches <= 1.3 * NARROW:
         return Inline(wide, None, inches)
     with _stacked(figure, panels):
-        return Inline(wide, _svg(figure, f"{key}n"), inches)
+        narrow = _svg(figure, f"{key}n")
+        cut = any(legend.get_window_extent().width > figure.bbox.width for legend in figure.legends)
+    return Inline(wide, None if cut else narrow, inches)
 
 
 @contextlib.contextmanager

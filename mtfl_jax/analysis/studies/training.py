@@ -163,7 +163,8 @@ def _maps(by_rate: dict[str, pd.DataFrame]) -> Drawing:
             ax.set_axis_off()
             continue
         image = figures.heat(ax, rows, "step", RATES[name], "subspace_distance", scale=Normalize(0, 1))
-        ax.set(title=f"{NAMES[name]}, {samples} samples", xlabel="steps", ylabel=f"learning rate {RATES[name]}")
+        ax.set(xlabel="steps", ylabel=f"learning rate {RATES[name]}")
+        ax.set_title(f"{NAMES[name]}, {samples} samples", fontsize=9)
         figures.bar(figure, image, ax, "subspace distance")
     seeds = describe.seeds(pd.concat(list(by_rate.values())), whole=True)
     caption = (
