@@ -124,10 +124,11 @@ def test_no_view_takes_two_settings_for_one(draw):
 
 @pytest.mark.parametrize("draw", draws(40, 10))
 def test_any_table_can_be_drawn_and_no_row_is_lost(draw):
-    table = random_table(np.random.default_rng(1000 + draw)).assign(status="ok")
-    found = plain.findings(table)
-    for drawing in found.drawings:
-        figures.svg(drawing.figure)
+    rng = np.random.default_rng(1000 + draw)
+    table, other = (random_table(rng).assign(status="ok") for _ in range(2))
+    for found in (plain.findings(table), comparison.findings({"a": table, "b": other})):
+        for drawing in found.drawings:
+            figures.svg(drawing.figure)
 
 
 @pytest.mark.parametrize("draw", draws(60, 20))

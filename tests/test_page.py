@@ -233,6 +233,13 @@ def test_points_stand_where_they_are_drawn(folder):
         )
         assert len(circles) == 12
         assert np.abs(circles[:, None] - markers).sum(2).min(1).max() < 0.2  # Both are rounded.
+    # A bar of colours goes along, and all is as before, to a hundredth of the figure: layouts of bars are iterated.
+    maps = plots.plot(table, kind="heat", facet="seed", x="num_tasks", y="d")
+    figures.drawn(maps, "svg")
+    before = [ax.get_position().bounds for ax in maps.axes]
+    inline.inline(maps, "x")
+    figures.drawn(maps, "svg")
+    np.testing.assert_allclose([ax.get_position().bounds for ax in maps.axes], before, atol=0.01)
     boxes = [[float(of) for of in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg).groups()] for svg in made[:2]]
     assert boxes[1][0] < 300 < boxes[0][0]
     assert boxes[1][1] > 1.9 * boxes[0][1]

@@ -43,6 +43,7 @@ def inline(figure: Figure, key: str) -> Inline:
     if len(panels) < 2 and inches <= 1.3 * NARROW:
         return Inline(wide, None, inches)
     with _stacked(figure, panels):
+        figure.draw_without_rendering()  # The layout begins from where panels stood before.
         narrow = _svg(figure, f"{key}n")
         cut = any(legend.get_window_extent().width > figure.bbox.width for legend in figure.legends)
     return Inline(wide, None if cut else narrow, inches)
@@ -73,6 +74,7 @@ def _stacked(figure: Figure, panels: list[Axes]) -> Iterator[None]:
         for ax, (x, y) in labelled.items():
             ax.tick_params(labelbottom=x.get("labelbottom", True), labelleft=y.get("labelleft", True))
         figure.set_size_inches(width, height)
+        figure.draw_without_rendering()
 
 
 def _svg(figure: Figure, key: str) -> str:
