@@ -1,7 +1,9 @@
 """Sweeps from Python: `run`, `sweep` and `study`."""
 
+import base64
 import contextlib
 import dataclasses
+import html
 import io
 import os
 import signal
@@ -19,7 +21,7 @@ from rich.console import Console
 from mtfl_jax import compose, extend, running
 from mtfl_jax.analysis import page as pages
 from mtfl_jax.analysis import plain, report, studies
-from mtfl_jax.analysis.findings import Findings
+from mtfl_jax.analysis.findings import VERDICTS, Findings
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.names import NO_STUDY
 from mtfl_jax.records import guess
@@ -113,6 +115,22 @@ class Studied:
     def figures(self) -> Mapping[str, Any]:
         """The figures by name, as matplotlib has them."""
         return {drawing.name: drawing.figure for drawing in self.findings.drawings}
+
+    def _repr_html_(self) -> str:
+        from mtfl_jax.analysis import figures
+
+        found = self.findings
+        said = [f"{VERDICTS[own.supported]}: {own.text}" for own in found.statements]
+        parts = [
+            f"<h3>{html.escape(found.title)}</h3>",
+            *(f"<p>{html.escape(text)}</p>" for text in (found.claim, *said)),
+        ]
+        for drawing in found.drawings:
+            source = base64.b64encode(figures.svg(drawing.figure)).decode()
+            parts += [f'<img src="data:image/svg+xml;base64,{source}"/>', f"<p>{html.escape(drawing.caption)}</p>"]
+        for listing in found.listings:
+            parts += [f"<p><b>{html.escape(listing.title)}</b></p>", listing.table.to_html(index=False)]
+        return "\n".join(parts)
 
     def __str__(self) -> str:
         with io.StringIO() as text:

@@ -14,7 +14,7 @@ from rich.table import Table
 from test_page import frame, rows_of
 
 from mtfl_jax import names
-from mtfl_jax.analysis import crossings, describe, figures, fits, page, plain, report
+from mtfl_jax.analysis import comparison, crossings, describe, figures, fits, page, plain, report
 
 
 def test_no_module_of_analysis_imports_jax():
@@ -131,30 +131,31 @@ def test_no_view_takes_two_settings_for_one(draw):
 
 @pytest.mark.parametrize("draw", draws(40, 10))
 def test_any_table_can_be_drawn_and_no_row_is_lost(draw):
-    table = random_table(np.random.default_rng(1000 + draw)).assign(status="ok")
-    found = plain.findings(table)
-    for drawing in found.drawings:
-        figures.svg(drawing.figure)
+    rng = np.random.default_rng(1000 + draw)
+    table, other = (random_table(rng).assign(status="ok") for _ in range(2))
+    for found in (plain.findings(table), comparison.findings({"a": table, "b": other})):
+        for drawing in found.drawings:
+            figures.svg(drawing.figure)
 
 
 @pytest.mark.parametrize("draw", draws(60, 20))
 def test_two_sweeps_differ_wherever_a_setting_does(draw):
     rng = np.random.default_rng(2000 + draw)
     first, second = random_table(rng), random_table(rng)
-    rows = {row[0]: row[1:] for row in page._settings_apart(first, second)}
+    rows = {row[0]: row[1:] for row in comparison.settings_apart([first, second])}
     for name in COLUMNS:
         one, other = (set(keys(own, [name])) for own in (first, second))
         assert (name in rows) == (one != other)
     assert ("rows" in rows) == (set(keys(first, COLUMNS)) != set(keys(second, COLUMNS)))
     assert all(one != other for name, (one, other) in rows.items() if name != "rows")
-    assert page._settings_apart(first, first.sample(frac=1, random_state=0)) == []
+    assert comparison.settings_apart([first, first.sample(frac=1, random_state=0)]) == []
 
 
 def test_two_sweeps_differ_where_only_a_value_in_the_middle_does():
     first = frame(rows_of(n_down=list(range(100, 140)), seed=[0]))
     second = first.assign(n_down=first["n_down"].replace(120, 9000).replace(139, 9001).replace(9000, 120))
     second.loc[5, "n_down"] = 139
-    (row, rows) = page._settings_apart(first, second)
+    (row, rows) = comparison.settings_apart([first, second])
     assert row[0] == "n_down"
     assert row[1] != row[2]
     assert rows == ("rows", "1 of 40 only here", "1 of 40 only here")

@@ -92,6 +92,60 @@ def test_a_map_is_the_means_of_the_rows():
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [str(n2) for n2 in ALL["n2"]]
 
 
+def test_settings_side_by_side_are_all_of_them():
+    table = table_of(2, n2=ALL["n2"], num_tasks=ALL["num_tasks"], d=ALL["d"])
+    axes = ["n2", "num_tasks", "d"]
+    figure = plots.parallel(table, axes, "subspace_distance")
+    (drawn,) = (of for of in figure.axes[0].collections if isinstance(of, mpl.collections.LineCollection))
+    means = table.groupby(axes)["subspace_distance"].mean().sort_values()
+    np.testing.assert_allclose(drawn.get_array(), means)
+    for line, setting in zip(drawn.get_segments(), means.index, strict=True):
+        for place, (name, value) in enumerate(zip(axes, setting, strict=True)):
+            # Each lies in its value's share of the axis.
+            assert int(line[place, 1] * len(ALL[name])) == ALL[name].index(value)
+    many = table_of(1, n2=range(1, 31), num_tasks=range(1, 31), d=ALL["d"])
+    figure = plots.parallel(many, axes, "subspace_distance")
+    assert len(figure.axes[0].collections[0].get_segments()) == plots.MOST_SETTINGS
+    assert f"{plots.MOST_SETTINGS} of 1800 settings" in figure.get_label()
+
+
+def test_what_is_left_over_is_held_and_said():
+    """Then any table is drawn, and its caption says which rows are."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        table = table_of(2, n2=ALL["n2"], num_tasks=list(range(1, 12)), d=ALL["d"], tasks=ALL["tasks"])
+        table = table[rng.random(len(table)) < rng.uniform(0.1, 1)]
+        for kind in ("line", "heat"):
+            plan = plots.planned(table, kind=kind, hold=True, panels=False)
+            kept = [name for name in (plan.x, plan.y, plan.color) if name in ALL]
+            assert not plan.table.duplicated([*kept, "seed"]).any()
+            for name in set(ALL) - set(kept):
+                assert f"{name} = {plan.table[name].unique().item()}" in plan.notes[0]
+            assert kind == "heat" or plan.table[plan.color].nunique() <= figures.MOST_LINES
+            caption = plots.draw(plan).get_label()
+            assert all(note in caption for note in plan.notes)
+
+
+@pytest.mark.parametrize(("factor", "scale"), [(2, "linear"), (9.9, "linear"), (11, "log"), (1e4, "log")])
+def test_scales_are_logarithmic_where_numbers_span_a_decade(factor, scale):
+    table = table_of(2, d=[16, 32])
+    table["subspace_distance"] = np.where(table["d"] == 16, 0.1, 0.1 * factor)
+    assert plots.plot(table).axes[0].get_yscale() == scale
+    assert plots.plot(table, log="").axes[0].get_yscale() == "linear"
+    # Nothing is a ratio to 0.
+    assert plots.plot(table.assign(subspace_distance=table["subspace_distance"] - 0.1)).axes[0].get_yscale() == "linear"
+    assert plots.plot(table.assign(subspace_distance=table["d"] ** 5)).axes[0].get_yscale() == "linear"
+
+
+def test_numbers_beside_logarithmic_scales_are_written_as_they_are():
+    figure = plots.plot(table_of(2, n2=ALL["n2"], num_tasks=ALL["num_tasks"]), log="xy")
+    figures.drawn(figure, "svg")
+    axis = figure.axes[0].yaxis
+    texts = [text.get_text() for text in axis.get_ticklabels(which="both") if text.get_text()]
+    assert {float(text) for text in texts}
+    assert all("e" not in text for text in texts)
+
+
 def test_points_are_the_rows():
     table = table_of(n2=ALL["n2"], num_tasks=ALL["num_tasks"])
     figure = plots.plot(table, x="task_error", y="subspace_distance", color="num_tasks")

@@ -5,16 +5,22 @@ Colours are Okabe and Ito's; markers and line styles differ too, so that lines c
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import LogFormatter, NullLocator
 
 from mtfl_jax.analysis import describe
 from mtfl_jax.names import GUESSING, LABELS
@@ -38,12 +44,36 @@ MOST_LINES = len(_COLOURS)
 """How many lines can be told apart."""
 
 MOST_POINTS = 1000
-"""A line of more points is kept as an image, where a file of shapes would grow with it."""
+"""A line of more points, or a map of more cells, is kept as an image, where a file of shapes would grow with it."""
+MOST_NUMBERS = 64
+"""A map of at most so many cells may have its numbers written in them."""
+
+
+class Shown(NamedTuple):
+    """What an artist shows at each of its places, in the order in which it draws them: of which series, x, the value
+    and the ends of its band. `name` is what the values are called, by default as the y axis is.
+    """
+
+    series: Sequence[str]
+    x: Sequence[object]
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    name: str = ""
+
+
+SHOWN: MutableMapping[Artist, Shown] = weakref.WeakKeyDictionary()
+"""What artists show, of those that do not say it by where they are; a page says it to who points at them."""
 
 
 def label(name: str) -> str:
     """What an axis or a legend calls a column: its label in `names.LABELS`, else its name in words."""
     return LABELS.get(name, name.replace("_", " "))
+
+
+def short(text: str) -> str:
+    """A value as it stands beside an axis, where a long one would leave no room for the figure."""
+    return text if len(text) <= 24 else f"{text[:12]}…{text[-11:]}"
 
 
 def style(value: object, index: int) -> dict[str, Any]:
@@ -54,12 +84,19 @@ def style(value: object, index: int) -> dict[str, Any]:
     return {"color": _COLOURS[index], "marker": _MARKERS[index], "linestyle": _LINES[index]}
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, also where it has not been told how."""
+
+    def _repr_png_(self) -> bytes:
+        return drawn(self, "png")
+
+
 def panels(count: int, columns: int = 3) -> tuple[Figure, list[Axes]]:
     """A figure of `count` equal panels, at most `columns` in a row, and its axes in reading order."""
     columns = min(count, columns)
     rows = -(-count // columns)
     with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(3.2 * columns + 0.8 * (columns == 1), 2.9 * rows), layout="constrained")
+        figure = Picture(figsize=(3.2 * columns + 0.8 * (columns == 1), 2.9 * rows), layout="constrained")
         found = [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
     return figure, found
 
@@ -163,22 +200,24 @@ def curves(
         centre, low, high = (points[name].to_numpy() for name in ("centre", "low", "high"))
         look = style(value, index)
         label_of = text if by is None else (names or {}).get(value, text)
+        series = [label_of or ""] * len(points)
         if words:
             shift = 0.1 * (index - lines.max() / 2)
             bars = [centre - low, high - centre]
-            ax.errorbar(at + shift, centre, bars, label=label_of, markersize=5, **{**look, "linestyle": "none"})
+            drawn = ax.errorbar(at + shift, centre, bars, label=label_of, markersize=5, **{**look, "linestyle": "none"})
+            SHOWN[drawn.lines[0]] = Shown(series, [ticks[place] for place in points.index], centre, low, high)
             continue
         shade = {"color": look["color"], "alpha": 0.2, "linewidth": 0}
-        for artist in (
-            *ax.plot(at, centre, label=label_of, markersize=4, **look),
-            ax.fill_between(at, low, high, **shade),
-        ):
+        (line,) = ax.plot(at, centre, label=label_of, markersize=4, **look)
+        SHOWN[line] = Shown(series, list(points.index), centre, low, high)
+        for artist in (line, ax.fill_between(at, low, high, **shade)):
             artist.set_rasterized(len(at) > MOST_POINTS)
     if words:
-        ax.set_xticks(range(len(ticks)), ticks)
+        ax.set_xticks(range(len(ticks)), list(map(short, ticks)))
         ax.set_xlim(-0.5, len(ticks) - 0.5)
     if "y" in log:
         ax.set_yscale("log")
+        _numbers(ax.yaxis)
     if "x" in log:
         _log_x(ax, every[x])
     if y in GUESSING:
@@ -186,6 +225,70 @@ def curves(
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
     ax.grid(alpha=0.3)
+
+
+def heat(
+    ax: Axes,
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    value: str,
+    *,
+    scale: Normalize,
+    agg: str = "mean",
+    among: pd.DataFrame | None = None,
+    written: bool = False,
+) -> QuadMesh:
+    """Draw a column over seeds at each x and y as a map, grey where there is none; what a bar of colours is made of.
+
+    scale: what colours numbers have. among: as of `curves`. written: small maps have their numbers written in them.
+    """
+    every = table if among is None else among
+    own = every.index.isin(table.index)
+    columns, rows = (describe.called(every[name]) for name in (x, y))
+    at = pd.DataFrame({"row": describe.codes(every[y])[own], "column": describe.codes(every[x])[own]})
+    at["value"] = table[value].to_numpy(float, na_value=np.nan)
+    found = at[np.isfinite(at["value"])].groupby(["row", "column"])["value"].agg(agg)
+    grid = np.full((len(rows), len(columns)), np.nan)
+    if len(found):
+        grid[tuple(np.asarray(found.index.to_list()).T)] = found.to_numpy()
+    image = grid.size > MOST_POINTS
+    shown = ax.pcolormesh(
+        np.ma.masked_invalid(grid), norm=scale, cmap="viridis", edgecolors="none" if image else "face", rasterized=image
+    )
+    series = [f"{label(y)} {name}" for name in rows for _ in columns]
+    SHOWN[shown] = Shown(series, columns * len(rows), grid.ravel(), grid.ravel(), grid.ravel(), label(value))
+    ax.set_facecolor("#dddddd")  # What was not measured.
+    for side, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
+        each = max(1, -(-len(names) // 10))
+        side.set_ticks(np.arange(len(names))[::each] + 0.5, list(map(short, names[::each])))
+    if written and grid.size <= MOST_NUMBERS:
+        for (i, j), number in np.ndenumerate(grid):
+            if np.isfinite(number):
+                look: dict[str, Any] = {"color": "w" if scale(number) < 0.6 else "k", "fontsize": "x-small"}
+                ax.text(j + 0.5, i + 0.5, describe.number(float(number), 2), ha="center", va="center", **look)
+    ax.set_xlabel(label(x))
+    ax.set_ylabel(label(y))
+    return shown
+
+
+def bar(figure: Figure, shown: ScalarMappable, ax: Axes | Sequence[Axes], name: str, **look: Any) -> None:
+    """The bar that says which numbers the colours of panels stand for."""
+    drawn = figure.colorbar(shown, ax=ax, label=name, **look)
+    if isinstance(shown.norm, LogNorm):
+        _numbers(drawn.ax.yaxis)
+
+
+class _Written(LogFormatter):
+    """Numbers beside a logarithmic axis as they are written, where matplotlib has powers of ten."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
+def _numbers(axis: Axis) -> None:
+    axis.set_major_formatter(_Written())
+    axis.set_minor_formatter(_Written(labelOnlyBase=False, minor_thresholds=(1.5, 0.4)))
 
 
 def _guessing(ax: Axes, value: float) -> None:
@@ -230,7 +333,10 @@ def _log_x(ax: Axes, column: pd.Series) -> None:
 
 def alt(figure: Figure) -> str:
     """What a figure shows, for a reader who does not see it."""
-    return "; ".join(f"{ax.get_ylabel()} against {ax.get_xlabel()}" for ax in figure.axes if ax.get_ylabel())
+    named = [ax for ax in figure.axes if ax.get_xlabel() and ax.get_ylabel()]
+    if not named:  # Panels that share their labels.
+        return f"{figure.get_supylabel()} against {figure.get_supxlabel()}"
+    return "; ".join(f"{ax.get_ylabel()} against {ax.get_xlabel()}" for ax in named)
 
 
 def svg(figure: Figure) -> bytes:

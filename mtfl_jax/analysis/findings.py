@@ -31,10 +31,14 @@ class Drawing(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A table as a reader sees it: column names and cells are shown as they are."""
+    """A table as a reader sees it: column names and cells are shown as they are. `data` has its numbers for a CSV, by
+    default as they are shown; the note stands below.
+    """
 
     title: str
     table: pd.DataFrame
+    data: pd.DataFrame | None = None
+    note: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,35 +1,50 @@
 """The page of a sweep: report/index.html in its folder, self-contained and made from stored rows only.
 
 What it says comes from the folder alone (the rows, and runs/ for what ran on what), so making it again gives the same
-bytes. `mtfl-report` does that, and lays two sweeps side by side.
+bytes. `mtfl-report` does that, and lays several sweeps side by side.
 """
 
-import base64
 import datetime
+import functools
 import json
-import shlex
+import re
 import sys
+import urllib.parse
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
-import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from mtfl_jax import names
-from mtfl_jax.analysis import describe, plain, studies
+from mtfl_jax.analysis import comparison, describe, plain, studies
 from mtfl_jax.analysis.command import Parser, add_extensions, folder_of, load_extensions
-from mtfl_jax.analysis.findings import VERDICTS, Findings, Listing
+from mtfl_jax.analysis.findings import VERDICTS, Drawing, Findings, Listing
 from mtfl_jax.analysis.report import holds_numbers
 from mtfl_jax.sweeps import notes, places, tables
 from mtfl_jax.sweeps.progress import duration
 
 MOST_ROWS = 300_000
 """A table of more rows is not read: its page says only what runs/ says."""
+ALWAYS_APART = ("time", "cells", "rows", "grid")
+"""Facts that are of a sweep alone."""
 SHOWN = 20
 """Processes, failures and diverged rows listed at most; the others are counted."""
+
+SECTIONS = (
+    ("claim", "Claim", ("claim",)),
+    ("said", "What the data say", ("statements",)),
+    ("figures", "Figures", ("figures",)),
+    ("tables", "Tables", ("listings",)),
+    ("run", "What was run", ("facts",)),
+    ("wrong", "What went wrong", ("failed", "diverged")),
+    ("settings", "Settings", ("settings",)),
+    ("repeat", "To repeat it", ("commands",)),
+)
+"""The sections of a sweep: anchor, title, and what there must be some of."""
 
 ALLOWED = "no results there; allowed: the folder of a sweep"
 
@@ -76,7 +91,7 @@ def _study(runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def write(folder: Path, out: Path | None = None) -> Report:
-    """Write the page of a results folder, and its figures as PNG and PDF, into `out` (by default report/ in it).
+    """Write the page of a results folder, and its figures as PNG, PDF and CSV, into `out` (by default report/ in it).
 
     Where a study's own findings cannot be made, the page says so and shows what it shows of any sweep; a page that is
     there stays where the study is not known.
@@ -87,40 +102,70 @@ def write(folder: Path, out: Path | None = None) -> Report:
     if problem and not studies.known(sweep.study) and places.there(out / "index.html"):
         return Report(found, [], f"{problem}; {out / 'index.html'} stays as it is")
     places.make(out)
-    files = [_render(out, [_side(sweep, found, problem)], [])]
-    if found is not None and found.drawings:
-        from mtfl_jax.analysis import figures
-
-        for drawing in found.drawings:
-            files += figures.save(drawing.figure, drawing.name, out)
-    return Report(found, files, problem)
+    page = _render(out, [_side(sweep, found, problem)])
+    return Report(found, [page, *_saved(found, out)], problem)
 
 
-def compare(first: Path, second: Path, out: Path | None = None) -> Path:
-    """Write a page of two results folders side by side into `out` (by default report-FIRST-SECOND/ here); its path."""
-    sweeps = [read(first), read(second)]
-    out = Path(f"report-{sweeps[0].name}-{sweeps[1].name}") if out is None else out
+def compare(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Write a page of several results folders side by side, and its figures, into `out` (by default report-A-B-… here);
+    the files.
+    """
+    sweeps = [read(folder) for folder in folders]
+    out = Path(f"report-{'-'.join(sweep.name for sweep in sweeps)}"[:200]) if out is None else out
+    sweeps = [sweep._replace(name=name) for sweep, name in zip(sweeps, _told_apart(folders), strict=True)]
+    rows = max(SHOWN, plain.MOST_ROWS // len(sweeps))
+    found = comparison.findings({sweep.name: sweep.table for sweep in sweeps if sweep.table is not None}, rows)
+    sides = [(sweep, *_findings(sweep, rows)) for sweep in sweeps]
     places.make(out)
-    return _render(out, [_side(sweep, *_findings(sweep)) for sweep in sweeps], _differences(*sweeps))
+    keys = [f"{number}-" for number in range(1, len(sides) + 1)]
+    page = _render(out, [_side(*side, key) for side, key in zip(sides, keys, strict=True)], _together(sweeps, found))
+    files = [_saved(own, out, key) for (_, own, _), key in zip(sides, keys, strict=True)]
+    return [page, *_saved(found, out), *(path for saved in files for path in saved)]
 
 
-def _findings(sweep: Sweep) -> tuple[Findings | None, str | None]:
-    """What the study says of its rows, or the plain findings and why it says nothing."""
+def _told_apart(folders: Sequence[Path]) -> list[str]:
+    """What folders are called so that no two are called the same: as much of their paths as that takes."""
+    parts = [folder.resolve().parts for folder in folders]
+    for count in range(1, max(map(len, parts)) + 1):
+        called = ["/".join(own[-count:]) for own in parts]
+        if len(set(called)) == len(set(parts)):
+            break
+    # The same folder may be given twice.
+    return [name if name not in called[:place] else f"{name} ({place + 1})" for place, name in enumerate(called)]
+
+
+def _saved(found: Findings | None, out: Path, key: str = "") -> list[Path]:
+    """Write the figures of findings as files whose names begin with `key`; their paths."""
+    if found is None or not found.drawings:
+        return []
+    from mtfl_jax.analysis import figures, inline
+
+    files = []
+    for drawing in found.drawings:
+        files += figures.save(drawing.figure, f"{key}{drawing.name}", out)
+        text = inline.values(drawing.figure).to_csv(index=False, lineterminator="\n")
+        files.append(out / f"{key}{drawing.name}.csv")
+        tables.whole(files[-1], functools.partial(Path.write_text, data=text, encoding="utf-8"))
+    return files
+
+
+def _findings(sweep: Sweep, rows: int = plain.MOST_ROWS) -> tuple[Findings | None, str | None]:
+    """What the study says of its rows, or the plain findings (`rows` in a listing at most) and why it says nothing."""
     if sweep.table is None:
         return None, None
     if sweep.study == names.NO_STUDY or len(sweep.table) < 2:
-        return plain.findings(sweep.table), None
+        return plain.findings(sweep.table, rows), None
     if not studies.known(sweep.study):
         # A report runs no code because a folder names it: the user does, with --extensions.
         if not sweep.runs[-1].get("findings", True):
-            return plain.findings(sweep.table), None  # It is a grid and says nothing of its own.
+            return plain.findings(sweep.table, rows), None  # It is a grid and says nothing of its own.
         gives = "mtfl-report FOLDER --extensions MODULE gives them"
-        return plain.findings(sweep.table), f"the findings of study {sweep.study} are not here: {gives}"
+        return plain.findings(sweep.table, rows), f"the findings of study {sweep.study} are not here: {gives}"
     try:
         return studies.of(sweep.study, sweep.table), None
     except Exception as error:  # A study that fails must not take the page with it.
         problem = f"the findings of study {sweep.study} could not be made ({one_line(error)})"
-        return plain.findings(sweep.table), problem
+        return plain.findings(sweep.table, rows), problem
 
 
 def one_line(error: Exception) -> str:
@@ -128,23 +173,32 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _render(out: Path, sides: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]]) -> Path:
+def _render(out: Path, sides: Sequence[Mapping[str, Any]], together: Mapping[str, Any] | None = None) -> Path:
     source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    page = environment.from_string(source).render(sides=sides, differences=differences)
+    shown = [figure for part in [*sides, together or {}] for figure in part.get("figures", ())]
+    drawn = sum(len(figure["wide"]) + len(figure["narrow"]) for figure in shown)
+    template = environment.from_string(source)
+
+    def page(weight: int) -> str:
+        said = f"This page is {weight / 1024:,.0f} KiB, {drawn / 1024:,.0f} of them figures."
+        return template.render(sides=sides, together=together, weight=said)
+
+    text = page(len(page(0).encode()))
     path = out / "index.html"
-    tables.whole(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    tables.whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
 
 
-def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str, Any]:
-    """What the template shows of one sweep."""
+def _side(sweep: Sweep, found: Findings | None, problem: str | None, key: str = "") -> dict[str, Any]:
+    """What the template shows of one sweep. key: what its anchors and the files of its figures begin with."""
     table, failures = sweep.table, _failures(sweep.runs)
     statuses = Counter() if table is None else Counter(table["status"])
     bad = {name: count for name, count in statuses.items() if name != "ok"}
-    return {
+    side = {
+        "key": key,
         "name": sweep.name,
         "study": sweep.study,
         "title": found.title if found else "A sweep",
@@ -153,7 +207,7 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str
         "problem": problem,
         "too_many": f"{sweep.rows:,} rows are more than a page is made of ({MOST_ROWS:,})." if table is None else None,
         "statements": [(VERDICTS[said.supported], said.text) for said in found.statements] if found else [],
-        "figures": _figures(found) if found else [],
+        "figures": _figures(found.drawings, key) if found else [],
         "listings": [_sheet(listing) for listing in found.listings] if found else [],
         "facts": _facts(sweep, statuses),
         "processes": _processes(sweep.runs),
@@ -163,8 +217,10 @@ def _side(sweep: Sweep, found: Findings | None, problem: str | None) -> dict[str
         "more": max(0, len(failures) - SHOWN),
         "bad": ", ".join(f"{_count(count, 'row')} {name}" for name, count in sorted(bad.items())),
         "diverged": _diverged(table) if table is not None and bad else None,
-        "commands": _distinct(shlex.join(run["command"]) for run in sweep.runs),
+        "commands": _distinct(map(notes.command, sweep.runs)),
     }
+    contents = [(f"{key}{name}", title) for name, title, parts in SECTIONS if any(map(side.get, parts))]
+    return side | {"contents": contents}
 
 
 def _part(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -186,27 +242,43 @@ def _count(count: int, name: str) -> str:
     return f"{count} {name}{'s' * (count != 1)}"
 
 
-def _figures(found: Findings) -> list[dict[str, Any]]:
-    if not found.drawings:
+def _figures(drawings: Sequence[Drawing], key: str = "") -> list[dict[str, Any]]:
+    """Figures for the template; beside the page their files' names begin with `key`."""
+    if not drawings:
         return []
-    from mtfl_jax.analysis import figures
+    from mtfl_jax.analysis import inline
 
-    return [
-        {
-            "source": f"data:image/svg+xml;base64,{base64.b64encode(figures.svg(drawing.figure)).decode()}",
-            "inches": drawing.figure.get_figwidth(),
-            "alt": figures.alt(drawing.figure),
-            "caption": drawing.caption,
-        }
-        for drawing in found.drawings
-    ]
+    found = []
+    for number, drawing in enumerate(drawings, 1):
+        svg = inline.inline(drawing.figure, f"{key}f{number}")
+        file = urllib.parse.quote(f"{key}{drawing.name}", safe="")
+        found.append(
+            {
+                "name": drawing.name,
+                "wide": Markup(svg.wide),
+                "narrow": Markup(svg.narrow or ""),
+                "inches": svg.inches,
+                "caption": drawing.caption,
+                "files": [(kind.upper(), f"{file}.{kind}") for kind in ("pdf", "png", "csv")],
+            }
+        )
+    return found
 
 
 def _sheet(listing: Listing) -> dict[str, Any]:
-    """A listing for the template: its title, (name, whether of numbers) a column, and its cells as text."""
+    """A listing for the template: its title, (name, whether of numbers) a column, its cells as text, and its CSV."""
     columns = [(str(name), holds_numbers(listing.table[name])) for name in listing.table.columns]
     rows = [[describe.number(cell) for cell in cells] for cells in listing.table.itertuples(index=False)]
-    return {"title": listing.title, "columns": columns, "rows": rows}
+    data = listing.table if listing.data is None else listing.data
+    text = urllib.parse.quote(data.to_csv(index=False, lineterminator="\n"), safe=" ,:;()")
+    return {
+        "title": listing.title,
+        "columns": columns,
+        "rows": rows,
+        "note": listing.note,
+        "file": re.sub(r"[^a-z0-9]+", "-", listing.title.lower()).strip("-")[:40] + ".csv",
+        "csv": f"data:text/csv;charset=utf-8,{text}",
+    }
 
 
 def _facts(sweep: Sweep, statuses: Mapping[str, int]) -> list[tuple[str, str]]:
@@ -215,7 +287,7 @@ def _facts(sweep: Sweep, statuses: Mapping[str, int]) -> list[tuple[str, str]]:
     counted = ", ".join(f"{count} {name}" for name, count in sorted(statuses.items(), key=lambda item: -item[1]))
     out = [("study", sweep.study), ("rows", f"{sweep.rows:,}" + (f" ({counted})" if counted else ""))]
     if not runs:
-        return [*out, ("processes", "not recorded: the rows were made from Python, or runs/ is gone")]
+        return [*out, ("processes", "not recorded: runs/ is gone")]
     out += [("grid", text) for text in _distinct(_grid(run["config"]["sweep"]) for run in runs) if text]
     out += [("cells", "; ".join(_distinct(f"{run['cells']:,}" for run in runs)))]
     compiling, running = (sum(run[f"{name}_seconds"] for run in runs) for name in ("compile", "run"))
@@ -293,50 +365,31 @@ def _diverged(table: pd.DataFrame) -> dict[str, Any]:
     return _sheet(Listing(title, rows.head(SHOWN)))
 
 
-def _differences(first: Sweep, second: Sweep) -> list[dict[str, Any]]:
-    """What two sweeps differ in: their settings, and what they ran on."""
-    columns = ["key", first.name if first.name != second.name else "first", second.name]
-    sheets: list[tuple[str, list[tuple[str, ...]]]] = []
-    if first.table is not None and second.table is not None:
-        sheets.append(("Settings that differ", _settings_apart(first.table, second.table)))
-    facts = [dict(_facts(sweep, {})) for sweep in (first, second)]
-    keys = [key for key in _distinct([*facts[0], *facts[1]]) if key not in ("time", "cells", "rows", "grid")]
-    others = [(key, *(side.get(key, describe.MISSING) for side in facts)) for key in keys]
-    sheets.append(("Other things that differ", [row for row in others if row[1] != row[2]]))
-    return [_sheet(Listing(title, pd.DataFrame(rows, columns=columns))) for title, rows in sheets if rows]
-
-
-def _settings_apart(first: pd.DataFrame, second: pd.DataFrame) -> list[tuple[str, ...]]:
-    """The settings whose values are not the same in two tables, with the values, and how many rows have the settings of
-    no row of the other table.
+def _together(sweeps: Sequence[Sweep], found: Findings) -> dict[str, Any]:
+    """What the template shows of several sweeps: figure and means of all, then their settings and what they ran on,
+    where those differ.
     """
-    keys = _distinct([*describe.settings(first), *describe.settings(second)])
-    both = pd.DataFrame({key: _joined(first, second, key) for key in keys})
-    here = np.arange(len(both)) < len(first)
-    out: list[tuple[str, ...]] = []
-    for key in keys:
-        codes = describe.codes(both[key])
-        alone = [both[key][own & ~np.isin(codes, codes[~own])] for own in (here, ~here)]
-        if any(map(len, alone)):
-            said = [describe.values(both[key][own], among=both[key]) or describe.MISSING for own in (here, ~here)]
-            if said[0] == said[1]:
-                only = [describe.values(own, among=both[key]) or describe.MISSING * bool(len(own)) for own in alone]
-                said = [f"{text}; only here: {own or 'none'}" for text, own in zip(said, only, strict=True)]
-            out.append((key, *said))
-    groups = describe.groups(both, keys)
-    rows = [int((own & ~np.isin(groups, groups[~own])).sum()) for own in (here, ~here)]
-    if any(rows):
-        lengths = (len(first), len(second))
-        out.append(("rows", *(f"{few:,} of {count:,} only here" for few, count in zip(rows, lengths, strict=True))))
-    return out
-
-
-def _joined(first: pd.DataFrame, second: pd.DataFrame, name: str) -> pd.Series:
-    """A column of two tables, one below the other; all missing in a table that has none."""
-    parts = [table[name] if name in table else pd.Series(None, table.index, object) for table in (first, second)]
-    if parts[0].dtype != parts[1].dtype:
-        parts = [part.astype(object) for part in parts]
-    return pd.concat(parts, ignore_index=True)
+    columns = ["key", *(sweep.name for sweep in sweeps)]
+    sheets: list[tuple[str, list[tuple[str, ...]]]] = []
+    read_whole = [sweep.table for sweep in sweeps if sweep.table is not None]
+    if len(read_whole) == len(sweeps):
+        sheets.append(("Settings that differ", comparison.settings_apart(read_whole)))
+    facts = [dict(_facts(sweep, {})) for sweep in sweeps]
+    keys = [key for key in _distinct(key for side in facts for key in side) if key not in ALWAYS_APART]
+    others = [(key, *(side.get(key, describe.MISSING) for side in facts)) for key in keys]
+    sheets.append(("Other things that differ", [row for row in others if len(set(row[1:])) > 1]))
+    differences = [_sheet(Listing(title, pd.DataFrame(rows, columns=columns))) for title, rows in sheets if rows]
+    parts = (
+        ("together", "Side by side", found.drawings or found.listings),
+        ("differences", "What differs", True),
+        *((f"{number}-sweep", sweep.name, True) for number, sweep in enumerate(sweeps, 1)),
+    )
+    return {
+        "figures": _figures(found.drawings),
+        "listings": [_sheet(listing) for listing in found.listings],
+        "differences": differences,
+        "contents": [(name, title) for name, title, there in parts if there],
+    }
 
 
 def _distinct(texts: Iterable[str]) -> list[str]:
@@ -344,22 +397,17 @@ def _distinct(texts: Iterable[str]) -> list[str]:
 
 
 def main() -> None:
-    """Entry point `mtfl-report`: gather the parts of a sweep and make its page again, or one of two sweeps."""
-    parser = Parser("mtfl-report", description="Make the page of a sweep again, or lay two sweeps side by side.")
-    parser.add_argument(
-        "folders", nargs="+", metavar="FOLDER", type=folder_of, help="the folder of a sweep; one or two"
-    )
-    parser.add_argument("--out", type=folder_of, help="where to write; default FOLDER/report, or report-A-B for two")
+    """Entry point `mtfl-report`: gather the parts of a sweep and make its page again, or one of several sweeps."""
+    parser = Parser("mtfl-report", description="Make the page of a sweep again, or lay several side by side.")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER", type=folder_of, help="the folder of a sweep")
+    parser.add_argument("--out", type=folder_of, help="where to write; default FOLDER/report, or report-A-B of several")
     add_extensions(parser)
     given = parser.parse_args()
-    if len(given.folders) > 2:
-        parser.error(f"{given.folders[2]}: one folder too many; allowed: one or two")
     try:
         if given.extensions:
             load_extensions(parser, given.extensions, [_study(notes.read(folder)) for folder in given.folders])
-        if len(given.folders) == 2:
-            first, second = given.folders
-            files, problem = [compare(first, second, given.out)], None
+        if len(given.folders) > 1:
+            files, problem = compare(given.folders, given.out), None
         else:
             # Shares that nobody drives leave their rows in parts.
             merged = [tables.merge(given.folders[0])] if not given.out and tables.scattered(given.folders[0]) else []

@@ -1,6 +1,7 @@
-"""Any table: what varies in it, and the main measurements against that."""
+"""Any table: what varies in it, the main measurements against that, and which setting matters."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -8,22 +9,29 @@ import pandas as pd
 from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing
 
-MOST_ROWS = 100
+MOST_ROWS = 200
 """A listing of means has no more rows than this."""
+LOSSES = ("train_loss", "test_loss")
 
 
-def findings(table: pd.DataFrame) -> Findings:
-    """Figures and means of the main measurements over whatever varies; no claim."""
+def findings(table: pd.DataFrame, rows: int = MOST_ROWS) -> Findings:
+    """Figures and means of the main measurements over whatever varies; no claim. rows: of a listing at most."""
     table = describe.measured(table)
     axes = describe.axes(table)
-    measured = [name for name in describe.main_measurements(table, describe.MAIN) if describe.estimate(table[name]).n]
+    measured = main(table)
     if len(table) < 2:
         return Findings("One row" if len(table) else "No rows", "")
     title = f"Sweep over {', '.join(axes)}" if axes else "One setting"
     if not measured:
         return Findings(title, "")
-    drawings = [_drawing(table, axes, measured)] if axes else []
-    return Findings(title, "", drawings=drawings, listings=[means(table, axes, measured)])
+    matters = [_matters(table, axes, measured)] if len(axes) > 1 else []
+    listings = [*matters, means(table, axes, measured, rows)]
+    return Findings(title, "", drawings=_drawings(table, axes, measured) if axes else [], listings=listings)
+
+
+def main(table: pd.DataFrame) -> list[str]:
+    """The main measurements of which a table has numbers."""
+    return [name for name in describe.main_measurements(table, describe.MAIN) if describe.estimate(table[name]).n]
 
 
 def means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str], most: int = MOST_ROWS) -> Listing:
@@ -31,50 +39,68 @@ def means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str], mos
     group = describe.groups(table, axes)
     first = np.unique(group, return_index=True)[1][:most]
     shown = list(zip(*(describe.texts(table[name].iloc[first], table[name]) for name in axes), strict=True)) or [()]
-    rows = [
-        [*texts, *(str(describe.estimate(rows[name])) for name in measured)]
-        for texts, (_, rows) in zip(shown, table[group < most].groupby(group[group < most]), strict=True)
-    ]
+    rows, numbers = [], []
+    for texts, place, (_, own) in zip(shown, first, table[group < most].groupby(group[group < most]), strict=True):
+        found = {name: describe.estimate(own[name]) for name in measured}
+        rows.append([*texts, *map(str, found.values())])
+        row: dict[str, Any] = {name: table[name].iloc[place] for name in axes}
+        for name, of in found.items():
+            row |= {name: of.mean, f"{name}_error": of.error, f"{name}_n": of.n}
+        numbers.append(row)
     part = f", the first {most} of {group.max() + 1} settings" if group.max() >= most else ""
     title = f"Means of {describe.seeds(table)} ± standard error{part}"
-    return Listing(title, pd.DataFrame(rows, columns=[*axes, *measured]))
+    return Listing(title, pd.DataFrame(rows, columns=[*axes, *measured]), pd.DataFrame(numbers))
 
 
-def _drawing(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> Drawing:
-    """The measurements against the numeric axis of most values, a line for each value of another axis."""
-    from mtfl_jax.analysis import figures
+def _matters(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> Listing:
+    """The share of the variance of each measurement that each axis explains."""
+    shares, headers = {}, {}
+    for name in measured:
+        values = table[name].to_numpy(float, na_value=np.nan)
+        own, values = table[np.isfinite(values)], values[np.isfinite(values)]
+        log = pd.api.types.is_float_dtype(table[name]) and describe.spans_decades(pd.Series(values))
+        values = np.log(values) if log else values
+        shares[name] = {axis: explained(values, describe.codes(own[axis])) for axis in axes}
+        every = describe.groups(own, axes)
+        shares[name]["seed"] = 1 - explained(values, every) if len(own) > every.max() + 1 else np.nan
+        headers[name] = f"{'log ' * log}{name} (n = {len(own):,})"
+    found = pd.DataFrame(shares)
+    found = pd.concat([found.loc[list(axes)].sort_values(measured[0], ascending=False, kind="stable"), found.tail(1)])
+    counts = [
+        int(describe.codes(table[name]).max()) + 1 if name in axes else table["seed"].nunique() for name in found.index
+    ]
+    texts = found.map(lambda share: describe.MISSING if np.isnan(share) else f"{share:.1%}").rename(columns=headers)
+    texts.insert(0, "values", counts)
+    note = (
+        "The share of a measurement's variance that lies between the means at each value of a setting, whatever the"
+        " others are; of seed, that among rows of one setting. Not in it are interactions, which are what then lacks to"
+        " 100%; where a sweep is not balanced, shares overlap."
+    )
+    data = found.rename_axis("setting").reset_index()
+    return Listing("Which setting matters", texts.rename_axis("setting").reset_index(), data, note)
 
-    sizes = {name: int(describe.codes(table[name]).max()) + 1 for name in axes}
-    numbers = {name: describe.numeric(table[name]) for name in axes}
-    # An axis that has no value in some rows has no place for them; it is drawn as names.
-    whole = {name: numbers[name] and not table[name].isna().any() for name in axes}
-    x = max(axes, key=lambda name: (whole[name], numbers[name], sizes[name]))
-    # Names before numbers, few numbers before many: the first is a line a value, the others are held at one value.
-    rest = sorted((name for name in axes if name != x), key=lambda name: numbers[name] and sizes[name])
-    by, held = next(iter(rest), None), rest[1:]
-    notes = []
-    if held:
-        group = describe.groups(table, held)
-        counts = np.bincount(group)
-        most = np.flatnonzero(counts == counts.max())[-1]
-        first = [int(np.argmax(group == most))]
-        named = [f"{name} = {describe.texts(table[name].iloc[first], table[name])[0]}" for name in held]
-        table = table[group == most]
-        notes.append(f"Shown where {', '.join(named)}.")
-    if by is not None and sizes[by] > figures.MOST_LINES:
-        places = describe.codes(table[by])
-        few = np.linspace(0, places.max(), figures.MOST_LINES).round().astype(int)
-        table = table[np.isin(places, few)]
-        notes.append(f"{len(few)} of {places.max() + 1} values of {by} are shown.")
-    diverged = int((~describe.ok(table)).sum())
-    if diverged:
-        notes.append(f"Rows that diverged: {diverged}; they are left out.")
-    measured = [name for name in measured if describe.estimate(table[name]).n] or list(measured)
-    figure, panels = figures.panels(len(measured), columns=2)
-    for ax, name in zip(panels, measured, strict=True):
-        figures.curves(ax, table, x, name, by=by, log="x" if describe.spans_decades(table[x]) else "")
-    if by is not None:
-        panels[0].legend(title=by, fontsize=7, title_fontsize=8)
-    seeds = describe.seeds(table)
-    band = "One seed." if seeds == "one seed" else f"Means of {seeds}; bands and bars are one standard error."
-    return Drawing("sweep", figure, " ".join([band, *notes]))
+
+def explained(values: np.ndarray, group: np.ndarray) -> float:
+    """The share of the variance of values (n,) that lies between the means of groups (n,); NaN where there is none."""
+    counts = np.bincount(group)
+    means = np.bincount(group, values)[counts > 0] / counts[counts > 0]
+    total = float(((values - values.mean()) ** 2).sum())
+    between = float((counts[counts > 0] * (means - values.mean()) ** 2).sum())
+    return between / total if total > 1e-24 * float((values**2).sum()) else np.nan
+
+
+def _drawings(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> list[Drawing]:
+    """The measurements as lines, the losses along the steps, a map of two settings, and all settings side by side."""
+    from mtfl_jax.analysis import plots
+
+    plan = plots.planned(table, kind="line", y=measured[0], hold=True, panels=False)
+    found = {"sweep": plots.beside(plan, measured)}
+    losses = [name for name in LOSSES if name in table and describe.estimate(table[name]).n]
+    if "step" in axes and losses:
+        plan = plots.planned(table, kind="line", x="step", y=losses[0], hold=True, panels=False)
+        found["losses"] = plots.beside(plan, losses)
+    if len(axes) > 1:
+        found["map"] = plots.draw(plots.planned(table, kind="heat", color=measured[0], hold=True))
+    if len(axes) > 2:
+        found["settings"] = plots.parallel(table, axes, measured[0])
+    return [Drawing(name, figure, str(figure.get_label())) for name, figure in found.items()]

@@ -26,7 +26,7 @@ def main() -> None:
     add(
         "--log",
         metavar="LETTERS",
-        help="logarithmic: of x, y, c (colour); default: x where it spans a decade",
+        help="logarithmic: of x, y, c (colour); default: those that span a decade",
     )
     add("--agg", default="mean", help=f"over seeds: {', '.join(figures.AGGREGATES)}")
     add("--band", help="one standard error (se), a 95%% interval (ci), the quarters (quantile), or none")

@@ -1,5 +1,5 @@
-"""A figure of any table: lines over a setting, a map of two settings, or points of two measurements. What is not said
-is chosen from what varies, and rows that differ in anything but their seed are never averaged.
+"""A figure of any table: lines over a setting, a map of two settings, points of two measurements, all settings side by
+side. What is not said is chosen from what varies, and rows that differ in anything but their seed are never averaged.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.collections import LineCollection
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
@@ -34,8 +35,8 @@ KINDS = ("line", "heat", "scatter")
 SIZES = {"column": Size(3.4, 8, 2), "page": Size(7.0, 9, 3), "slide": Size(10.0, 14, 3)}
 """A column and a page of a paper, and a slide."""
 MOST_PANELS = 12
-MOST_NUMBERS = 64
-"""A map of at most so many cells has its numbers written in them."""
+MOST_SETTINGS = 200
+"""Settings side by side are at most so many lines."""
 FOLDER = "folder"
 """The setting that tells several tables apart."""
 
@@ -66,6 +67,8 @@ class Plan:
     y: str
     color: str | None
     facet: str | None
+    notes: Sequence[str] = ()
+    """What was left out of it, in sentences."""
 
     @property
     def measured(self) -> str:
@@ -93,7 +96,7 @@ def plot(
     table: rows, rows by name, or the folders of sweeps, of which several are told apart as `folder`. x, y, color,
     facet: columns. kind: `line` (y over seeds against x, a line for each color), `heat` (color over seeds at each x and
     y), or `scatter` (a point a row). A facet is a panel for each value. log: which scales are logarithmic, of x, y and
-    c; by default x where it spans a decade. agg: `mean` or `median` over seeds; band: `se` (one standard error), `ci`
+    c; by default those that span a decade. agg: `mean` or `median` over seeds; band: `se` (one standard error), `ci`
     (a 95% interval), `quantile` (the quarters) or `none`. fit: a law of `mtfl-fit`, for each line. size: column, page
     or slide. where: "COLUMN=VALUE", rows to keep. Raises ValueError, which begins with the argument and its value.
 
@@ -109,20 +112,105 @@ def plot(
     if set(log or "") - set("xyc"):
         raise ValueError(f"log={log}: allowed: letters of xyc")
     plan = planned(gathered(table), x=x, y=y, color=color, facet=facet, kind=kind, where=where)
+    return draw(plan, log=log, agg=agg, band=band, fit=fit, size=size)
+
+
+def draw(
+    plan: Plan,
+    *,
+    log: str | None = None,
+    agg: str = "mean",
+    band: str | None = None,
+    fit: str | None = None,
+    size: str = "page",
+) -> Figure:
+    """The figure of a plan, as `plot` has it."""
     band = band or ("se" if agg == "mean" else "quantile")
     if band == "se" and agg != "mean":
         raise ValueError(f"band={band}: allowed with agg={agg}: ci, quantile, none")
     if fit is not None and plan.kind != "line":
         raise ValueError(f"fit={fit}: allowed with kind=line")
-    if log is None:
-        log = "x" * (plan.kind != "heat" and describe.spans_decades(plan.table[plan.x]))
     look = SIZES[size]
     with mpl.rc_context({"font.size": look.font, "axes.spines.top": False, "axes.spines.right": False}):
         figure, panels = _panels(plan, look)
-        draw = {"line": _lines, "heat": _maps, "scatter": _points}[plan.kind]
-        draw(plan, figure, panels, How(log, agg, band, fit))
+        by_kind = {"line": _lines, "heat": _maps, "scatter": _points}[plan.kind]
+        by_kind(plan, figure, panels, How(ratios(plan) if log is None else log, agg, band, fit))
         _named(figure, panels, plan, look)
     figure.set_label(caption(plan, agg, band))
+    return figure
+
+
+def beside(plan: Plan, measured: Sequence[str]) -> Figure:
+    """The lines of a plan for several measurements, a panel for each; its caption is `figure.get_label()`."""
+    figure, panels = figures.panels(len(measured), columns=2 if len(measured) == 4 else 3)
+    for ax, name in zip(panels, measured, strict=True):
+        log = ratios(dataclasses.replace(plan, y=name))
+        figures.curves(ax, plan.table, plan.x, name, by=plan.color, log=log)
+    if plan.color is not None:
+        panels[0].legend(title=plan.color, fontsize=7, title_fontsize=8)
+    seeds = _seeds(plan.table)
+    means = "One seed." if seeds == "one seed" else f"Means of {seeds}; bands and bars are one standard error."
+    lines = f"Against {plan.x}{f', a line for each {plan.color}' if plan.color else ''}."
+    figure.set_label(" ".join([lines, means, *plan.notes]))
+    return figure
+
+
+def parallel(table: pd.DataFrame, axes: Sequence[str], measured: str) -> Figure:
+    """Every setting of several axes as a line through its values, coloured by the mean of a measurement, which is the
+    last axis; its caption is `figure.get_label()`.
+
+    Lines of one value lie beside each other in the order of their means, so that colours show what the value does.
+    """
+    means = _means(table, axes, measured).sort_values(kind="stable")
+    if (count := len(means)) > MOST_SETTINGS:
+        means = means.iloc[np.linspace(0, count - 1, MOST_SETTINGS).round().astype(int)]
+    mean, first = means.to_numpy(), np.unique(describe.groups(table, axes), return_index=True)[1][means.index]
+    least, most = mean.min(), mean.max()
+    log = pd.api.types.is_float_dtype(table[measured]) and describe.spans_decades(means)
+    scale: Normalize = LogNorm(least, most) if log else Normalize(least, most)
+    with mpl.rc_context({"font.size": 9}):
+        figure = figures.Picture(figsize=(max(4.5, 1.3 * len(axes) + 2.0), 3.8), layout="constrained")
+        ax = figure.add_subplot(frame_on=False)
+        at = np.empty((len(mean), len(axes) + 1))
+        for place, name in enumerate(axes):
+            texts, codes = describe.called(table[name]), describe.codes(table[name])[first]
+            for code, text in enumerate(texts):
+                own = np.flatnonzero(codes == code)
+                # The middle of the value's share of the axis, and the lines that have it spread over half of that.
+                middle, spread = (code + 0.5) / len(texts), np.linspace(-0.25, 0.25, len(own)) if len(own) > 1 else 0
+                at[own, place] = middle + spread / len(texts)
+                if len(texts) <= MOST_PANELS or code % -(-len(texts) // MOST_PANELS) == 0:
+                    ax.annotate(
+                        figures.short(text),
+                        (place, middle),
+                        (-4, 0),
+                        textcoords="offset points",
+                        ha="right",
+                        va="center",
+                        bbox={"facecolor": "w", "alpha": 0.85, "linewidth": 0, "pad": 1},
+                    )
+            ax.axvline(place, color="#555555", linewidth=0.8)
+        at[:, -1] = scale(mean) if least < most else 0.5
+        # Without its lightest part, which is not seen on white.
+        dark = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.9, 256)))
+        places = [np.column_stack([np.arange(at.shape[1]), line]) for line in at]
+        lines = LineCollection(places, norm=scale, cmap=dark, linewidths=1.2)
+        lines.set_array(mean)
+        ax.add_collection(lines)
+        ax.set(xlim=(-0.5, len(axes)), ylim=(0, 1), yticks=[])
+        ax.set_xticks(range(len(axes)), axes, rotation=20 if len(axes) > 3 else 0)
+        ax.tick_params(length=0)
+        figures.bar(figure, lines, ax, figures.label(measured), pad=0)
+    told = [describe.texts(table[name].iloc[first], table[name]) for name in axes]
+    series = [
+        ", ".join(f"{name} = {text}" for name, text in zip(axes, own, strict=True)) for own in zip(*told, strict=True)
+    ]
+    figures.SHOWN[lines] = figures.Shown(series, [""] * len(mean), mean, mean, mean, figures.label(measured))
+    part = f" {MOST_SETTINGS} of {count} settings, evenly by it, are shown." if count > MOST_SETTINGS else ""
+    figure.set_label(
+        f"Every setting of {', '.join(axes)} as a line through its values, coloured by {figures.label(measured)}, at"
+        f" which it ends; lines of one value lie in the order of that. Means of {describe.seeds(table)}.{part}"
+    )
     return figure
 
 
@@ -140,15 +228,11 @@ def gathered(given: Tables) -> pd.DataFrame:
     # What all paths begin with says nothing.
     common = os.path.commonpath(names) if all("/" in name for name in names) else ""
     short = [os.path.relpath(name, common) if common else name for name in names]
-    return pd.concat(
-        [table.assign(**{FOLDER: name}).pipe(_first) for name, table in zip(short, given.values(), strict=True)],
-        ignore_index=True,
-    )
-
-
-def _first(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `folder` before its other settings."""
-    return table[[FOLDER, *(name for name in table if name != FOLDER)]]
+    parts = [table.assign(**{FOLDER: name}) for name, table in zip(short, given.values(), strict=True)]
+    # A setting that only a later table has stands with the settings.
+    settings = [name for part in parts if "step" in part for name in describe.settings(part)[:-1]]
+    columns = dict.fromkeys([FOLDER, *settings, *(name for part in parts for name in part)])
+    return pd.concat(parts, ignore_index=True)[list(columns)]
 
 
 def planned(
@@ -160,9 +244,14 @@ def planned(
     facet: str | None = None,
     kind: str | None = None,
     where: Sequence[str] = (),
+    hold: bool = False,
+    panels: bool = True,
 ) -> Plan:
     """What a figure is of, with what was not said. Raises ValueError where rows would be averaged that differ in
     something else than their seed.
+
+    hold: then other settings are held at their most common values, and of too many lines some are kept; `notes` says
+    so. panels: whether what was not said may be a facet.
     """
     table = chosen(table, where)
     if "step" not in table:
@@ -184,8 +273,11 @@ def planned(
     fixed = [name for name in (x, y, color, facet) if name in settings and name is not None]
     free = [name for name in describe.axes(table) if name not in fixed and not describe.follows(table, name, fixed)]
     sizes = {name: int(describe.codes(table[name]).max(initial=0)) + 1 for name in free}
-    numeric = {name: describe.numeric(table[name]) for name in free}
-    longest = sorted(free, key=lambda name: (numeric[name], sizes[name]), reverse=True)
+    # An axis that has no value in some rows has no place for them; it is drawn as names.
+    numeric = {name: describe.numeric(table[name]) and not table[name].isna().any() for name in free}
+    # Of as many values, those that differ most.
+    wide = {name: describe.spans_decades(table[name]) for name in free}
+    longest = sorted(free, key=lambda name: (numeric[name], sizes[name], wide[name]), reverse=True)
 
     def take(names: Sequence[str], key: str) -> str:
         if not names:
@@ -210,11 +302,69 @@ def planned(
     if color is None and short:
         color = take(short, "color")
     short = [name for name in short if name in free]
-    if facet is None and short and kind != "scatter" and sizes[short[0]] <= MOST_PANELS:
+    if panels and facet is None and short and kind != "scatter" and sizes[short[0]] <= MOST_PANELS:
         facet = take(short, "facet")
     plan = Plan(table, kind, cast(str, x), cast(str, y), color, facet)
+    if hold:
+        plan = _held(plan, _others(plan, settings, free))
     _check(plan, settings, free)
     return plan
+
+
+def _others(plan: Plan, settings: Sequence[str], free: Sequence[str]) -> list[str]:
+    """The settings in which rows of one point differ."""
+    kept = [name for name in (plan.x, plan.y, plan.color, plan.facet) if name is not None and name in settings]
+    return [name for name in free if not describe.follows(plan.table, name, kept)]
+
+
+def _held(plan: Plan, others: Sequence[str]) -> Plan:
+    """The plan of those rows whose `others` have one value each, that of most lines and then of most measurements; and
+    of as many lines as can be told apart.
+    """
+    table, notes = plan.table, []
+    if others:
+        group = describe.groups(table, others)
+        there = np.isfinite(table[plan.measured].to_numpy(float, na_value=np.nan))
+        counts = np.bincount(group, there)
+        if plan.color is not None and plan.kind == "line":
+            pairs = np.unique([group[there], describe.codes(table[plan.color])[there]], axis=1)
+            counts += np.bincount(pairs[0], minlength=len(counts)) * (len(table) + 1)
+        most = np.flatnonzero(counts == counts.max())[-1]
+        first = [int(np.argmax(group == most))]
+        named = [f"{name} = {describe.texts(table[name].iloc[first], table[name])[0]}" for name in others]
+        table = table[group == most]
+        notes.append(f"Shown where {', '.join(named)}.")
+    if plan.kind == "line" and plan.color is not None:
+        places = describe.codes(table[plan.color])
+        if places.max() >= figures.MOST_LINES:
+            few = np.linspace(0, places.max(), figures.MOST_LINES).round().astype(int)
+            table = table[np.isin(places, few)]
+            notes.append(f"{len(few)} of {places.max() + 1} values of {plan.color} are shown.")
+    diverged = int((~describe.ok(table)).sum())
+    notes += [f"Rows that diverged: {diverged}; they are left out."] * bool(diverged)
+    return dataclasses.replace(plan, table=table, notes=notes)
+
+
+def ratios(plan: Plan) -> str:
+    """Which of x, y and c (colour) are logarithmic where nothing is said: those whose numbers span a decade."""
+    table = plan.table
+    if plan.kind == "scatter":
+        return "".join(
+            letter for letter, name in zip("xy", (plan.x, plan.y), strict=True) if describe.spans_decades(table[name])
+        )
+    names = [plan.x, plan.y, plan.facet] if plan.kind == "heat" else [plan.x, plan.color, plan.facet]
+    means = _means(table, [name for name in names if name is not None], plan.measured)
+    # Counts are no ratios.
+    measured = pd.api.types.is_float_dtype(table[plan.measured]) and describe.spans_decades(means)
+    if plan.kind == "heat":
+        return "c" * measured
+    return "x" * describe.spans_decades(table[plan.x]) + "y" * measured
+
+
+def _means(table: pd.DataFrame, names: Sequence[str], measured: str) -> pd.Series:
+    """The means of what is finite at each setting of the columns `names`, by the number of the setting."""
+    values = table[measured].astype(float)
+    return values.where(np.isfinite(values)).groupby(describe.groups(table, names)).mean().dropna()
 
 
 def _check(plan: Plan, settings: Sequence[str], free: Sequence[str]) -> None:
@@ -231,9 +381,7 @@ def _check(plan: Plan, settings: Sequence[str], free: Sequence[str]) -> None:
         if not describe.numeric(table[plan.x]):
             raise ValueError(f"x={plan.x}: not a column of numbers; allowed with kind=scatter: numbers")
         return
-    kept = [name for name in (plan.x, plan.y, plan.color, plan.facet) if name is not None and name in settings]
-    others = [name for name in free if not describe.follows(table, name, kept)]
-    if others:
+    if others := _others(plan, settings, free):
         said = "; ".join(f"{name} = {describe.values(table[name])}" for name in others)
         ways = "allowed: one of them by where=COLUMN=VALUE, or as color or facet"
         raise ValueError(f"x={plan.x}: rows of one point differ in {said}; {ways}")
@@ -252,15 +400,24 @@ def caption(plan: Plan, agg: str, band: str) -> str:
     if plan.kind == "scatter":
         colored = f", coloured by {plan.color}" if plan.color else ""
         return f"{figures.label(plan.y)} against {figures.label(plan.x)}, a point a row{colored}{each}."
-    seeds = describe.seeds(plan.table) if "seed" in plan.table else "all rows"
+    seeds = _seeds(plan.table) if "seed" in plan.table else "all rows"
     several = "One seed." if seeds == "one seed" else f"{agg.capitalize()} of {seeds}"
     if plan.kind == "heat":
         what = f"{figures.label(plan.measured)} by {plan.x} and {plan.y}{each}."
-        return f"{what} {several.removesuffix('.')}."
+        return " ".join([what, f"{several.removesuffix('.')}.", *plan.notes])
     lines = f", a line for each {plan.color}" if plan.color else ""
     what = f"{figures.label(plan.y)} against {figures.label(plan.x)}{lines}{each}."
     bands = f"; bands are {words[band]}." if band != "none" and seeds != "one seed" else "."
-    return f"{what} {several.removesuffix('.')}{bands}"
+    return " ".join([what, f"{several.removesuffix('.')}{bands}", *plan.notes])
+
+
+def _seeds(table: pd.DataFrame) -> str:
+    """How many seeds means are of, for each of several folders where that differs."""
+    if FOLDER not in table:
+        return describe.seeds(table)
+    each = {name: describe.seeds(own) for name, own in table.groupby(FOLDER, sort=False)}
+    several = len(set(each.values())) > 1
+    return ", ".join(f"{name!s}: {seeds}" for name, seeds in each.items()) if several else next(iter(each.values()))
 
 
 # Drawing
@@ -278,7 +435,7 @@ def _panels(plan: Plan, look: Size) -> tuple[Figure, Panels]:
     width = look.width if columns > 1 else min(look.width, 5.0)
     # A map's bar of colours has its label along its side.
     least = 0.28 * look.font if plan.kind == "heat" and rows == 1 else 1.6
-    figure = Figure(figsize=(width, rows * max(0.8 * width / columns, least)), layout="constrained")
+    figure = figures.Picture(figsize=(width, rows * max(0.8 * width / columns, least)), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for ax in grid[len(parts) :]:
         ax.remove()
@@ -349,33 +506,22 @@ def _scale(least: float, most: float, how: How) -> Normalize:
 
 
 def _maps(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
-    columns, rows = (describe.called(plan.table[name]) for name in (plan.x, plan.y))
-    places = {name: describe.codes(plan.table[name]) for name in (plan.x, plan.y)}
-    cells = []
-    for _, own in panels:
-        kept = plan.table.index.isin(own.index)
-        at = pd.DataFrame({"row": places[plan.y][kept], "column": places[plan.x][kept]})
-        at["value"] = own[plan.measured].to_numpy(float, na_value=np.nan)
-        found = at[np.isfinite(at["value"])].groupby(["row", "column"])["value"].agg(how.agg)
-        grid = np.full((len(rows), len(columns)), np.nan)
-        grid[tuple(np.asarray(found.index.to_list()).T)] = found.to_numpy()
-        cells.append(grid)
-    least, most = np.nanmin(cells), np.nanmax(cells)
-    scale = _scale(least, most, how)
-    shown = None
-    for (ax, _), grid in zip(panels, cells, strict=True):
-        shown = ax.pcolormesh(np.ma.masked_invalid(grid), norm=scale, cmap="viridis", edgecolors="face")
-        ax.set_facecolor("#dddddd")  # What was not measured.
-        for side, names in ((ax.xaxis, columns), (ax.yaxis, rows)):
-            every = max(1, -(-len(names) // 10))
-            side.set_ticks(np.arange(len(names))[::every] + 0.5, names[::every])
-        if grid.size <= MOST_NUMBERS and len(panels) <= 2:
-            for (i, j), value in np.ndenumerate(grid):
-                if np.isfinite(value):
-                    look: dict[str, Any] = {"color": "w" if scale(value) < 0.6 else "k", "fontsize": "x-small"}
-                    ax.text(j + 0.5, i + 0.5, describe.number(float(value), 2), ha="center", va="center", **look)
+    means = _means(plan.table, [name for name in (plan.x, plan.y, plan.facet) if name is not None], plan.measured)
+    scale, shown = _scale(means.min(), means.max(), how), None
+    for ax, own in panels:
+        shown = figures.heat(
+            ax,
+            own,
+            plan.x,
+            plan.y,
+            plan.measured,
+            scale=scale,
+            agg=how.agg,
+            among=plan.table,
+            written=len(panels) <= 2,
+        )
     assert shown is not None
-    figure.colorbar(shown, ax=[ax for ax, _ in panels], label=figures.label(plan.measured))
+    figures.bar(figure, shown, [ax for ax, _ in panels], figures.label(plan.measured))
 
 
 def _points(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
@@ -402,6 +548,6 @@ def _points(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
             getattr(ax, f"set_{side}scale")("log")
         ax.grid(alpha=0.3)
     if shown is not None:
-        figure.colorbar(shown, ax=[ax for ax, _ in panels], label=figures.label(str(plan.color)))
+        figures.bar(figure, shown, [ax for ax, _ in panels], figures.label(str(plan.color)))
     elif plan.color is not None:
         panels[0][0].legend(title=plan.color, fontsize="small", title_fontsize="small")

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import socket
 import subprocess
 import warnings
@@ -189,6 +190,12 @@ def latest(notes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 def _shares(part: Any) -> str:
     """Of how many shares a part "k/K" is one."""
     return str(part or "1/1").partition("/")[2]
+
+
+def command(note: Mapping[str, Any]) -> str:
+    """What a process was called with, as a shell takes it; a call of Python's as it is."""
+    words = note["command"]
+    return str(words[0]) if len(words) == 1 and "(" in words[0] else shlex.join(words)
 
 
 def left(note: Mapping[str, Any]) -> int:

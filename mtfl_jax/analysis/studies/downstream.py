@@ -152,7 +152,7 @@ def _drawing(table: pd.DataFrame, curves: dict[str, pd.DataFrame], called: dict[
             figures.curves(ax, rows, axis, "error", by="features", log="x", names=NAMES)
             text = figures.label("n_down" if axis == "samples" else "width")
             ax.set(xlabel=text, ylabel=f"test error of {name} (share)")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8)
     width, samples = (
         describe.number(curves[axis][other].iloc[0]) for axis, other in (("samples", "width"), ("width", "samples"))
     )

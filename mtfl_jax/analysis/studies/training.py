@@ -1,6 +1,7 @@
 """Many steps against one: learning rates, fresh and fixed samples, one loss and differing losses over tasks."""
 
 import pandas as pd
+from matplotlib.colors import Normalize
 
 from mtfl_jax.analysis import describe, figures
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
@@ -161,12 +162,10 @@ def _maps(by_rate: dict[str, pd.DataFrame]) -> Drawing:
         if rows.empty:
             ax.set_axis_off()
             continue
-        grid = rows.pivot_table(index=RATES[name], columns="step", values="subspace_distance")
-        image = ax.imshow(grid, vmin=0, vmax=1, cmap="cividis", origin="lower", aspect="auto")
-        ax.set_xticks(range(len(grid.columns)), [str(step) for step in grid.columns], fontsize=6)
-        ax.set_yticks(range(len(grid)), [describe.number(rate) for rate in grid.index], fontsize=7)
-        ax.set(title=f"{NAMES[name]}, {samples} samples", xlabel="steps", ylabel=f"learning rate {RATES[name]}")
-        figure.colorbar(image, ax=ax, label="subspace distance")
+        image = figures.heat(ax, rows, "step", RATES[name], "subspace_distance", scale=Normalize(0, 1))
+        ax.set(xlabel="steps", ylabel=f"learning rate {RATES[name]}")
+        ax.set_title(f"{NAMES[name]}, {samples} samples", fontsize=9)
+        figures.bar(figure, image, ax, "subspace distance")
     seeds = describe.seeds(pd.concat(list(by_rate.values())), whole=True)
     caption = (
         f"Subspace distance (0 perfect, 1 a direction missed) by learning rate and number of steps, a"
