@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mtfl_jax.api import study as study
     from mtfl_jax.api import sweep as sweep
     from mtfl_jax.fields import ConfigError as ConfigError
-    from mtfl_jax.search import search as search
+    from mtfl_jax.searching import search as search
     from mtfl_jax.sweeps.training import train as train
 
     __version__: str
@@ -37,7 +37,7 @@ _HOMES = {
     "load": "mtfl_jax.analysis.folders",
     "plot": "mtfl_jax.analysis.plots",
     "run": "mtfl_jax.api",
-    "search": "mtfl_jax.search",
+    "search": "mtfl_jax.searching",
     "study": "mtfl_jax.api",
     "sweep": "mtfl_jax.api",
     "train": "mtfl_jax.sweeps.training",

@@ -79,11 +79,12 @@ def test_without_a_page():
 )
 def test_what_was_run_is_written_as_it_may_be_again(value, text, axis):
     assert api._text(value) == text
-    written = api._written({"seed": value}, [], (), "r <= d")
+    written = api._written({"seed": value}, grids=[], zip=(), where="r <= d", sample=None)
     json.dumps(written)
-    assert written["where"] == ["r <= d"]
-    if not isinstance(value, list) or len(value) < 100:
-        assert written["axes"]["seed"] == axis
+    assert written["sweep"]["where"] == ["r <= d"]
+    several = isinstance(value, range | list | np.ndarray | pd.Series) or axis.startswith("range")
+    assert written["sweep"]["axes"] == ({"seed": axis} if several else {})
+    assert several or written["seed"] == value
 
 
 def test_failures_are_raised():

@@ -54,7 +54,7 @@ BAD = [
     (["-m", "d=8,16", "r=4,9"], "r=9", "sweep.where"),
     (["-m", "d=8,x"], "d=x", "integer from 1"),
     (["-m", "data=gaussian,cauchy"], "data=cauchy", "rademacher"),
-    (["-m", "seed=interval(0,1)"], "seed=interval(0,1)", "range(0,8)"),
+    (["-m", "seed=interval(0,1)"], "seed=interval(0,1)", "sweep.sample=N"),
     (["-m", "d=8,16", "sweep.zip=[[d,n1]]"], "sweep.zip=[d,n1]", "equal length"),
     (["-m", "d=8,16", "sweep.where=['d < 4']"], "sweep.where", "leaves no cell"),
     (["sweep.where=['__import__(1)']"], "sweep.where=__import__(1)", "allowed"),

@@ -254,11 +254,11 @@ except KeyboardInterrupt:
 
 
 def test_python_keeps_its_own_ctrl_c(tmp_path):
-    """A sweep in a notebook raises KeyboardInterrupt, and keeps the rows that were made."""
+    """A sweep in a notebook says that it stops, raises KeyboardInterrupt, and keeps the rows that were made."""
     code = NOTEBOOK.format(tests=os.path.dirname(__file__))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert re.fullmatch(r"interrupted with [1-9]\d*\n", done.stdout), done
-    assert done.stderr == ""
+    assert done.stderr == "stops when what runs is finished and kept; once more stops at once\n"
 
 
 # Readers that go
@@ -344,7 +344,7 @@ def test_whatever_a_note_holds_commands_go_on(swept, capsys, monkeypatch, drawn)
         place[key] = drawn.draw(st.sampled_from(SOME))
     (swept / "runs" / "7.json").write_text(json.dumps(note))
     found = notes.read(swept, warn=False)
-    assert len(found) in (2, 3)
+    assert len(found) in (3, 4)
     assert page._facts(page.Sweep("name", None, 3, found), {})
     page._processes(found)
     page._failures(found)

@@ -594,7 +594,7 @@ def test_a_program_and_its_numbers_are_what_bears_on_the_cell(name):
         assert {key for key in FIELDS if FIELDS[key].kind == "knob" and key in used} == {
             key for key in cell.traced if FIELDS[key].kind == "knob"
         }
-        assert set(p) - set(FIELDS) <= {*PARTS, "record", "groups", "families", "accelerator", "spread"}
+        assert set(p) - set(FIELDS) <= {*PARTS, "record", "groups", "families", "accelerator", "spread", "keep"}
 
 
 # Measurements

@@ -477,9 +477,12 @@ def _lines(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
         )
         if how.fit is not None:
             _laws(ax, own, plan, how.fit)
-    if plan.color is not None or how.fit is not None:
+    look: dict[str, Any] = {"title": plan.color, "fontsize": "small", "title_fontsize": "small"}
+    if how.fit is not None and len(panels) == 1:
+        figure.legend(loc="outside upper center", **look)  # Laws are long: they would cover lines.
+    elif plan.color is not None or how.fit is not None:
         for ax, _ in panels if how.fit is not None else panels[:1]:
-            ax.legend(title=plan.color, fontsize="small", title_fontsize="small")
+            ax.legend(**look)
 
 
 def _laws(ax: Axes, own: pd.DataFrame, plan: Plan, model: str) -> None:

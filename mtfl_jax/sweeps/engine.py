@@ -216,13 +216,14 @@ class _OneThread:
         with self._lock:
             if not self._count:
                 self._limit = threadpoolctl.threadpool_limits(1, "blas")
+                self._limit.__enter__()
             self._count += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._count -= 1
             if not self._count:
-                self._limit.restore_original_limits()
+                self._limit.__exit__(None, None, None)
 
 
 _ONE_THREAD = _OneThread()
