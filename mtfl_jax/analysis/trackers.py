@@ -45,13 +45,20 @@ class Training(NamedTuple):
 
 class Tracker:
     """Gives `send` every training of rows, of `most` trainings; `close` ends what `send` has begun. `where` says where
-    they go. Raises ValueError for a bad `most`.
+    they go, `seconds` how long a training takes at most. Raises ValueError for a bad `most`.
     """
 
-    def __init__(self, where: str, send: Callable[[Training], object], close: Callable[[], object], most: int) -> None:
+    def __init__(
+        self,
+        where: str,
+        send: Callable[[Training], object],
+        close: Callable[[], object],
+        most: int,
+        seconds: float = 0.0,
+    ) -> None:
         if most < 1:
             raise ValueError(f"most={most}: allowed: an integer from 1")
-        self.where, self.send, self.close, self.most = where, send, close, most
+        self.where, self.send, self.close, self.most, self.seconds = where, send, close, most, seconds
         self._known: set[str] = set()
         self._full = False
 
@@ -133,7 +140,7 @@ def tensorboard(folder: str | Path, *, most: int = MOST) -> Tracker:
                 writer.write(event.SerializeToString())
             file.write(whole.getvalue())
 
-    return Tracker(str(home.absolute()), send, lambda: None, most)
+    return Tracker(str(home.absolute()), send, lambda: None, most, seconds=0.003)
 
 
 def mlflow(experiment: str = "mtfl_jax", *, tracking_uri: str | None = None, most: int = MOST) -> Tracker:
@@ -174,7 +181,7 @@ def mlflow(experiment: str = "mtfl_jax", *, tracking_uri: str | None = None, mos
             client.log_batch(run, metrics=metrics[start : start + 1000])
         client.set_terminated(run, "FINISHED" if training.status == OK else "FAILED")
 
-    return Tracker(f"experiment {experiment} of {client.tracking_uri}", send, lambda: None, most)
+    return Tracker(f"experiment {experiment} of {client.tracking_uri}", send, lambda: None, most, seconds=0.05)
 
 
 def wandb(project: str = "mtfl_jax", *, most: int = MOST, **init: Any) -> Tracker:
@@ -206,7 +213,7 @@ def wandb(project: str = "mtfl_jax", *, most: int = MOST, **init: Any) -> Tracke
         run.summary["status"] = status
         current.append((training.key, run, status))
 
-    return Tracker(f"project {project} of wandb", send, close, most)
+    return Tracker(f"project {project} of wandb", send, close, most, seconds=0.1)
 
 
 def _library(name: str) -> Any:

@@ -16,12 +16,16 @@ from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps import tables
 
 Listener = Callable[[pd.DataFrame], object]
-"""What is given rows. Where it has a method `close`, that is called when no more come."""
+"""What is given rows. Where it has a method `close`, that is called when no more come; where it has `seconds`, that is
+what a row takes it at most.
+"""
 
-PIECE = 64
-"""Rows that a listener is given at most at a time."""
+PIECE = 16
+"""Rows that a listener is given at most at a time while the sweep runs."""
 SHARE = 0.02
-"""The share of a core that the listeners' thread takes while the sweep runs: it pauses until it took no more."""
+"""The share of the time in which listeners run while the sweep does. It is time and not that of a processor, as threads
+and processes of a library's own work beside them.
+"""
 
 
 class _Sink(Protocol):
@@ -97,13 +101,18 @@ class _Telling:
             warnings.warn(self._problems.get(), stacklevel=2)
 
     def _tell(self) -> None:
-        began = time.monotonic()
+        began, took, last = time.monotonic(), 0.0, 0.0
         while (part := self._parts.get()) is not None:
-            for start in range(0, len(part), PIECE):
-                rows = tables.frame(part.slice(start, PIECE))
+            while len(part):
+                expected = max(last, PIECE * sum(getattr(one, "seconds", 0.0) for one in self._listeners))
+                self._ended.wait(max(0.0, (took + expected) / SHARE - (time.monotonic() - began)))
+                piece = part if self._ended.is_set() else part.slice(0, PIECE)
+                part, since = part.slice(len(piece)), time.monotonic()
+                rows = tables.frame(piece)
                 rows.attrs["axes"] = self._axes
                 self._each(lambda one, rows=rows: one(rows.copy()))
-                self._ended.wait(max(0.0, time.thread_time() / SHARE - (time.monotonic() - began)))
+                last = time.monotonic() - since
+                took += last
         self._each(lambda one: getattr(one, "close", lambda: None)())
 
     def _each(self, call: Callable[..., object]) -> None:
