@@ -160,7 +160,7 @@ def test_points_are_the_rows():
 def test_a_law_stands_over_each_line():
     table = table_of(n2=ALL["n2"], num_tasks=ALL["num_tasks"])
     figure = plots.plot(table, fit="power", log="xy")
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert [label.partition(":")[0] for label in labels] == ["1", "4", "16"]
     assert all(-0.6 < float(label.split()[2]) < -0.4 for label in labels)
     with pytest.raises(ValueError, match="fit=nonsense: allowed: "):

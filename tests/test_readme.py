@@ -1,5 +1,6 @@
 """README.md and the manual as a reader follows them: links, examples in order, and what they print."""
 
+import ast
 import os
 import re
 import shlex
@@ -153,6 +154,22 @@ def test_every_example_reads_what_one_above_it_made():
             assert name in made or str(Path(name).parent) in made or (ROOT / name).exists(), (name, step)
         made |= made_by(step)
     assert {"out/a", "my_science.py"} <= made  # The patterns find what is there.
+
+
+def test_each_of_ten_things_takes_three_lines():
+    """Commands, and statements other than imports."""
+    text = (ROOT / "docs/how-to/ten.md").read_text(encoding="utf-8")
+    sections = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert len(sections) == 10
+    for section in sections:
+        counts = []
+        for kind, block in FENCE.findall(section):
+            if kind == "python" and not block.startswith("# lab.py"):
+                counts.append(sum(not isinstance(one, ast.Import) for one in ast.parse(block).body))
+            elif kind != "python":
+                counts.append(len(list(commands(block))))
+        assert 1 <= sum(counts) <= 3, section
+        assert re.search(r"\]\(\w+\.md", section), section
 
 
 def test_every_extra_is_one():
