@@ -186,6 +186,25 @@ def axes(table: pd.DataFrame) -> list[str]:
     return found
 
 
+def sampled(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Axes of numbers, each with a setting that has a value of its own at each of the axis's, neither rising nor
+    falling with it: points of intervals, which move together.
+    """
+    found = []
+    for axis in (name for name in axes(table) if numeric(table[name])):
+        for other in varying(table):
+            one_each = other not in (axis, "seed") and numeric(table[other]) and follows(table, other, [axis])
+            if one_each and follows(table, axis, [other]):
+                turns = np.diff(table.drop_duplicates(axis).sort_values(axis)[other].to_numpy(float, na_value=np.nan))
+                found += [(axis, other)] * bool((turns > 0).any() and (turns < 0).any())
+    return found
+
+
+def moving(table: pd.DataFrame) -> list[str]:
+    """The axes, and the settings that move with one through points of intervals."""
+    return [*axes(table), *dict.fromkeys(other for _, other in sampled(table))]
+
+
 def telling(table: pd.DataFrame) -> list[str]:
     """The settings that tell a table's rows apart: those that vary, less those that follow from the choices of config
     groups that vary.

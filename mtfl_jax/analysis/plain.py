@@ -21,12 +21,17 @@ def findings(table: pd.DataFrame, rows: int = MOST_ROWS) -> Findings:
     measured = main(table)
     if len(table) < 2:
         return Findings("One row" if len(table) else "No rows", "")
-    title = f"Sweep over {', '.join(axes)}" if axes else "One setting"
+    points, every = describe.sampled(table), describe.moving(table)
+    title = f"Sweep over {', '.join(every)}" if axes else "One setting"
     if not measured:
         return Findings(title, "")
-    matters = [_matters(table, axes, measured)] if len(axes) > 1 else []
-    listings = [*matters, means(table, axes, measured, rows)]
-    return Findings(title, "", drawings=_drawings(table, axes, measured) if axes else [], listings=listings)
+    if points:
+        drawings = _points(table, every, measured[0], points[0])
+    else:
+        drawings = _drawings(table, axes, measured) if axes else []
+    # At points of intervals every value of an axis is a setting, which explains all.
+    matters = [_matters(table, axes, measured)] if len(axes) > 1 and not points else []
+    return Findings(title, "", drawings=drawings, listings=[*matters, means(table, every, measured, rows)])
 
 
 def main(table: pd.DataFrame) -> list[str]:
@@ -87,6 +92,26 @@ def explained(values: np.ndarray, group: np.ndarray) -> float:
     total = float(((values - values.mean()) ** 2).sum())
     between = float((counts[counts > 0] * (means - values.mean()) ** 2).sum())
     return between / total if total > 1e-24 * float((values**2).sum()) else np.nan
+
+
+def _points(table: pd.DataFrame, axes: Sequence[str], measured: str, pair: tuple[str, str]) -> list[Drawing]:
+    """A measurement, averaged over all else, at the points of two settings that move together, and all settings side by
+    side.
+    """
+    from mtfl_jax.analysis import plots
+
+    first, second = pair
+    group = describe.groups(table, [first])
+    average = table.groupby(group)[measured].mean()
+    once = table[~pd.Series(group, table.index).duplicated()]
+    once = once.assign(**{measured: average[group[table.index.get_indexer(once.index)]].to_numpy(float)})
+    plan = plots.planned(once.dropna(subset=measured), kind="scatter", x=first, y=second, color=measured)
+    figure = plots.draw(plan)
+    others = [name for name in axes if name not in pair]
+    over = f" It is the mean over {', '.join([*others, 'seed'])}." if len(table) > len(once) else ""
+    figure.set_label(f"{figure.get_label()}{over}")
+    found = {"points": figure, "settings": plots.parallel(table, axes, measured)}
+    return [Drawing(name, figure, str(figure.get_label())) for name, figure in found.items()]
 
 
 def _drawings(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> list[Drawing]:

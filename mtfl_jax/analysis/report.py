@@ -78,7 +78,7 @@ def many_rows(table: pd.DataFrame, width: int) -> Group:
     over seeds at each setting.
     """
     measured = [name for name in describe.main_measurements(table, describe.MAIN) if describe.estimate(table[name]).n]
-    axes, lost, said = describe.axes(table), int((~describe.ok(table)).sum()), list[str]()
+    axes, lost, said = describe.moving(table), int((~describe.ok(table)).sum()), list[str]()
     settings = int(describe.groups(table, axes).max()) + 1
     if measured and len(table) > FEW_ROWS and settings < len(table):
         found, fixed = plain.means(table, axes, measured, MOST_ROWS), len(axes)
