@@ -290,6 +290,6 @@ def test_every_example_of_the_readme_does_what_is_said(user):
 @pytest.mark.parametrize("page", MANUAL)
 def test_every_example_of_the_manual_does_what_is_said(user, page):
     for step in MANUAL[page]:
-        for name in re.findall(r"^import (\w+)$", step.words[-1], re.MULTILINE) if step.kind == "python" else ():
+        for name in re.findall(r"^import (\w+)", step.words[-1], re.MULTILINE) if step.kind == "python" else ():
             pytest.importorskip(name)
     follow(MANUAL[page], user)

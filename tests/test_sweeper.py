@@ -76,7 +76,7 @@ def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
     # What a plain run prints: progress, the rows, where they and the report are.
     for text in ("10/10 cells" if launcher != "basic" else "4/4 cells", "subspace_distance", "out/report/index.html"):
         assert text in done.stdout
-    assert done.stdout.count("wrote") == 4
+    assert done.stdout.count("wrote") == 5
     assert ("logs in out/.submitit" in done.stdout) == (launcher == "submitit_local")
     table = mtfl_jax.load(tmp_path / "out")
     assert sorted(zip(table["num_tasks"], table["seed"], strict=True)) == [(t, s) for t in (1, 2) for s in range(5)]
