@@ -16,7 +16,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
+from yaml import YAMLError
 
 from mtfl_jax import compose, extend, running
 from mtfl_jax.analysis import page as pages
@@ -159,9 +162,14 @@ def study(
         found.figures["quickstart"].savefig("quickstart.pdf")
     """
     choices = _choices(str(name), size)
-    loaded = extend.load(compose.whole(choices)["extensions"])
-    composed = compose.whole(choices)
-    called, spec = str(composed["study"]), composed["sweep"]
+    try:
+        loaded = extend.load(compose.whole(choices)["extensions"])
+        composed = compose.whole(choices)
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError("study", name, f"its YAML cannot be read ({pages.one_line(error)})") from None
+    called = choices["study"]
+    compose.require_study(called, composed["study"])
+    spec = compose.sweep_of(composed["sweep"])
 
     def free(own: Mapping[str, Any] | None) -> dict[str, Any]:
         return {key: value for key, value in (own or {}).items() if key not in axes}
@@ -185,7 +193,13 @@ def study(
         moments=compose.moments_of(moments),
     )
     table = rows.drop(columns="id")
-    return Studied(rows, studies.of(called, table) if studies.known(called) else plain.findings(table))
+    if studies.known(called):
+        try:
+            return Studied(rows, studies.of(called, table))
+        except Exception as error:  # A study that fails must not take the rows with it.
+            problem = f"the findings of study {called} could not be made ({pages.one_line(error)})"
+            warnings.warn(problem, stacklevel=2)
+    return Studied(rows, plain.findings(table))
 
 
 def _choices(name: str, size: str) -> dict[str, str]:
@@ -198,7 +212,7 @@ def _choices(name: str, size: str) -> dict[str, str]:
         choices = {"hydra.searchpath": f"['file://{path.parents[1]}']", "study": path.stem, "size": size}
         conf, name = path.parents[1], path.stem
         if path.with_suffix(".py").is_file():
-            studies.from_file(name, path.with_suffix(".py"))
+            running.findings_of(name, path.with_suffix(".py"))
     known = sorted({file.stem for file in (conf / "study").glob("*.yaml")} - {NO_STUDY})
     if name not in known:
         raise ConfigError("study", name, f"allowed: {', '.join(known)}{guess(name, known)}")

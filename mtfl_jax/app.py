@@ -22,14 +22,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.text import Text
+from yaml import YAMLError
 
 import mtfl_jax
 from mtfl_jax import ends, extend, help, running
-from mtfl_jax.analysis import describe, page, report, studies
-from mtfl_jax.compose import HYDRA_BASE, cell_values, conf_dir, memory_share, moments_of, part_of, plain
+from mtfl_jax.analysis import describe, page, report
+from mtfl_jax.compose import (
+    HYDRA_BASE,
+    cell_values,
+    conf_dir,
+    memory_share,
+    moments_of,
+    part_of,
+    plain,
+    require_study,
+    sweep_of,
+)
 from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
-from mtfl_jax.names import SWEEP_KEYS
 from mtfl_jax.records import guess
 from mtfl_jax.sweeps import engine, forecasts, identity, jobs, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
@@ -45,7 +55,7 @@ PLANS = ("run", "only", "compile", "calibrate")
 PRESETS = "study/sizes"
 """Where conf/ keeps STUDY_SIZE.yaml: what a study changes at another size than its default."""
 
-BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, OSError)
+BAD_INPUT = (ConfigError, HydraException, OmegaConfBaseException, OSError, YAMLError)
 
 
 _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)'(?: requires --multirun|$)")
@@ -55,11 +65,7 @@ _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)
 def grid_of(composed: DictConfig) -> Grid:
     """The grid of a composed config: `sweep.axes` and `sweep.grids`, less the axes whose key the command line fixes."""
     overrides, given = list(HydraConfig.get().overrides.task), given_keys()
-    sweep = plain(composed.sweep)
-    for key in sweep:
-        if key not in SWEEP_KEYS:
-            allowed = f"unknown key{guess(key, SWEEP_KEYS)}; allowed: {', '.join(SWEEP_KEYS)}"
-            raise ConfigError(f"sweep.{key}", sweep[key], allowed)
+    sweep = sweep_of(plain(composed.sweep))
 
     def free(axes: dict[str, Any] | None) -> dict[str, Any]:
         return {key: spec for key, spec in (axes or {}).items() if key not in given}
@@ -92,19 +98,11 @@ def given_keys() -> set[str]:
 
 
 def own_study(name: str) -> None:
-    """Import what a study of the user's own finds: NAME.py beside its YAML in a --config-dir. Raises ConfigError, also
-    where the YAML calls itself by another name.
-    """
-    chosen = HydraConfig.get().runtime.choices.get("study")
-    if chosen != name:
-        raise ConfigError("study", chosen, f"its YAML says study: {name}; allowed: study: {chosen}")
+    """Import what a study of the user's own finds: NAME.py beside its YAML in a --config-dir. Raises ConfigError."""
     for entry in GlobalHydra.instance().config_loader().get_search_path().get_path():
         file = Path(str(entry.path).removeprefix("file://")) / "study" / f"{name}.py"
         if file.is_file():
-            try:
-                studies.from_file(name, file)
-            except Exception as error:  # It is the user's code.
-                raise ConfigError("study", name, f"{file} says nothing of it ({page.one_line(error)})") from error
+            running.findings_of(name, file)
 
 
 def task(composed: DictConfig, alone: bool = True) -> None:
@@ -126,9 +124,7 @@ def task(composed: DictConfig, alone: bool = True) -> None:
 def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.Stop) -> None:
     try:
         key, folder = _place(composed, output_dir)
-        if not isinstance(composed.study, str):
-            name = HydraConfig.get().runtime.choices.get("study")
-            raise ConfigError("study", name, "its YAML must begin with the line '# @package _global_'")
+        require_study(str(HydraConfig.get().runtime.choices.get("study")), composed.study)
         _require_own_folder()
         cluster = HydraConfig.get().runtime.choices.get("cluster")
         if cluster not in (None, "none") and HydraConfig.get().mode != RunMode.MULTIRUN:

@@ -10,7 +10,8 @@ import hydra
 from mtfl_jax import extend
 from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, number, one_of
-from mtfl_jax.names import GROUPS, OTHER_KEYS
+from mtfl_jax.names import GROUPS, OTHER_KEYS, SWEEP_KEYS
+from mtfl_jax.records import guess
 
 HYDRA_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 """What Hydra 1.3 must be told and later versions must not."""
@@ -49,6 +50,23 @@ def _whole(choices: tuple[tuple[str, str], ...], extensions: tuple[str, ...]) ->
                 return plain(compose("config", [f"{key}={name}" for key, name in choices]))
         finally:
             Singleton.set_state(state)
+
+
+def sweep_of(sweep: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The `sweep` of a composed config, its keys checked. Raises ConfigError."""
+    for key in sweep:
+        if key not in SWEEP_KEYS:
+            allowed = f"unknown key{guess(key, SWEEP_KEYS)}; allowed: {', '.join(SWEEP_KEYS)}"
+            raise ConfigError(f"sweep.{key}", sweep[key], allowed)
+    return sweep
+
+
+def require_study(chosen: str, said: Any) -> None:
+    """Raise ConfigError unless the YAML of the study `chosen` sets `study` to its name, at the top of the config."""
+    if not isinstance(said, str):
+        raise ConfigError("study", chosen, "its YAML must begin with the line '# @package _global_'")
+    if said != chosen:
+        raise ConfigError("study", chosen, f"its YAML says study: {said}; allowed: study: {chosen}")
 
 
 def plain(node: Any) -> dict[str, Any]:

@@ -51,6 +51,8 @@ BOOKKEEPING: Mapping[str, type] = {
 
 LATEST = "latest"
 """What stands for the newest sweep, where a folder is read."""
+NOT_NAMES = (LATEST, "parts", "runs", "report")
+"""What no sweep may be called: it stands for others, or for what is in a sweep's folder."""
 
 NO_STUDY = "none"
 """The `study` of a sweep that is no study's."""

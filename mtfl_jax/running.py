@@ -3,9 +3,11 @@
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mtfl_jax.analysis import studies
+from mtfl_jax.analysis import page, studies
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps import engine, machine, notes, progress, store
 
 
@@ -24,6 +26,14 @@ def about(command: Sequence[str], config: Mapping[str, Any], extensions: Sequenc
         "findings": studies.known(config["study"]),
         **machine.environment(),
     }
+
+
+def findings_of(name: str, file: Path) -> None:
+    """Run the file of a study of the user's own, which says what it finds. Raises ConfigError."""
+    try:
+        studies.from_file(name, file)
+    except Exception as error:  # It is the user's code.
+        raise ConfigError("study", name, f"{file} says nothing of it ({page.one_line(error)})") from error
 
 
 class Noting:

@@ -207,8 +207,11 @@ def test_a_study():
     found = mtfl_jax.study("quickstart", **small, num_tasks=[1, 64], folder="q")
     assert len(found.table) == 3 * 2 * 2
     assert list(found.figures) == ["quickstart"]
+    shown = found._repr_html_()
+    assert shown.count("<img src=") == 1
+    assert all(said.text.replace("<", "&lt;") in shown for said in found.findings.statements)
     assert str(found).startswith("One gradient step, 2 hidden directions in d = 8")
-    assert "64 tasks" in (found := str(found)), found
+    assert "64 tasks" in str(found)
     assert notes.read(api.Path("q"))[0]["config"]["study"] == "quickstart"
     assert os.path.exists("q/report/quickstart.pdf")
 
@@ -217,6 +220,15 @@ def test_a_study_of_ones_own(tmp_path, repository):
     (tmp_path / "lab/study").mkdir(parents=True)
     yaml = (repository / "conf/study/quickstart.yaml").read_text().replace("study: quickstart", "study: mine")
     (tmp_path / "lab/study/mine.yaml").write_text(yaml)
+    for name, text in {
+        "bare": "study: bare\n",
+        "other": yaml,
+        "torn": "study: [",
+        "axis": "# @package _global_\nstudy: axis\nsweep: {axis: {num_tasks: [1]}}\n",
+        "code": yaml.replace("mine", "code"),
+    }.items():
+        (tmp_path / f"lab/study/{name}.yaml").write_text(text)
+    (tmp_path / "lab/study/code.py").write_text("def findings(")
     small = {"d": 8, "r": 2, "width": 16, "n1": 64, "n2": 64, "n_down": 8, "n_test": 16, "seed": [0]}
     found = mtfl_jax.study("lab/study/mine.yaml", **small, num_tasks=[1, 4])
     assert len(found.table) == 6
@@ -226,9 +238,25 @@ def test_a_study_of_ones_own(tmp_path, repository):
         ("quickstart", "huge", "size=huge: allowed with study=quickstart: default"),
         ("lab/study/no.yaml", "default", "study=lab/study/no.yaml: allowed"),
         ("none", "default", "study=none: allowed"),
+        ("lab/study/bare.yaml", "default", "study=bare: its YAML must begin with"),
+        ("lab/study/other.yaml", "default", "study=other: its YAML says study: mine"),
+        ("lab/study/torn.yaml", "default", "its YAML cannot be read"),
+        ("lab/study/axis.yaml", "default", r"sweep.axis=.*did you mean axes"),
+        ("lab/study/code.yaml", "default", "study=code: .*says nothing of it"),
     ):
         with pytest.raises(ValueError, match=said):
             mtfl_jax.study(name, size=size)
+
+
+def test_a_study_whose_findings_fail_keeps_its_rows(tmp_path, repository):
+    (tmp_path / "lab/study").mkdir(parents=True)
+    yaml = (repository / "conf/study/quickstart.yaml").read_text().replace("study: quickstart", "study: failing")
+    (tmp_path / "lab/study/failing.yaml").write_text(yaml)
+    (tmp_path / "lab/study/failing.py").write_text("def findings(table):\n    return 1 / 0\n")
+    small = {"d": 8, "r": 2, "width": 8, "n1": 32, "n2": 32, "n_down": 8, "n_test": 16, "seed": [0]}
+    with pytest.warns(UserWarning, match="findings of study failing could not be made .ZeroDivisionError"):
+        found = mtfl_jax.study("lab/study/failing.yaml", **small, num_tasks=[1, 4])
+    assert len(found.table) == 6
 
 
 def test_what_has_no_effect_is_a_warning_at_the_call():

@@ -1,6 +1,7 @@
 """`mtfl_jax.train`: one row's network, tasks and data."""
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 import reference
@@ -106,10 +107,27 @@ def test_the_truth_table_is_the_tasks(name):
     np.testing.assert_array_equal(table[:, index].T, found.y)
 
 
+def test_a_part_of_a_row_is_refused_and_one_of_an_earlier_version_is_not(tmp_path, repository):
+    table = mtfl_jax.sweep(**SMALL, seed=[0, 1], folder=tmp_path / "a")
+    tidy = mtfl_jax.load(tmp_path / "a", tidy=True)
+    means = table[table["seed"] == 1].select_dtypes("number").drop(columns="id").astype(float).mean()
+    for part in (tidy.iloc[0], means):
+        with pytest.raises(ValueError, match=r"row=without .*allowed: all settings of a row"):
+            mtfl_jax.train(**part)
+    for folder in ("one_step", "stepped"):
+        old = mtfl_jax.load(repository / "tests" / "old_folders" / folder)
+        for row in (old.iloc[0], old.assign(schema=pd.NA).iloc[-1]):
+            found = mtfl_jax.train(**row)
+            same = found.table[found.table["step"] == row["step"]].iloc[0]
+            np.testing.assert_allclose(same["subspace_distance"], row["subspace_distance"], rtol=1e-3, atol=1e-4)
+
+
 def test_what_is_no_row_is_refused_in_a_line():
     row = mtfl_jax.run(**SMALL, algorithm="alternating", measure="recovery", probe="none").iloc[0]
     for more, said in (
         ({"step": 6}, "step=6: allowed: from 1 to steps=5"),
+        ({"step": 2.5}, "step=2.5: allowed: an integer"),
+        ({"step": "x"}, "step=x: allowed: an integer"),
         ({"d": 9}, "id="),
         ({"taks": 1}, "taks=1: unknown key (did you mean tasks"),
         ({"d": [8, 9]}, r"d=\[8, 9\]"),

@@ -71,7 +71,7 @@ def clean(folder: Path, conditions: Sequence[str], yes: bool) -> Iterator[str]:
                 f"where={condition}: allowed: COLUMN=VALUE, columns {', '.join(known)}{guess(name, known)}"
             )
     names = dict.fromkeys(condition.partition("=")[0] for condition in conditions)
-    table = tables.load(folder, columns=[*names, "id"])
+    table = tables.load(folder, columns=list(dict.fromkeys([*names, "id"])))
     gone = chosen(table, conditions)
     if not yes:
         yield f"{len(gone):,} of {several(len(table), 'row')} would go; --yes removes them"

@@ -52,7 +52,9 @@ def difference(first: pd.Series, second: pd.Series) -> Difference:
         return Difference(describe.estimate(second[shared] - first[shared]), len(shared))
     one, other = describe.estimate(first), describe.estimate(second)
     n = min(one.n, other.n)
-    return Difference(Estimate(other.mean - one.mean, math.hypot(one.error, other.error), n, n), 0)
+    # Of one seed alone the error is not known, and so not that of the difference.
+    error = math.hypot(one.error, other.error) if n > 1 else 0.0
+    return Difference(Estimate(other.mean - one.mean, error, n, n), 0)
 
 
 def _means(

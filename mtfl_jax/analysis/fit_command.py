@@ -128,7 +128,8 @@ def _groups(table: pd.DataFrame, options: argparse.Namespace, by: Sequence[str])
     """The fits that are asked for. Raises ValueError, also where one would be of rows of several settings."""
     if differ := _pooled(table, options, by=by, pool=_listed(options.pool)):
         found, first = " and ".join(f"{name} = {values}" for name, values in differ.items()), next(iter(differ))
-        ways = f"--where {first}=VALUE keeps one, --by {first} fits each, --pool {','.join(differ)} takes all for one"
+        each = ",".join([*by, *(name for name in differ if name not in options.x.split(","))])
+        ways = f"--where {first}=VALUE keeps one, --by {each} fits each, --pool {','.join(differ)} takes all for one"
         raise ValueError(f"x={options.x}: rows of one fit differ in {found}; allowed: {ways}")
     names = tuple(options.x.split(","))
     given: dict[str, Any] = {"bootstraps": options.bootstraps, "level": options.level, "seed": options.seed}

@@ -37,8 +37,9 @@ def load(
     file lacks is missing in it; attrs["labels"] has the columns' labels. Raises FileNotFoundError where there are no
     results, ValueError for an unknown column, IncompatibleError (a ValueError) for files that cannot be one table.
 
-    Sweeps have the columns folder, study, state (running, stopped, failed or finished; missing where
-    there are no notes), rows, cells, left (cells still to run), axes (settings that vary) and updated.
+    Sweeps have the columns folder, study, state (running, stopped, failed or finished; missing where there are no
+    notes), rows, cells and left (asked for, and still to run, as the processes noted that ran them), axes (settings
+    that vary) and updated.
     """
     if tidy and columns is not None:
         raise ValueError(f"tidy=True: columns={list(columns)} says which; allowed: one of the two")

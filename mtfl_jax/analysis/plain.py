@@ -50,7 +50,7 @@ def means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str], mos
         rows.append([*texts, *map(str, found.values())])
         row: dict[str, Any] = {name: table[name].iloc[place] for name in axes}
         for name, of in found.items():
-            row |= {name: of.mean, f"{name}_error": of.error, f"{name}_n": of.n}
+            row |= {name: of.mean, f"{name}_error": of.error if of.n > 1 else np.nan, f"{name}_n": of.n}
         numbers.append(row)
     part = f", the first {most} of {group.max() + 1} settings" if group.max() >= most else ""
     title = f"Means of {describe.seeds(table)} ± standard error{part}"

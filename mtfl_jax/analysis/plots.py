@@ -89,7 +89,7 @@ def plot(
     band: str | None = None,
     fit: str | None = None,
     size: str = "page",
-    where: Sequence[str] = (),
+    where: Sequence[str] | str = (),
 ) -> Figure:
     """A figure of a table; its caption is `figure.get_label()`. Everything may be left out.
 
@@ -109,6 +109,10 @@ def plot(
         ("size", size, tuple(SIZES)),
     ):
         _require(key, value, allowed)
+    where = [where] if isinstance(where, str) else where
+    for condition in where:
+        if not isinstance(condition, str):
+            raise ValueError(f"where={condition}: allowed: COLUMN=VALUE")
     if set(log or "") - set("xyc"):
         raise ValueError(f"log={log}: allowed: letters of xyc")
     plan = planned(gathered(table), x=x, y=y, color=color, facet=facet, kind=kind, where=where)

@@ -31,7 +31,7 @@ from rich.console import Console
 from mtfl_jax import ends
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.names import LATEST
+from mtfl_jax.names import NOT_NAMES
 from mtfl_jax.sweeps import host, notes, places, progress, store
 
 KEY = "hydra.sweep.dir"
@@ -229,9 +229,10 @@ def timed(text: Any) -> bool:
 
 def require_name(name: Any) -> None:
     """Raise ConfigError unless something can be the name of a folder in another."""
-    whole = isinstance(name, str | int) and not isinstance(name, bool)
-    if not whole or not re.fullmatch(r"\w[\w.+-]{0,99}", str(name)) or name == LATEST:
-        allowed = f"allowed: letters, digits and _, after the first also . + -, but not {LATEST}"
+    # Of a number Hydra does not keep how it was written.
+    if not isinstance(name, str) or not re.fullmatch(r"\w[\w.+-]{0,99}", name) or name in NOT_NAMES:
+        others = ", ".join(NOT_NAMES)
+        allowed = f"allowed: letters, digits and _, after the first also . + -, but no number, nor {others}"
         raise ConfigError(NAME, "null" if name is None else name, allowed)
 
 

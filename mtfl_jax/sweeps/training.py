@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from mtfl_jax import compose, extend
-from mtfl_jax.config import FIELDS, require_field
-from mtfl_jax.fields import ConfigError
+from mtfl_jax.config import FIELDS, Config, require_field
+from mtfl_jax.fields import ConfigError, integer
 from mtfl_jax.learning import data, drawing, experiment, measuring, network, tasks
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.arithmetic import Arithmetic
@@ -102,12 +102,12 @@ class Training:
 def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
     """Train one network and keep it: W, b, A, its tasks, its data, and what is measured of it.
 
-    Settings are those of `run`. A row of a table is them too, `mtfl_jax.train(**row)`: its measurements are not read,
-    its `step` (default: the last) says after how many updates W, b and A are wanted, and its `id`, where it has one, is
-    required to be that of the training. Draws and labels are the row's bit for bit. `table` is bit for bit what
-    `sweep(moments="never", …)` makes of this cell alone; where a sweep pads sizes to those of other cells, or shares
-    moments, it is so to rounding. Raises ConfigError (a ValueError) for a bad key or value and for a row of other
-    settings or extensions, TooLargeError where memory does not hold it.
+    Settings are those of `run`. A row of a table is them too, `mtfl_jax.train(**row)`, if it has all of its settings:
+    its measurements are not read, its `step` (default: the last) says after how many updates W, b and A are wanted, and
+    its `id`, where it has one, is required to be that of the training. Draws and labels are bit for bit the row's.
+    `table` is bit for bit what `sweep(moments="never", …)` makes of this cell alone; where a sweep pads sizes to those
+    of other cells, or shares moments, it is so to rounding. Raises ConfigError (a ValueError) for a bad key or value
+    and for a row of other settings or extensions, TooLargeError where memory does not hold it.
 
         row = table.sort_values("subspace_distance").iloc[0]
         numpy.linalg.svd(mtfl_jax.train(**row).W)
@@ -115,8 +115,9 @@ def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
     _load(extensions)
     values = _settings(row_or_settings)
     config = compose.from_keywords(**values)
+    _require_whole(row_or_settings, config)
     step = row_or_settings.get("step")
-    step = config.record[-1] if step is None or pd.isna(step) else int(step)
+    step = config.record[-1] if _missing(step) else integer(0).parse("step", step)
     if step not in config.record:
         if not ALGORITHMS[config.algorithm].stepped or not 1 <= step <= config.steps:
             allowed = f"from 1 to steps={config.steps}" if ALGORITHMS[config.algorithm].stepped else config.record[0]
@@ -134,7 +135,7 @@ def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
 def _load(extensions: Any) -> None:
     """Load extensions; those that a row names, NAME:HASH, must be loaded. Raises ConfigError."""
     if not isinstance(extensions, str) or ":" not in extensions:
-        if not (pd.api.types.is_scalar(extensions) and pd.isna(extensions)):
+        if not _missing(extensions):
             extend.load(extensions)
         return
     for source in extensions.split():
@@ -152,18 +153,47 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
         if key in MEASURES or key in BOOKKEEPING or key == "id":
             continue
         require_field(key, value)
-        missing = pd.api.types.is_scalar(value) and pd.isna(value)
+        missing = _missing(value)
         found = identity.parsed(key, None if missing else value)
         if found is not identity.UNKNOWN:
             values[key] = found
         elif not missing:
             values[key] = value  # It will be said what is allowed.
+    if _is_row(given):
+        # Of a version that had no such settings yet.
+        values |= {
+            name: field.before for name, field in FIELDS.items() if name not in given and field.before is not None
+        }
     return values
+
+
+def _missing(value: Any) -> bool:
+    """Whether a value is none: None, NaN or NA."""
+    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+
+
+def _is_row(given: Mapping[str, Any]) -> bool:
+    """Whether it is a row of a table, or a part of one."""
+    return any(key in MEASURES or key in ("id", "status", "draws", "schema") for key in given)
+
+
+def _require_whole(given: Mapping[str, Any], config: Config) -> None:
+    """Raise ConfigError for a row that lacks settings: defaults would make it another one."""
+    lacking = [
+        name
+        for name, field in FIELDS.items()
+        if name in config.used and name not in given and field.type.column is not None and field.before is None
+    ]
+    if _is_row(given) and lacking:
+        some = ", ".join(lacking[:5]) + ", …" * (len(lacking) > 5)
+        allowed = "allowed: all settings of a row of mtfl_jax.load(FOLDER), not a tidy one, or settings alone"
+        raise ConfigError("row", f"without {some}", allowed)
 
 
 def _identified(given: Mapping[str, Any]) -> bool:
     """Whether a row has an identity of the present scheme, in numbers that hold it."""
-    return isinstance(given.get("id"), int | np.integer) and given.get("schema", SCHEMA) == SCHEMA
+    schema = given.get("schema")
+    return isinstance(given.get("id"), int | np.integer) and not _missing(schema) and int(float(str(schema))) == SCHEMA
 
 
 def _trained(grid: Grid, step: int) -> Training:
