@@ -162,6 +162,7 @@ def test_two_sweeps_differ_wherever_a_setting_does(draw):
     assert ("rows" in rows) == (set(keys(first, COLUMNS)) != set(keys(second, COLUMNS)))
     assert all(one != other for name, (one, other) in rows.items() if name != "rows")
     assert comparison.settings_apart([first, first.sample(frac=1, random_state=0)]) == []
+    assert comparison.settings_apart([first, first.head(0)]) == [("rows", f"{len(first)}", "0")]
 
 
 def test_two_sweeps_differ_where_only_a_value_in_the_middle_does():

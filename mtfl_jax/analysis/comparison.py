@@ -107,8 +107,10 @@ def _paired(name: str, first: str, pairs: set[int]) -> str:
 
 def settings_apart(tables: Sequence[pd.DataFrame]) -> list[tuple[str, ...]]:
     """The settings whose values are not the same in all tables, with the values, and how many rows have the settings of
-    no row of another table.
+    no row of another table. Where a table has no rows, it has no settings either: only how many rows there are.
     """
+    if not all(map(len, tables)):
+        return [("rows", *(f"{len(table):,}" for table in tables))]
     keys = list(dict.fromkeys(name for table in tables for name in describe.settings(table)))
     every = pd.DataFrame({key: _joined(tables, key) for key in keys})
     of = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
