@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from mtfl_jax import compose, extend, running
+from mtfl_jax import compose, ends, extend, running
 from mtfl_jax.analysis import page as pages
 from mtfl_jax.analysis import plain, report, studies
 from mtfl_jax.analysis.findings import VERDICTS, Findings
@@ -31,7 +31,7 @@ from mtfl_jax.records import guess
 from mtfl_jax.sweeps import engine, identity, places, store, tables
 from mtfl_jax.sweeps import progress as display
 from mtfl_jax.sweeps.grammar import axis_values
-from mtfl_jax.sweeps.grid import Grid
+from mtfl_jax.sweeps.grid import Grid, zips
 from mtfl_jax.sweeps.listeners import Listener, listeners_of, told
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION
 from mtfl_jax.sweeps.sampling import SAMPLERS, Sampling
@@ -79,15 +79,17 @@ def sweep(
         mtfl_jax.sweep(d=[32, 64], r=[2, 4], num_tasks=[1, 16, 64], seed=range(64))
     """
     loaded = extend.load(extensions)
-    sampling = Sampling.of(sample, sampler, sample_seed)
-    grid = Grid(axes, compose.composed, grids=grids, zipped=zip, where=where, sampling=sampling)
-    if said := grid.without_effect(axes):
-        warnings.warn(said, stacklevel=2)
-    config = {"study": NO_STUDY, **_written(axes, grids=grids, zip=zip, where=where, **sampling.written())}
+    drawn = Sampling.of(sample, sampler, sample_seed).written()
+    said = {"axes": axes, "grids": grids, "zip": zip, "where": where, **drawn}
+    grid = Grid.of_sweep(said, compose.composed)
+    if without := grid.without_effect(axes):
+        warnings.warn(without, stacklevel=2)
+
+    def about() -> dict[str, Any]:
+        others = {"grids": grids, "zip": zip, "where": where, **(drawn if sample is not None else {}), "folder": folder}
+        return running.about([_call("sweep", {**axes, **others})], {"study": NO_STUDY, **_written(said)}, loaded)
+
     how = {"memory_fraction": compose.memory_share(memory_fraction), "moments": compose.moments_of(moments)}
-    drawn = {key: value for key, value in sampling.written().items() if sample is not None}
-    call = _call("sweep", {**axes, "grids": grids, "zip": zip, "where": where, **drawn, "folder": folder})
-    about = running.about([call], config, loaded)
     return _run(grid, folder, about, shows=progress, makes_page=page, listeners=listeners_of(on_rows), **how)
 
 
@@ -169,37 +171,26 @@ def study(
         raise ConfigError("study", name, f"its YAML cannot be read ({pages.one_line(error)})") from None
     called = choices["study"]
     compose.require_study(called, composed["study"])
-    spec = compose.sweep_of(composed["sweep"])
-
-    def free(own: Mapping[str, Any] | None) -> dict[str, Any]:
-        return {key: value for key, value in (own or {}).items() if key not in axes}
-
-    every, grids = {**free(spec["axes"]), **axes}, [free(own) for own in spec["grids"] or ()]
-    zipped, where = spec["zip"] or (), spec["where"] or ()
+    said = compose.sweep_of(composed["sweep"], axes)
+    said["axes"] |= axes
 
     def of(own: Mapping[str, str]) -> Mapping[str, Any]:
         return compose.own_keys(compose.whole({**choices, **own}))
 
-    sampling = Sampling.of(*(spec[key] for key in ("sample", "sampler", "sample_seed")))
-    grid = Grid(every, of, grids=grids, zipped=zipped, where=where, sampling=sampling)
-    config = {**composed, **_written(every, grids=grids, zip=zipped, where=where, **sampling.written())}
-    call = _call("study", {"name": str(name), "size": size, **axes, "folder": folder})
-    rows = _run(
-        grid,
-        folder,
-        running.about([call], config, loaded),
-        shows=progress,
-        memory_fraction=compose.memory_share(memory_fraction),
-        moments=compose.moments_of(moments),
-    )
+    def about() -> dict[str, Any]:
+        call = _call("study", {"name": str(name), "size": size, **axes, "folder": folder})
+        return running.about([call], {**composed, **_written(said)}, loaded)
+
+    how: dict[str, Any] = {"memory_fraction": compose.memory_share(memory_fraction)}
+    how["moments"] = compose.moments_of(moments)
+    rows = _run(Grid.of_sweep(said, of), folder, about, shows=progress, **how)
     table = rows.drop(columns="id")
-    if studies.known(called):
-        try:
-            return Studied(rows, studies.of(called, table))
-        except Exception as error:  # A study that fails must not take the rows with it.
-            problem = f"the findings of study {called} could not be made ({pages.one_line(error)})"
-            warnings.warn(problem, stacklevel=2)
-    return Studied(rows, plain.findings(table))
+    if not studies.known(called):
+        return Studied(rows, plain.findings(table))
+    found, problem = pages.found_by(called, table)
+    if problem:
+        warnings.warn(problem, stacklevel=2)
+    return Studied(rows, found)
 
 
 def _choices(name: str, size: str) -> dict[str, str]:
@@ -225,16 +216,18 @@ def _choices(name: str, size: str) -> dict[str, str]:
 def _run(
     grid: Grid,
     folder: str | os.PathLike[str] | None,
-    about: Mapping[str, Any],
+    about: Callable[[], Mapping[str, Any]],
     *,
     shows: bool,
     makes_page: bool = True,
     listeners: Sequence[Listener] = (),
     **how: Any,
 ) -> pd.DataFrame:
-    """Run a grid, into a folder where there is one as `mtfl` does, and return its rows in order."""
+    """Run a grid, into a folder where there is one as `mtfl` does, and return its rows in order. about: what is noted
+    of it there.
+    """
     sink = store.Memory() if folder is None else store.Folder(folder)
-    noting = running.Noting(sink, about) if isinstance(sink, store.Folder) else None
+    noting = running.Noting(sink, about()) if isinstance(sink, store.Folder) else None
     # Of the sweep's own, as several threads may sweep.
     console = display.console(sys.stderr)
     with _interrupts() as stop, display.display(console) if shows else contextlib.nullcontext() as show:
@@ -274,10 +267,7 @@ def _finish(sink: store.Folder, outcome: engine.Progress, makes_page: bool) -> N
     if new:
         sink.merge()
     if makes_page and (new or not places.there(sink.path / "report" / "index.html")):
-        try:
-            problem = pages.write(sink.path).problem
-        except Exception as error:  # The rows are kept, and a page can be made again.
-            problem = f"no report: {pages.one_line(error)}; mtfl-report {sink.path} tries again"
+        problem = pages.try_write(sink.path).problem
         if problem:
             warnings.warn(problem, stacklevel=4)
 
@@ -293,7 +283,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         if came:
             raise KeyboardInterrupt
         came.append(number)
-        print("stops when what runs is finished and kept; once more stops at once", file=sys.stderr)
+        print(ends.SOON, file=sys.stderr)
 
     main = threading.current_thread() is threading.main_thread()
     if not main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
@@ -342,17 +332,15 @@ def _items(value: Any) -> list[Any] | None:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
 
 
-def _written(axes: Mapping[str, Any], **sweep: Any) -> dict[str, Any]:
-    """The keys of a composed config that say the same: settings that have one value, and `sweep`."""
+def _written(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a composed config that say the same as `sweep`: settings that have one value, and itself."""
+    axes, where = sweep["axes"], sweep["where"]
     one = {key: own[0] for key in axes if isinstance(own := axis_values(key, axes[key]), list) and len(own) == 1}
-    several = {key: spec for key, spec in axes.items() if key not in one}
-    groups = list(sweep["zip"])
-    conditions = [sweep["where"]] if isinstance(sweep["where"], str) else list(sweep["where"])
     written = {
-        "axes": {key: _axis(spec) for key, spec in several.items()},
+        "axes": {key: _axis(spec) for key, spec in axes.items() if key not in one},
         "grids": [{key: _axis(spec) for key, spec in own.items()} for own in sweep["grids"]],
-        "zip": [groups] if any(isinstance(key, str) for key in groups) else [list(group) for group in groups],
-        "where": conditions,
+        "zip": zips(sweep["zip"]),
+        "where": [where] if isinstance(where, str) else list(where),
         "part": None,
     }
     return {**one, "sweep": {**sweep, **written}}

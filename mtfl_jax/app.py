@@ -44,7 +44,6 @@ from mtfl_jax.records import guess
 from mtfl_jax.sweeps import engine, forecasts, identity, jobs, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
-from mtfl_jax.sweeps.sampling import Sampling
 
 SHOWN_CELLS = 100_000
 """A table of more cells than this is not read back to be shown."""
@@ -64,13 +63,7 @@ _SEVERAL = re.compile(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)
 
 def grid_of(composed: DictConfig) -> Grid:
     """The grid of a composed config: `sweep.axes` and `sweep.grids`, less the axes whose key the command line fixes."""
-    overrides, given = list(HydraConfig.get().overrides.task), given_keys()
-    sweep = sweep_of(plain(composed.sweep))
-
-    def free(axes: dict[str, Any] | None) -> dict[str, Any]:
-        return {key: spec for key, spec in (axes or {}).items() if key not in given}
-
-    axes, grids = free(sweep["axes"]), [free(own) for own in sweep["grids"] or ()]
+    overrides, sweep = list(HydraConfig.get().overrides.task), sweep_of(plain(composed.sweep), given_keys())
     values = {**extend.defaults(), **cell_values(composed)}
     preset = f"{composed.study}_{composed.size}"
     if composed.size != "default" and preset not in GlobalHydra.instance().config_loader().get_group_options(PRESETS):
@@ -82,14 +75,7 @@ def grid_of(composed: DictConfig) -> Grid:
         chosen = [f"{key}={name}" for key, name in choices.items()]
         return {**extend.defaults(), **cell_values(hydra.compose("config", [*overrides, *chosen]))}
 
-    return Grid(
-        axes,
-        compose,
-        grids=grids,
-        zipped=sweep["zip"] or (),
-        where=sweep["where"] or (),
-        sampling=Sampling.of(*(sweep[key] for key in ("sample", "sampler", "sample_seed"))),
-    )
+    return Grid.of_sweep(sweep, compose)
 
 
 def given_keys() -> set[str]:
@@ -169,7 +155,7 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
         remove_if_empty(output_dir)
 
     go_on = jobs.go_on(key, folder)
-    stop.now, stop.soon = f"stopped at once, the rows that were written are kept; {go_on}", jobs.SOON
+    stop.now, stop.soon = f"stopped at once, the rows that were written are kept; {go_on}", ends.SOON
     # Without what it is called: another name makes no other grid.
     config = {name: value for name, value in plain(composed).items() if name != jobs.NAME}
     noting = running.Noting(sink, running.about(jobs.command(), config, extensions))
@@ -250,14 +236,7 @@ def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
     """Merge the parts into results.parquet, write the report, and print what its study found or the grid's rows (None:
     all that are there).
     """
-    files, found, problem = [sink.merge()], None, None
-    try:
-        made = page.write(sink.path)
-    except Exception as error:  # The results are on disk, and a report can be made again.
-        problem = f"no report: {page.one_line(error)}; mtfl-report {sink.path} tries again"
-    else:
-        found, problem = made.findings, made.problem
-        files += made.files
+    merged, (found, files, problem) = sink.merge(), page.try_write(sink.path)
     if found is not None and found.claim:
         console.print(report.findings(found))
     elif grid is None or len(grid) <= SHOWN_CELLS:
@@ -268,7 +247,7 @@ def finish(grid: Grid | None, sink: store.Folder, console: Console) -> None:
             console.print(report.rows(table, console.width))
     if problem is not None:
         console.print(problem, style="yellow", soft_wrap=True, highlight=False, markup=False)
-    for path in files:
+    for path in [merged, *files]:
         console.print(Text.assemble(("wrote", "green"), f" {path}"), soft_wrap=True)
 
 

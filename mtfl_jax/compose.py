@@ -1,7 +1,7 @@
 """Cells and options from Hydra: where the configs are, what they compose to, and the keys that are not a cell's."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +52,20 @@ def _whole(choices: tuple[tuple[str, str], ...], extensions: tuple[str, ...]) ->
             Singleton.set_state(state)
 
 
-def sweep_of(sweep: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The `sweep` of a composed config, its keys checked. Raises ConfigError."""
+def sweep_of(sweep: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """The `sweep` of a composed config, as `Grid.of_sweep` takes it, less the axes whose keys are `given` otherwise.
+    Raises ConfigError for a key that it does not have.
+    """
     for key in sweep:
         if key not in SWEEP_KEYS:
             allowed = f"unknown key{guess(key, SWEEP_KEYS)}; allowed: {', '.join(SWEEP_KEYS)}"
             raise ConfigError(f"sweep.{key}", sweep[key], allowed)
-    return sweep
+
+    def free(axes: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {key: spec for key, spec in (axes or {}).items() if key not in given}
+
+    lists = {key: sweep[key] or () for key in ("zip", "where")}
+    return {**sweep, **lists, "axes": free(sweep["axes"]), "grids": [free(own) for own in sweep["grids"] or ()]}
 
 
 def require_study(chosen: str, said: Any) -> None:

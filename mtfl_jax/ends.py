@@ -20,6 +20,8 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SI
 """Signals that stop a run: Ctrl-C, kill, a terminal that closes, and what Slurm is told to send before a time limit."""
 BEGUN = "stopped before anything ran"
 """What is said of a signal that comes before a run begins."""
+SOON = "stops when what runs is finished and kept; once more stops at once"
+"""The answer to the first signal of a run."""
 TOGETHER = 1.0
 """Seconds in which more signals than one are one request: a closed terminal sends SIGHUP, and so does its shell."""
 ONCE = 0.3

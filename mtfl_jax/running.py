@@ -46,7 +46,7 @@ class Noting:
     def runs(self, reached: engine.Progress) -> None:
         """It has come so far."""
         self._last = reached
-        self._note("running")
+        self._note(notes.RUNS)
 
     def ends(self, state: str) -> None:
         """It has ended where it was last."""

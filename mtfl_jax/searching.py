@@ -12,6 +12,7 @@ from mtfl_jax.fields import ConfigError, integer, one_of
 from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.names import OK
 from mtfl_jax.sweeps.grammar import Interval, axis_values
+from mtfl_jax.sweeps.grid import zips
 
 
 def search(
@@ -91,9 +92,7 @@ def _distribution(optuna: Any, key: str, interval: Interval) -> Any:
 
 def _at(given: dict[str, Any], points: dict[str, list[Any]]) -> dict[str, Any]:
     """What a sweep of some points is given: they advance together."""
-    zipped = list(given.get("zip", ()))
-    zipped = [zipped] if any(isinstance(key, str) for key in zipped) else zipped
-    return {**given, **points, "zip": [*zipped, list(points)]}
+    return {**given, **points, "zip": [*zips(given.get("zip", ())), list(points)]}
 
 
 def _rows_of(

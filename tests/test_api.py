@@ -79,7 +79,7 @@ def test_without_a_page():
 )
 def test_what_was_run_is_written_as_it_may_be_again(value, text, axis):
     assert api._text(value) == text
-    written = api._written({"seed": value}, grids=[], zip=(), where="r <= d", sample=None)
+    written = api._written({"axes": {"seed": value}, "grids": [], "zip": (), "where": "r <= d", "sample": None})
     json.dumps(written)
     assert written["sweep"]["where"] == ["r <= d"]
     several = isinstance(value, range | list | np.ndarray | pd.Series) or axis.startswith("range")

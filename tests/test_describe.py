@@ -21,9 +21,9 @@ def test_points_of_intervals_are_told_from_what_advances_together():
     table = pd.DataFrame({"d": [8, 16, 32, 64] * 2, "n1": [1, 2, 3, 4] * 2, "lr_a": [0.1, 0.4, 0.2, 0.3] * 2})
     table = table.assign(seed=[0] * 4 + [1] * 4, step=1, status="ok", diverged_step=None, subspace_distance=0.5)
     assert describe.axes(table) == ["d"]
-    assert describe.sampled(table) == [("d", "lr_a")]
-    assert describe.moving(table) == ["d", "lr_a"]
-    assert describe.sampled(table.drop(columns="lr_a")) == []
+    assert describe.sampled(table, ["d"]) == [("d", "lr_a")]
+    assert describe.moving(["d"], [("d", "lr_a")]) == ["d", "lr_a"]
+    assert describe.sampled(table.drop(columns="lr_a"), ["d"]) == []
     found = plain.findings(table)
     assert found.title == "Sweep over d, lr_a"
     assert [drawing.name for drawing in found.drawings] == ["points", "settings"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mtfl_jax.analysis.columns import chosen
-from mtfl_jax.analysis.command import Parser, folder_of
+from mtfl_jax.analysis.command import Parser, add_where, folder_of
 from mtfl_jax.records import guess
 from mtfl_jax.sweeps import notes, places, tables
 from mtfl_jax.sweeps.progress import several
@@ -29,13 +29,7 @@ def main() -> None:
     parser = Parser("mtfl-clean", HELP)
     add = parser.add_argument
     add("folder", metavar="FOLDER", type=folder_of, help="the folder of a sweep")
-    add(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="the rows that go (null: those without); given again, those that meet all",
-    )
+    add_where(parser, "the rows that go (null: those without); given again, those that meet all")
     add("--yes", action="store_true", help="do it")
     add(
         "--damaged",

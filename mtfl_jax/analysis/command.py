@@ -46,6 +46,11 @@ def _sweep_of(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def add_where(parser: argparse.ArgumentParser, help: str) -> None:
+    """The option `--where`, as `columns.chosen` takes it."""
+    parser.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help=help)
+
+
 def add_extensions(parser: argparse.ArgumentParser) -> None:
     """The option `--extensions`."""
     parser.add_argument(

@@ -186,12 +186,12 @@ def axes(table: pd.DataFrame) -> list[str]:
     return found
 
 
-def sampled(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """Axes of numbers, each with a setting that has a value of its own at each of the axis's, neither rising nor
-    falling with it: points of intervals, which move together.
+def sampled(table: pd.DataFrame, axes: Sequence[str]) -> list[tuple[str, str]]:
+    """Those of the axes that are of numbers, each with a setting that has a value of its own at each of the axis's,
+    neither rising nor falling with it: points of intervals, which move together.
     """
     found = []
-    for axis in (name for name in axes(table) if numeric(table[name])):
+    for axis in (name for name in axes if numeric(table[name])):
         for other in varying(table):
             one_each = other not in (axis, "seed") and numeric(table[other]) and follows(table, other, [axis])
             if one_each and follows(table, axis, [other]):
@@ -200,9 +200,9 @@ def sampled(table: pd.DataFrame) -> list[tuple[str, str]]:
     return found
 
 
-def moving(table: pd.DataFrame) -> list[str]:
-    """The axes, and the settings that move with one through points of intervals."""
-    return [*axes(table), *dict.fromkeys(other for _, other in sampled(table))]
+def moving(axes: Sequence[str], points: Sequence[tuple[str, str]]) -> list[str]:
+    """The axes, and the settings that move with one through points (`sampled`)."""
+    return [*axes, *dict.fromkeys(other for _, other in points)]
 
 
 def telling(table: pd.DataFrame) -> list[str]:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from mtfl_jax.analysis import fits, laws, report
 from mtfl_jax.analysis.columns import chosen
-from mtfl_jax.analysis.command import Parser, add_extensions, load_extensions, read
+from mtfl_jax.analysis.command import Parser, add_extensions, add_where, load_extensions, read
 from mtfl_jax.analysis.models import MODELS
 from mtfl_jax.sweeps import progress, tables
 
@@ -44,13 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", default="seed", metavar="COLUMN", help="resampled; rows are where there is no column seed")
     add("--censored", metavar="COLUMN", help="true where the true y is at least y; a column censored is used unasked")
     add("--at-most", metavar="COLUMN", help="true where the true y is at most y; a column at_start is used unasked")
-    add(
-        "--where",
-        action="append",
-        default=[],
-        metavar="COLUMN=VALUE",
-        help="only these rows (null: those without); may be given again",
-    )
+    add_where(parser, "only these rows (null: those without); may be given again")
     add("--by", metavar="COLUMN[,COLUMN]", help="a fit for each of their values, in one table")
     add(
         "--pool",

@@ -106,6 +106,14 @@ def write(folder: Path, out: Path | None = None) -> Report:
     return Report(found, [page, *_saved(found, out)], problem)
 
 
+def try_write(folder: Path) -> Report:
+    """`write`, but where it fails that is the problem: the rows are on disk, and a page can be made again."""
+    try:
+        return write(folder)
+    except Exception as error:
+        return Report(None, [], f"no report: {one_line(error)}; mtfl-report {folder} tries again")
+
+
 def compare(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
     """Write a page of several results folders side by side, and its figures, into `out` (by default report-A-B-… here);
     the files.
@@ -161,11 +169,18 @@ def _findings(sweep: Sweep, rows: int = plain.MOST_ROWS) -> tuple[Findings | Non
             return plain.findings(sweep.table, rows), None  # It is a grid and says nothing of its own.
         gives = "mtfl-report FOLDER --extensions MODULE gives them"
         return plain.findings(sweep.table, rows), f"the findings of study {sweep.study} are not here: {gives}"
+    return found_by(sweep.study, sweep.table, rows)
+
+
+def found_by(study: str, table: pd.DataFrame, rows: int = plain.MOST_ROWS) -> tuple[Findings, str | None]:
+    """What a study says of its rows, or the plain findings and why it says nothing: a study that fails must not take
+    with it what it was to speak of.
+    """
     try:
-        return studies.of(sweep.study, sweep.table), None
-    except Exception as error:  # A study that fails must not take the page with it.
-        problem = f"the findings of study {sweep.study} could not be made ({one_line(error)})"
-        return plain.findings(sweep.table, rows), problem
+        return studies.of(study, table), None
+    except Exception as error:
+        problem = f"the findings of study {study} could not be made ({one_line(error)})"
+        return plain.findings(table, rows), problem
 
 
 def one_line(error: Exception) -> str:

@@ -21,7 +21,8 @@ def findings(table: pd.DataFrame, rows: int = MOST_ROWS) -> Findings:
     measured = main(table)
     if len(table) < 2:
         return Findings("One row" if len(table) else "No rows", "")
-    points, every = describe.sampled(table), describe.moving(table)
+    points = describe.sampled(table, axes)
+    every = describe.moving(axes, points)
     title = f"Sweep over {', '.join(every)}" if axes else "One setting"
     if not measured:
         return Findings(title, "")
@@ -101,11 +102,10 @@ def _points(table: pd.DataFrame, axes: Sequence[str], measured: str, pair: tuple
     from mtfl_jax.analysis import plots
 
     first, second = pair
-    group = describe.groups(table, [first])
-    average = table.groupby(group)[measured].mean()
-    once = table[~pd.Series(group, table.index).duplicated()]
-    once = once.assign(**{measured: average[group[table.index.get_indexer(once.index)]].to_numpy(float)})
-    plan = plots.planned(once.dropna(subset=measured), kind="scatter", x=first, y=second, color=measured)
+    average = plots.averages(table, [first], measured)
+    at = np.unique(describe.groups(table, [first]), return_index=True)[1][average.index]
+    once = table.iloc[at].assign(**{measured: average.to_numpy()})
+    plan = plots.planned(once, kind="scatter", x=first, y=second, color=measured)
     figure = plots.draw(plan)
     others = [name for name in axes if name not in pair]
     over = f" It is the mean over {', '.join([*others, 'seed'])}." if len(table) > len(once) else ""

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mtfl_jax.analysis import figures, plots
-from mtfl_jax.analysis.command import Parser, read
+from mtfl_jax.analysis.command import Parser, add_where, read
 from mtfl_jax.sweeps import tables
 
 HELP = (
@@ -31,7 +31,7 @@ def main() -> None:
     add("--agg", default="mean", help=f"over seeds: {', '.join(figures.AGGREGATES)}")
     add("--band", help="one standard error (se), a 95%% interval (ci), the quarters (quantile), or none")
     add("--fit", metavar="LAW", help="a law of mtfl-fit over each line, its exponents in the legend")
-    add("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these rows; may be given again")
+    add_where(parser, "only these rows; may be given again")
     add("--size", default="page", help=f"{', '.join(plots.SIZES)}")
     add("--out", default="plot.pdf", metavar="FILE", help=f"default plot.pdf; ends in {', '.join(KINDS)}")
     given = vars(parser.parse_args())

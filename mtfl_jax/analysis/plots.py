@@ -165,7 +165,7 @@ def parallel(table: pd.DataFrame, axes: Sequence[str], measured: str) -> Figure:
 
     Lines of one value lie beside each other in the order of their means, so that colours show what the value does.
     """
-    means = _means(table, axes, measured).sort_values(kind="stable")
+    means = averages(table, axes, measured).sort_values(kind="stable")
     if (count := len(means)) > MOST_SETTINGS:
         means = means.iloc[np.linspace(0, count - 1, MOST_SETTINGS).round().astype(int)]
     mean, first = means.to_numpy(), np.unique(describe.groups(table, axes), return_index=True)[1][means.index]
@@ -357,7 +357,7 @@ def ratios(plan: Plan) -> str:
             letter for letter, name in zip("xy", (plan.x, plan.y), strict=True) if describe.spans_decades(table[name])
         )
     names = [plan.x, plan.y, plan.facet] if plan.kind == "heat" else [plan.x, plan.color, plan.facet]
-    means = _means(table, [name for name in names if name is not None], plan.measured)
+    means = averages(table, [name for name in names if name is not None], plan.measured)
     # Counts are no ratios.
     measured = pd.api.types.is_float_dtype(table[plan.measured]) and describe.spans_decades(means)
     if plan.kind == "heat":
@@ -365,7 +365,7 @@ def ratios(plan: Plan) -> str:
     return "x" * describe.spans_decades(table[plan.x]) + "y" * measured
 
 
-def _means(table: pd.DataFrame, names: Sequence[str], measured: str) -> pd.Series:
+def averages(table: pd.DataFrame, names: Sequence[str], measured: str) -> pd.Series:
     """The means of what is finite at each setting of the columns `names`, by the number of the setting."""
     values = table[measured].astype(float)
     return values.where(np.isfinite(values)).groupby(describe.groups(table, names)).mean().dropna()
@@ -513,7 +513,7 @@ def _scale(least: float, most: float, how: How) -> Normalize:
 
 
 def _maps(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
-    means = _means(plan.table, [name for name in (plan.x, plan.y, plan.facet) if name is not None], plan.measured)
+    means = averages(plan.table, [name for name in (plan.x, plan.y, plan.facet) if name is not None], plan.measured)
     scale, shown = _scale(means.min(), means.max(), how), None
     for ax, own in panels:
         shown = figures.heat(

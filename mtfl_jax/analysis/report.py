@@ -77,8 +77,12 @@ def many_rows(table: pd.DataFrame, width: int) -> Group:
     what it leaves out: of few, or of one seed each, the rows with their status where some are not ok, else the means
     over seeds at each setting.
     """
-    measured = [name for name in describe.main_measurements(table, describe.MAIN) if describe.estimate(table[name]).n]
-    axes, lost, said = describe.moving(table), int((~describe.ok(table)).sum()), list[str]()
+    measured, axes = plain.main(table), describe.axes(table)
+    axes, lost, said = (
+        describe.moving(axes, describe.sampled(table, axes)),
+        int((~describe.ok(table)).sum()),
+        list[str](),
+    )
     settings = int(describe.groups(table, axes).max()) + 1
     if measured and len(table) > FEW_ROWS and settings < len(table):
         found, fixed = plain.means(table, axes, measured, MOST_ROWS), len(axes)
@@ -161,7 +165,7 @@ def _wrapped(text: str, breaks: str, width: int) -> str:
 
 
 def plan(found: Any) -> RenderableType:
-    """What a grid would run (`api.Forecasts`): a line a program, what compiling has shown of each, and the totals."""
+    """What a grid would run (`Forecasts`): a line a program, what compiling has shown of each, and the totals."""
     numbered = ["#"] * found.compiled
     out = _programs(*numbered, "program", "cells", "trainings", "padded sizes", "run")
     shown = _programs("#", "program", "at once", "memory", "HLO lines", "lower", "compile")
@@ -201,7 +205,7 @@ def _programs(*columns: str) -> Table:
 
 
 def _compiled(item: Any) -> list[str]:
-    """What compiling has shown of a program (`api.Forecast`): how many trainings a device takes at once, memory, lines,
+    """What compiling has shown of a program (`Forecast`): how many trainings a device takes at once, memory, lines,
     and seconds of lowering and compiling.
     """
     if item.memory is None:

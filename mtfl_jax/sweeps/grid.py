@@ -54,7 +54,7 @@ class Grid:
     ) -> None:
         each = [_valued({**own, **axes}) for own in grids or [{}]]
         where = [where] if isinstance(where, str) else where
-        zipped = [[str(key) for key in zipped]] if any(isinstance(key, str) for key in zipped) else zipped
+        zipped = zips(zipped)
         for group in zipped:
             if not any(own.keys() >= set(group) for own in each):
                 raise _bad_zip(group, {key: 0 for key in group if not any(key in own for own in each)})
@@ -78,6 +78,13 @@ class Grid:
         self._check()
         self.asked = len(self)
         self._identify()
+
+    @classmethod
+    def of_sweep(cls, sweep: Mapping[str, Any], compose: Callable[[Mapping[str, str]], Mapping[str, Any]]) -> "Grid":
+        """The grid that `sweep` of a config says. Raises ConfigError."""
+        sampling = Sampling.of(*(sweep[key] for key in ("sample", "sampler", "sample_seed")))
+        parts = {"grids": sweep["grids"], "zipped": sweep["zip"], "where": sweep["where"]}
+        return cls(sweep["axes"], compose, **parts, sampling=sampling)
 
     @classmethod
     def of_cells(cls, axes: Mapping[str, Sequence[Any]], at: Mapping[str, np.ndarray], rest: Config) -> "Grid":
@@ -317,6 +324,12 @@ def _united(
             union[own] = place.setdefault(steps, len(place))
         out[i] = union[own]
     return list(place), out
+
+
+def zips(given: Sequence[Sequence[str]] | Sequence[str]) -> list[list[str]]:
+    """The groups of axes of a zip, which may be given as a single one."""
+    groups = [given] if any(isinstance(key, str) for key in given) else given
+    return [[str(key) for key in group] for group in groups]
 
 
 class _Product(NamedTuple):

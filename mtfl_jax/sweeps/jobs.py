@@ -40,8 +40,6 @@ FOLDER = "folder"
 """The key that names where rows go."""
 NAME = "name"
 """The key that says what Hydra's folder is called, which otherwise is the time."""
-SOON = "stops when what runs is finished and kept; once more stops at once"
-"""The answer to the first signal."""
 COMMAND = "MTFL_JAX_COMMAND"
 """The environment variable that says what the process was called with that launched this one."""
 DRIVER = "MTFL_JAX_DRIVER"
@@ -280,7 +278,8 @@ def _elsewhere(
     local = type(launcher).__name__ in LOCAL
     looks = f"mtfl-status {shlex.quote(str(folders[0]))} says how far they are; " if folders else ""
     now = f"stopped at once; {more}" if local else f"stopped waiting, the jobs are the launcher's; {looks}{more}"
-    with ends.listening(now, SOON if local else "", clean=lambda: _tell(signal.SIGKILL) if local else None) as stop:
+    soon = ends.SOON if local else ""
+    with ends.listening(now, soon, clean=lambda: _tell(signal.SIGKILL) if local else None) as stop:
         stop.first = lambda: _tell(signal.SIGTERM) if local else None
 
         def queued(found: Sequence[Any]) -> None:

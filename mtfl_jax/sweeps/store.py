@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import identity, places, tables
+from mtfl_jax.sweeps import identity, notes, places, tables
 from mtfl_jax.sweeps.rows import schema
 
 WRITE_SECONDS = 1.0
@@ -125,7 +125,7 @@ class Folder:
 
     def note(self, facts: Mapping[str, Any]) -> None:
         """Say in runs/ what this process runs and how far it is; in an object store not more often than rows."""
-        now, ends = time.monotonic(), facts["state"] != "running"
+        now, ends = time.monotonic(), facts["state"] != notes.RUNS
         if places.is_remote(self.path) and not ends and now - self._noted < self.waits:
             return
         self._noted = now

@@ -119,8 +119,9 @@ def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
     step = row_or_settings.get("step")
     step = config.record[-1] if _missing(step) else integer(0).parse("step", step)
     if step not in config.record:
-        if not ALGORITHMS[config.algorithm].stepped or not 1 <= step <= config.steps:
-            allowed = f"from 1 to steps={config.steps}" if ALGORITHMS[config.algorithm].stepped else config.record[0]
+        stepped = ALGORITHMS[config.algorithm].stepped
+        if not stepped or not 1 <= step <= config.steps:
+            allowed = f"from 1 to steps={config.steps}" if stepped else config.record[0]
             raise ConfigError("step", step, f"allowed: {allowed}")
         values["measure_at"] = [*config.record, step]
     grid = Grid({key: [value] for key, value in values.items()}, compose.composed)
