@@ -215,13 +215,13 @@ def is_long(plan):
     return cells > LONG["cells"] or 60 * int(minutes or 0) + int(seconds) > LONG["seconds"]
 
 
-def shortened(words, user):
-    """A command of `mtfl` as the rule of LONG has it."""
+def shortened(words, planned):
+    """A command of `mtfl` as the rule of LONG has it; planned(words): its plan."""
     if any(word.startswith("plan=") or "help" in word for word in words):
         return words
     fewer = tuple(re.sub(r"^seed=range\(0,\d+\)$", "seed=range(0,2)", word) for word in words)
     for tried in (words, fewer):
-        if not is_long(user(*tried, "plan=only").stdout):
+        if not is_long(planned(tried)):
             return tried
     return (*words, "plan=only")
 
@@ -255,7 +255,20 @@ def user(tmp_path_factory):
     return run
 
 
-def follow(steps, user):
+@pytest.fixture
+def planned(user, here, monkeypatch):
+    """The plan of a command of `mtfl` in the user's folder, made in this process."""
+
+    def plan(words):
+        monkeypatch.chdir(user.here)
+        status, out, err = here(*words[1:], "plan=only")
+        assert (status, err) == (0, ""), words
+        return out
+
+    return plan
+
+
+def follow(steps, user, planned):
     """Do the steps in order. What installs or tests the checkout is not run: the tests are run by it. Nor is what a
     shell fills in, or a launcher needs a cluster for.
     """
@@ -267,7 +280,7 @@ def follow(steps, user):
         if words[0] in ("pip", "pytest", "pre-commit") or any("$" in word for word in step.words):
             continue
         if words[0] == "mtfl":
-            words = shortened(words, user)
+            words = shortened(words, planned)
         done = user(*words)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
         wrote = [user.here / path for path in re.findall(r"^wrote (.+)$", done.stdout, re.MULTILINE)]
@@ -280,16 +293,18 @@ def follow(steps, user):
 
 
 @pytest.mark.slow
-def test_every_example_of_the_readme_does_what_is_said(user):
+@pytest.mark.usefixtures("no_extension_afterwards")
+def test_every_example_of_the_readme_does_what_is_said(user, planned):
     where = user("python", "-c", "import mtfl_jax; print(mtfl_jax.__file__)").stdout
     assert str(user.here.parent / "venv") in where
-    follow(STEPS, user)
+    follow(STEPS, user, planned)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", MANUAL)
-def test_every_example_of_the_manual_does_what_is_said(user, page):
+@pytest.mark.usefixtures("no_extension_afterwards")
+@pytest.mark.parametrize("page", [page for page, steps in MANUAL.items() if not {*steps} <= {*STEPS}])
+def test_every_example_of_the_manual_does_what_is_said(user, planned, page):
     for step in MANUAL[page]:
         for name in re.findall(r"^import (\w+)", step.words[-1], re.MULTILINE) if step.kind == "python" else ():
             pytest.importorskip(name)
-    follow(MANUAL[page], user)
+    follow(MANUAL[page], user, planned)
