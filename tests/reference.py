@@ -328,6 +328,71 @@ def contrastive_loss(h, y):
     return np.mean(found)
 
 
+def participation_ratio(values):
+    """(Σλ)²/Σλ²."""
+    return np.sum(values) ** 2 / np.sum(np.square(values))
+
+
+def effective_rank(sigma):
+    """The exponential of the entropy of σ/Σσ (Roy & Vetterli 2007)."""
+    p = [value / np.sum(sigma) for value in sigma if value > 0]
+    return math.exp(-sum(value * math.log(value) for value in p))
+
+
+def neuron_alignment(W, M, bins=10):
+    """Shares of the neurons by the cosine with span(M)."""
+    cosines = [np.linalg.norm(w @ M) / np.linalg.norm(w) for w in W if np.any(w)]
+    return np.histogram(np.minimum(cosines, 1), np.linspace(0, 1, bins + 1))[0] / len(cosines)
+
+
+def tangent_kernel(params, x, activation="relu", train_bias=False):
+    """The mean over tasks of inner products of the gradients of F_t in W, A and a trained b, written out."""
+    pre, h = hidden(params, x, activation)
+    slopes, K = ACTIVATIONS[activation][1](pre), np.zeros((len(x), len(x)))
+    for t, a in enumerate(params["A"]):
+        gradients = []
+        for i in range(len(x)):
+            by_A = np.zeros_like(params["A"])
+            by_A[t] = h[i]
+            by_b = a * slopes[i]
+            by_W = by_b[:, None] * x[i]
+            gradients.append(np.concatenate([by_A.ravel(), by_W.ravel(), by_b if train_bias else []]))
+        K += np.array(gradients) @ np.array(gradients).T
+    return K / len(params["A"])
+
+
+def kernel_alignment(K, L, centred=True):
+    """⟨K, L⟩/(‖K‖ ‖L‖) of kernels, H K H with H = I − 11ᵀ/n where centred."""
+    if centred:
+        H = np.eye(len(K)) - 1 / len(K)
+        K, L = H @ K @ H, H @ L @ H
+    return np.trace(K @ L) / math.sqrt(np.trace(K @ K) * np.trace(L @ L))
+
+
+def representation(params, start, x, y, M, few, activation="relu", train_bias=False):
+    """Every measurement of the set `representation` that is in no other; kernels on the first `few` samples."""
+    W, h = params["W"], hidden(params, x, activation)[1]
+    sigma = np.linalg.svd(W, compute_uv=False)
+    spectrum = np.maximum(np.linalg.eigvalsh(np.cov(h.T, bias=True)), 0)
+    x, h, targets = x[:few], h[:few], y[:few] @ y[:few].T
+    ntk, initial = (tangent_kernel(each, x, activation, train_bias) for each in (params, start))
+    first = 2 * M.shape[1]
+    return {
+        "singular_values": np.pad(sigma, (0, first))[:first],
+        "weight_participation": participation_ratio(sigma**2),
+        "weight_rank": effective_rank(sigma),
+        "feature_participation": participation_ratio(spectrum),
+        "feature_rank": effective_rank(np.sqrt(spectrum)),
+        "neuron_alignment": neuron_alignment(W, M),
+        "kernel_alignment": kernel_alignment(h @ h.T, targets),
+        "distance_moved": np.linalg.norm(W - start["W"]) / np.linalg.norm(start["W"]),
+        "ntk_alignment_initial": kernel_alignment(initial, targets),
+        "ntk_alignment": kernel_alignment(ntk, targets),
+        "ntk_change": np.linalg.norm(ntk - initial) / np.linalg.norm(initial),
+        "ntk_distance": 1 - kernel_alignment(ntk, initial, centred=False),
+    }
+
+
 def task_error(F, y):
     """Share of wrong signs, sign(0) = +1."""
     return float(np.mean(np.where(F >= 0, 1, -1) != y))

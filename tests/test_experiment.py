@@ -65,6 +65,13 @@ VALUES = {
         "bias": "trained",
         "samples": "fixed",
     },
+    "joint, a trained bias, what its representation is like": {
+        **JOINT,
+        "optimizer": "sgd",
+        "bias": "trained",
+        "measure": "representation",
+        "num_tasks": 3,
+    },
     "joint adam, rotated": {**JOINT, "optimizer": "adam", "basis": "haar"},
     "joint adamw, axis": {**JOINT, "optimizer": "adamw", "schedule": "linear", "shared_inputs": False},
 }
@@ -90,7 +97,16 @@ def test_representations(case):
         assert 0 < np.abs(start["b"]).max() <= cell.bias_scale
 
 
-@pytest.mark.parametrize("case", ["random_features", "oracle", "alternating split", "joint adam, rotated"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "random_features",
+        "oracle",
+        "alternating split",
+        "joint, a trained bias, what its representation is like",
+        "joint adam, rotated",
+    ],
+)
 @float64
 def test_experiment(case):
     """Every measurement of every recorded network."""
@@ -135,7 +151,9 @@ def _last_batch(p, cell):
     return ALGORITHMS[p.algorithm].run(p, cell, of).batch(p.record[-1])
 
 
-@pytest.mark.parametrize("case", ["one_step of parities", "joint adam, rotated"])
+@pytest.mark.parametrize(
+    "case", ["one_step of parities", "joint, a trained bias, what its representation is like", "joint adam, rotated"]
+)
 @float64
 def test_experiment_of_an_accelerator(case, monkeypatch):
     """Measurements by parts of the samples too."""
@@ -237,6 +255,9 @@ def test_a_batch_of_trainings():
 
 # Test samples.
 
+OF_FEW = {name for name in MEASURES if name.startswith(("contrastive_loss", "feature_similarity", "kernel_", "ntk_"))}
+"""What is measured on the first SIMILARITY_SAMPLES of them."""
+
 
 @functools.partial(quick_jit, static_argnums=0)
 def measured_of(p, cell, heads):
@@ -246,20 +267,20 @@ def measured_of(p, cell, heads):
     return measuring.measure(p, cell, of, params | {"A": heads}, batch)
 
 
+@pytest.mark.parametrize("measure", ["contrastive", "representation"])
 @pytest.mark.parametrize(
     ("n_test", "padded"),
     [pytest.param(40, 300, marks=pytest.mark.slow), (SIMILARITY_SAMPLES + 4, SIMILARITY_SAMPLES + 50)],
 )
 @float64
-def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded):
+def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded, measure):
     """Every measurement of a network, and where they are few every probe."""
     few = n_test < SIMILARITY_SAMPLES
     probes = {"probe": "ridge", "probe_tasks": "halfspace"} if few else {"probe": "none"}
-    p, cell = training({}, n_test=n_test, measure="contrastive", bias="random", data="gaussian", **probes)
+    p, cell = training({}, n_test=n_test, measure=measure, bias="random", data="gaussian", **probes)
     p = p.replace(probes=tuple((name, "halfspace") for name in PROBES)) if few else p
-    assert [record.name for record in in_set("contrastive")] == [
-        name for name, record in MEASURES.items() if record.of == "network"
-    ]
+    both = {record.name for name in ("contrastive", "representation") for record in in_set(name)}
+    assert both == {name for name, record in MEASURES.items() if record.of == "network"}
     heads = np.random.default_rng(0).standard_normal((p.num_tasks, p.width))
     exact = measured_of(p, cell, heads)
     assert not few or exact["downstream_error"].shape == (len(PROBES), 2)
@@ -270,7 +291,7 @@ def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded):
         # Sums of the same terms and zeros, in another order.
         np.testing.assert_allclose(found[name], value, err_msg=name, rtol=1e-12, atol=1e-14)
         reads = name == "downstream_error" or "n_test" in MEASURES[name].uses
-        if reads and not (name in ("contrastive_loss", "feature_similarity") and n_test > SIMILARITY_SAMPLES):
+        if reads and not (name in OF_FEW and n_test > SIMILARITY_SAMPLES):
             assert not np.array_equal(others[name], value), name
 
 

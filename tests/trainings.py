@@ -230,6 +230,13 @@ def measured(p, cell, params, trained_on):
     few = x[:SIMILARITY_SAMPLES]
     h = reference.hidden(params, few, activation)[1]
     similarity = reference.feature_similarity(h, np.where(few @ M >= 0, 1, -1))
+    if p.measure == "representation":
+        start = draw_network(p, cell)
+        bias = p.bias == "trained"
+        own = reference.representation(params, start, x, y, M, SIMILARITY_SAMPLES, activation, bias)
+        # Values beyond the true r's are of a padded one.
+        sigma = np.linalg.svd(params["W"], compute_uv=False)
+        values |= own | {"singular_values": np.pad(sigma, (0, 2 * p.r))[: 2 * p.r]}
     return values | {
         "train_loss": reference.objective(params, trained_on, losses, activation),
         "test_loss": reference.objective(params, (x, y), losses, activation),

@@ -15,9 +15,10 @@ from jax import Array
 from jaxtyping import Float, Int, Num
 
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
-from mtfl_jax.learning import data, network, probe, recovery, tasks, updates
+from mtfl_jax.learning import data, network, probe, recovery, representation, tasks, updates
+from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import PART, losses_of
+from mtfl_jax.learning.drawing import PART, draw_network, losses_of
 from mtfl_jax.learning.losses import Margins
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
@@ -27,7 +28,7 @@ from mtfl_jax.learning.updates import Batch, Samples
 from mtfl_jax.records import Registry
 
 SIMILARITY_SAMPLES = 256
-"""How many of the test samples feature_similarity and contrastive_loss compare pairwise."""
+"""How many of the test samples are compared pairwise, by cosines and kernels."""
 ROUNDING = 16
 """A feature vector is rounding where its entries are below so many machine epsilons of the largest of all."""
 MAX_KERNEL_R = 6
@@ -87,6 +88,45 @@ class Seen:
         few = min(SIMILARITY_SAMPLES, self.p.n_test)
         h = network.features(self.params, self.x[:few], self.how)
         return h, self.test.y[:few], jnp.minimum(few, self.cell.n_test)
+
+    @functools.cached_property
+    def initial(self) -> Params:
+        """The network before any update."""
+        return draw_network(self.p, self.cell)
+
+    @functools.cached_property
+    def singular_values(self) -> Float[Array, " side"]:
+        """Of W, largest first."""
+        return representation.singular_values(self.params["W"], accelerator=self.p.accelerator)
+
+    @functools.cached_property
+    def feature_spectrum(self) -> Float[Array, " side"]:
+        """Eigenvalues of the covariance of the features of fresh samples."""
+        h = network.features(self.params, self.x, self.how)
+        return representation.feature_spectrum(h, self.cell.n_test)
+
+    @functools.cached_property
+    def target_kernel(self) -> Float[Array, "few few"]:
+        """y yᵀ over the trained tasks, of the first SIMILARITY_SAMPLES test samples."""
+        y = self.few[1]
+        return y @ y.T
+
+    def tangent_kernel(self, params: Params) -> Float[Array, "few few"]:
+        """Of a network, on the first SIMILARITY_SAMPLES test samples."""
+        p, x = self.p, self.x[: min(SIMILARITY_SAMPLES, self.p.n_test)]
+        slope = ACTIVATIONS[p.arithmetic.activation].slope
+        h = network.features(params, x, self.how)
+        return representation.tangent_kernel(params, x, h, slope, self.cell.num_tasks, train_bias=p.bias == "trained")
+
+    @functools.cached_property
+    def ntk(self) -> Float[Array, "few few"]:
+        """The tangent kernel of the network."""
+        return self.tangent_kernel(self.params)
+
+    @functools.cached_property
+    def initial_ntk(self) -> Float[Array, "few few"]:
+        """The tangent kernel before any update."""
+        return self.tangent_kernel(self.initial)
 
     @functools.cached_property
     def outputs(self) -> Float[Array, "max_test max_tasks"]:
@@ -180,7 +220,7 @@ class Measure:
     of: Literal["network", "probe", "cost"] = "network"
     type: builtins.type = float
     shape: Callable[[int], tuple[int, ...]] | None = None
-    sets: tuple[str, ...] = ("all", "contrastive")
+    sets: tuple[str, ...] = ("all", "contrastive", "representation")
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -189,8 +229,12 @@ class Measure:
 
 MEASURES: Registry[Measure] = Registry("measurement")
 
-ALL = ("all", "recovery", "contrastive")
+ALL = ("all", "recovery", "contrastive", "representation")
 """The sets that a measurement of the first layer alone is in, and those of the probe and of costs."""
+
+
+REPRESENTATION = ("representation",)
+"""The set of what a representation is like beside its directions."""
 
 
 def sets() -> tuple[str, ...]:
@@ -218,11 +262,25 @@ def _similarity(seen: Seen) -> Float[Array, " distances"]:
     return feature_similarity(h, seen.z[: len(h)], seen.cell.r, n)
 
 
+def _padded(values: Float[Array, " k"], size: int) -> Float[Array, " {size}"]:
+    """The first `size` of some values, zero where there are fewer."""
+    return jnp.pad(values[:size], (0, max(0, size - len(values))))
+
+
 def _kernel(seen: Seen) -> Float[Array, "orthants orthants"]:
     p, cell = seen.p, seen.cell
     tables = tasks.truth_tables(seen.of, cell.r, p.r)
     tables = jnp.where(jnp.arange(p.num_tasks)[:, None] < cell.num_tasks, tables, 0)
     return tasks.contrastive_kernel(tables, cell.num_tasks)
+
+
+def _feature_alignment(seen: Seen) -> Float[Array, ""]:
+    h, _, n = seen.few
+    return representation.alignment(h @ h.T, seen.target_kernel, n)
+
+
+def _similar(K: Float[Array, "few few"], start: Float[Array, "few few"], n: IntLike) -> Float[Array, ""]:
+    return representation.alignment(K, start, n, centred=False)
 
 
 @rule("measure", "r")
@@ -294,6 +352,99 @@ for _measure in (
         shape=lambda r: (2**r, 2**r),
         sets=("contrastive",),
         rules=(_kernel_is_small,),
+    ),
+    Measure(
+        "singular_values",
+        "the largest 2r singular values of W; zero where it has fewer",
+        lambda seen: _padded(seen.singular_values, 2 * seen.p.r),
+        shape=lambda r: (2 * r,),
+        sets=REPRESENTATION,
+        label="singular values of W",
+    ),
+    Measure(
+        "weight_participation",
+        "participation ratio (Σσ²)²/Σσ⁴ of the singular values of W",
+        lambda seen: representation.participation_ratio(seen.singular_values**2),
+        sets=REPRESENTATION,
+        label="participation ratio of W",
+    ),
+    Measure(
+        "weight_rank",
+        "effective rank of W: exp of the entropy of its singular values over their sum",
+        lambda seen: representation.effective_rank(seen.singular_values),
+        sets=REPRESENTATION,
+        label="effective rank of W",
+    ),
+    Measure(
+        "feature_participation",
+        "participation ratio of the eigenvalues of the features' covariance on fresh samples",
+        lambda seen: representation.participation_ratio(seen.feature_spectrum),
+        sets=REPRESENTATION,
+        uses=("n_test",),
+        label="participation ratio of features",
+    ),
+    Measure(
+        "feature_rank",
+        "effective rank of the features: exp of the entropy of their covariance's √λ over their sum",
+        lambda seen: representation.effective_rank(jnp.sqrt(seen.feature_spectrum)),
+        sets=REPRESENTATION,
+        uses=("n_test",),
+        label="effective rank of features",
+    ),
+    Measure(
+        "neuron_alignment",
+        "shares of the neurons whose ‖Mᵀw‖/‖w‖ falls into each tenth of [0, 1]",
+        lambda seen: representation.neuron_alignment(seen.params["W"], seen.cell.r),
+        shape=lambda r: (representation.ALIGNMENT_BINS,),
+        sets=REPRESENTATION,
+        label="neurons by alignment (shares)",
+    ),
+    Measure(
+        "kernel_alignment",
+        "centred alignment of the features' kernel with y yᵀ over the trained tasks, on fresh samples",
+        _feature_alignment,
+        sets=REPRESENTATION,
+        uses=("n_test",),
+        label="alignment of features with labels",
+    ),
+    Measure(
+        "distance_moved",
+        "‖W − W₀‖/‖W₀‖ in Frobenius norms, W₀ as initialised",
+        lambda seen: representation.moved(seen.params["W"], seen.initial["W"]),
+        sets=REPRESENTATION,
+        label="distance moved (of initial norm)",
+    ),
+    Measure(
+        "ntk_alignment_initial",
+        "centred alignment of the tangent kernel as initialised with y yᵀ, on fresh samples",
+        lambda seen: representation.alignment(seen.initial_ntk, seen.target_kernel, seen.few[2]),
+        sets=REPRESENTATION,
+        uses=("n_test",),
+        label="alignment of the initial NTK with labels",
+    ),
+    Measure(
+        "ntk_alignment",
+        "centred alignment of the tangent kernel with y yᵀ over the trained tasks, on fresh samples",
+        lambda seen: representation.alignment(seen.ntk, seen.target_kernel, seen.few[2]),
+        sets=REPRESENTATION,
+        uses=("n_test",),
+        label="alignment of the NTK with labels",
+    ),
+    Measure(
+        "ntk_change",
+        "‖Θ − Θ₀‖/‖Θ₀‖ in Frobenius norms, of the tangent kernel on fresh samples",
+        lambda seen: representation.change(seen.ntk, seen.initial_ntk, seen.few[2]),
+        sets=REPRESENTATION,
+        uses=("n_test",),
+        label="change of the NTK (of its initial norm)",
+    ),
+    Measure(
+        "ntk_distance",
+        "1 − ⟨Θ, Θ₀⟩/(‖Θ‖ ‖Θ₀‖): the change of the tangent kernel but for its size",
+        lambda seen: 1 - _similar(seen.ntk, seen.initial_ntk, seen.few[2]),
+        sets=REPRESENTATION,
+        uses=("n_test",),
+        label="distance of the NTK from its initial one",
     ),
 ):
     MEASURES.register(_measure)

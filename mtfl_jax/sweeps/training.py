@@ -12,7 +12,8 @@ import pandas as pd
 from mtfl_jax import compose, extend
 from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, integer
-from mtfl_jax.learning import data, drawing, experiment, measuring, network, tasks
+from mtfl_jax.learning import data, drawing, experiment, measuring, network, representation, tasks
+from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.measures import MEASURES
@@ -31,16 +32,17 @@ class Training:
 
     settings: those that bear on it. table: its rows, one a recorded step and n_down, as `run` has them. step: the
     number of updates after which W (width, d), b (width,) and A (num_tasks, width) are the network; `networks` has all
-    recorded ones, by step. x: the samples of the last of these updates, (n, d), or (num_tasks, n, d) where tasks have
-    inputs of their own; y (n, num_tasks): their labels, some flipped where there is label noise; None where the
-    algorithm sees none. x_test: the samples that are measured on, (n_test, d), None where nothing is. M (d, r): the
-    true directions.
+    recorded ones, by step, and `initial` is the network before any update. x: the samples of the last of these updates,
+    (n, d), or (num_tasks, n, d) where tasks have inputs of their own; y (n, num_tasks): their labels, some flipped
+    where there is label noise; None where the algorithm sees none. x_test: the samples that are measured on,
+    (n_test, d), None where nothing is. M (d, r): the true directions.
     """
 
     settings: Mapping[str, Any]
     table: pd.DataFrame
     step: int
     networks: Mapping[int, Mapping[str, np.ndarray]]
+    initial: Mapping[str, np.ndarray]
     x: np.ndarray | None
     y: np.ndarray | None
     x_test: np.ndarray | None
@@ -91,12 +93,32 @@ class Training:
         exact = Arithmetic(activation=self.arithmetic.activation)
         return np.asarray(network.outputs(self._params, self._array(x), exact))
 
+    def tangent_kernel(self, x: np.ndarray, *, initial: bool = False) -> np.ndarray:
+        """Θ = (1/T) Σ_t ⟨∂F_t, ∂F_t⟩ of inputs x (n, d), over W and A and a trained b: (n, n).
+
+        initial: of the network before any update.
+        """
+        params = _arrays(self.initial) if initial else self._params
+        found = representation.tangent_kernel(
+            params,
+            self._array(x),
+            network.features(params, self._array(x), self.arithmetic),
+            ACTIVATIONS[self.arithmetic.activation].slope,
+            len(self.A),
+            train_bias=self.settings["bias"] == "trained",
+        )
+        return np.asarray(found)
+
     def _array(self, x: np.ndarray) -> jax.Array:
         return jax.numpy.asarray(x, self.W.dtype)
 
     @property
     def _params(self) -> network.Params:
-        return {name: jax.numpy.asarray(leaf) for name, leaf in self.networks[self.step].items()}
+        return _arrays(self.networks[self.step])
+
+
+def _arrays(params: Mapping[str, np.ndarray]) -> network.Params:
+    return {name: jax.numpy.asarray(leaf) for name, leaf in params.items()}
 
 
 def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
@@ -212,14 +234,17 @@ def _trained(grid: Grid, step: int) -> Training:
     table = tables.frame(identity.in_order(grid, measured))
     config, cell = grid.cell(0), jax.tree.map(lambda leaf: leaf[0], cells)
     true = {"W": (config.width, config.d), "b": (config.width,), "A": (config.num_tasks, config.width)}
+
+    def cut(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: params[name][tuple(map(slice, shape))] for name, shape in true.items()}
+
     networks = {
-        count: {name: kept[name][i][tuple(map(slice, shape))] for name, shape in true.items()}
-        for i, count in enumerate(bucket.program.record)
+        count: cut({name: leaf[i] for name, leaf in kept.items()}) for i, count in enumerate(bucket.program.record)
     }
     p = bucket.program.replace(arithmetic=compiling.settled(bucket.program, made.chunk))
     with jax.default_matmul_precision(MATMUL_PRECISION):
         drawn = jax.device_get(jax.jit(functools.partial(_drawn, p))(cell, np.int32(step)))
-    batch, x_test, params = drawn
+    batch, x_test, params, initial = drawn
     x = y = None
     if batch is not None:
         x, y = batch.x[..., : batch.n, : config.d], batch.y[: batch.n, : config.num_tasks]
@@ -230,6 +255,7 @@ def _trained(grid: Grid, step: int) -> Training:
         table=table,
         step=step,
         networks=networks,
+        initial=cut(initial),
         x=x,
         y=y,
         x_test=None if x_test is None else x_test[: config.n_test, : config.d],
@@ -238,6 +264,7 @@ def _trained(grid: Grid, step: int) -> Training:
     )
 
 
-def _drawn(p: Program, cell: Cell, step: Any) -> tuple[Any, Any, Any]:
-    """The samples of a step, those measured on, and the parameters of the tasks; of padded sizes."""
-    return experiment.samples(p, cell, step), measuring.draw_fresh(p, cell).test, drawing.draw_tasks(p, cell).params
+def _drawn(p: Program, cell: Cell, step: Any) -> tuple[Any, Any, Any, Any]:
+    """The samples of a step, those measured on, the parameters of the tasks, the first network; of padded sizes."""
+    test = measuring.draw_fresh(p, cell).test
+    return experiment.samples(p, cell, step), test, drawing.draw_tasks(p, cell).params, drawing.draw_network(p, cell)
