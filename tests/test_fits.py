@@ -686,7 +686,7 @@ def test_extensions_bring_a_law(command, tmp_path, monkeypatch):
     from mtfl_jax.analysis import models
 
     monkeypatch.setattr(models, "MODELS", copy.deepcopy(models.MODELS))
-    for module in (fits, fit_command, laws):
+    for module in (fits, fit_command):
         monkeypatch.setattr(module, "MODELS", models.MODELS)
     loaded = []
 

@@ -152,4 +152,4 @@ def solve(model: Model, points: Points, delta: float | None = None) -> Solution:
 
     tight = {"xtol": 1e-12, "ftol": 1e-14, "gtol": 1e-14, "x_scale": "jac"}
     ended = optimize.least_squares(residuals, theta[0], slopes, tuple(bounds), loss="huber", f_scale=bend, **tight).x
-    return Solution(ended, scale, bend, bounds)
+    return Solution(model.ordered(ended[None])[0], scale, bend, bounds)
