@@ -148,7 +148,14 @@ def censored(table: pd.DataFrame, name: str) -> pd.Series:
 def exact(table: pd.DataFrame) -> pd.DataFrame:
     """The table without the values that are censored."""
     marked = {name: censored(table, name) for name in map(str, table) if CENSORED.format(name) in table}
-    return table.assign(**{name: table[name].mask(marks) for name, marks in marked.items() if marks.any()})
+    found = {name: table[name].mask(marks) for name, marks in marked.items() if marks.any()}
+    return table.assign(**found) if found else table
+
+
+def left_out(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """A sentence for each measurement of which values are left out, since they are censored."""
+    counts = {name: int(censored(table, name).sum()) for name in names}
+    return [f"Rows in which {name} is censored: {count}; they are left out." for name, count in counts.items() if count]
 
 
 def settings(table: pd.DataFrame) -> list[str]:

@@ -157,7 +157,7 @@ def beside(plan: Plan, measured: Sequence[str]) -> Figure:
     seeds = _seeds(plan.table)
     means = "One seed." if seeds == "one seed" else f"Means of {seeds}; bands and bars are one standard error."
     lines = f"Against {plan.x}{f', a line for each {plan.color}' if plan.color else ''}."
-    figure.set_label(" ".join([lines, means, *plan.notes, *_left_out(plan.table, measured)]))
+    figure.set_label(" ".join([lines, means, *plan.notes, *describe.left_out(plan.table, measured)]))
     return figure
 
 
@@ -213,7 +213,7 @@ def parallel(table: pd.DataFrame, axes: Sequence[str], measured: str) -> Figure:
     ]
     figures.SHOWN[lines] = figures.Shown(series, [""] * len(mean), mean, mean, mean, figures.label(measured))
     part = f" {MOST_SETTINGS} of {count} settings, evenly by it, are shown." if count > MOST_SETTINGS else ""
-    part += "".join(f" {said}" for said in _left_out(table, [measured]))
+    part += "".join(f" {said}" for said in describe.left_out(table, [measured]))
     figure.set_label(
         f"Every setting of {', '.join(axes)} as a line through its values, coloured by {figures.label(measured)}, at"
         f" which it ends; lines of one value lie in the order of that. Means of {describe.seeds(table)}.{part}"
@@ -260,7 +260,7 @@ def planned(
     hold: then other settings are held at their most common values, and of too many lines some are kept; `notes` says
     so. panels: whether what was not said may be a facet.
     """
-    table = chosen(table, where)
+    table = chosen(table, where).reset_index(drop=True)
     if "step" not in table:
         raise ValueError(f"table={len(table)} rows: no column step; allowed: a table of mtfl")
     for key, name in (("x", x), ("y", y), ("color", color), ("facet", facet)):
@@ -408,10 +408,10 @@ def caption(plan: Plan, agg: str, band: str) -> str:
     if plan.kind == "scatter":
         colored = f", coloured by {plan.color}" if plan.color else ""
         what = f"{figures.label(plan.y)} against {figures.label(plan.x)}, a point a row{colored}{each}."
-        return " ".join([what, *_left_out(plan.table, [plan.x, plan.y])])
+        return " ".join([what, *describe.left_out(plan.table, [plan.x, plan.y])])
     seeds = _seeds(plan.table) if "seed" in plan.table else "all rows"
     several = "One seed." if seeds == "one seed" else f"{agg.capitalize()} of {seeds}"
-    notes = [*plan.notes, *_left_out(plan.table, [plan.measured])]
+    notes = [*plan.notes, *describe.left_out(plan.table, [plan.measured])]
     if plan.kind == "heat":
         what = f"{figures.label(plan.measured)} by {plan.x} and {plan.y}{each}."
         return " ".join([what, f"{several.removesuffix('.')}.", *notes])
@@ -419,16 +419,6 @@ def caption(plan: Plan, agg: str, band: str) -> str:
     what = f"{figures.label(plan.y)} against {figures.label(plan.x)}{lines}{each}."
     bands = f"; bands are {words[band]}." if band != "none" and seeds != "one seed" else "."
     return " ".join([what, f"{several.removesuffix('.')}{bands}", *notes])
-
-
-def _left_out(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
-    """A sentence for each measurement of which rows are left out, as it is only known to be at least something."""
-    counts = {name: int(describe.censored(table, name).sum()) for name in names}
-    return [
-        f"Rows in which {figures.label(name)} is censored: {count}; they are left out."
-        for name, count in counts.items()
-        if count
-    ]
 
 
 def _seeds(table: pd.DataFrame) -> str:
