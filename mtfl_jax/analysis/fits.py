@@ -34,6 +34,8 @@ from mtfl_jax.analysis.columns import flags, labels, numbers, ok
 from mtfl_jax.analysis.descent import AT_LEAST, AT_MOST, EXACT, Points, Solution, descend, solve
 from mtfl_jax.analysis.models import AUTO, BROKEN, CONSTANT, FREE, MODELS, MOST_BREAKS, Model, broken
 
+UNPLACED = 2.97 / 1.96
+"""By how much an interval of a change is wider where its place was sought too (Andrews 1993: 5% of the largest of t)."""
 MOST_DIGITS = 6
 """Of a parameter: the searches end at a millionth."""
 _ROUNDING = 1e-9
@@ -338,13 +340,17 @@ def conclude(
     reasons = _lacking(law, x, points)
     if points.distinct() >= len(law.parameters):
         solution = solve(law, points, settings.delta)
-        low, high, resamples = _intervals(law, solution, settings, resample, units, seeds > 0)
-        theta, low, high = _settled(law, points, solution.theta, low, high)
+        ends = _bootstrap(law, solution, settings, resample, units) if units > 1 else solution.theta[None][:0]
+        stretch = _stretch(units, units - 1 if seeds else units - len(law.parameters), settings.level)
+        low, high = _interval(solution.theta, ends, settings.level, stretch)
+        absent = np.isin(law.parameters, law.floors) & (low <= solution.bounds[0] + np.log(10))
+        theta, low, high = _settled(law, points, solution.theta, np.where(absent, -np.inf, low), high)
         reasons += _undetermined(law, points, solution, low, high)
+        reasons += _straight(law, solution.theta, ends, settings.level, stretch)
         if units < 2:
             reasons.append("one seed gives no intervals")
-        elif resamples < 0.9 * settings.bootstraps:
-            lost = settings.bootstraps - resamples
+        elif len(ends) < 0.9 * settings.bootstraps:
+            lost = settings.bootstraps - len(ends)
             reasons.append(f"{lost} of {settings.bootstraps} resamples have too few points that are not censored")
     with np.errstate(over="ignore", under="ignore"):
         theta, low, high = (np.where(law.logged(), np.exp(at), at) for at in (theta, low, high))
@@ -432,24 +438,24 @@ def _resamples(
         yield resample(counts[first : first + at_once])
 
 
-def _intervals(
-    law: Model,
-    solution: Solution,
-    settings: Settings,
-    resample: Callable[[np.ndarray], tuple[Points, np.ndarray]],
-    units: int,
-    of_seeds: bool,
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """The ends of the parameters' intervals, (p,) each, NaN without resamples, and how many resamples they are from."""
-    theta, size = solution.theta, len(law.parameters)
-    low = high = np.full(size, np.nan)
-    ends = _bootstrap(law, solution, settings, resample, units) if units > 1 else theta[None][:0]
-    if len(ends):
-        tail = (1 - settings.level) / 2
-        stretch = _stretch(units, units - 1 if of_seeds else units - size, settings.level)
-        low, high = theta + stretch * (np.quantile(ends, [tail, 1 - tail], axis=0) - theta)
-    absent = np.isin(law.parameters, law.floors) & (low <= solution.bounds[0] + np.log(10))
-    return np.where(absent, -np.inf, low), high, len(ends)
+def _interval(value: np.ndarray, ends: np.ndarray, level: float, stretch: float) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of the intervals of values (p,) from those of the resamples (B, p), NaN without any."""
+    if not len(ends):
+        return np.full(len(value), np.nan), np.full(len(value), np.nan)
+    low, high = value + stretch * (np.quantile(ends, [(1 - level) / 2, (1 + level) / 2], axis=0) - value)
+    return low, high
+
+
+def _straight(law: Model, theta: np.ndarray, ends: np.ndarray, level: float, stretch: float) -> list[str]:
+    """Which breaks there is no sign of: where the exponents before and after may be the same."""
+    reasons = []
+    for one, other in law.turns:
+        before, after = law.parameters.index(one), law.parameters.index(other)
+        turn, turns = theta[[after]] - theta[before], ends[:, [after]] - ends[:, [before]]
+        low, high = _interval(turn, turns, level, UNPLACED * stretch)
+        if low[0] <= 0 <= high[0]:
+            reasons.append(f"there is no sign of a break between {one} and {other}")
+    return reasons
 
 
 def _bootstrap(

@@ -43,6 +43,7 @@ class Model:
     floors: the positive parameters that the law falls to, absent where they are near the least value sought.
     places: the positive parameters that say nothing where they could be anywhere in their bounds, as an x can.
     rates: the exponents that are of x and not of log x.
+    turns: pairs of exponents, before and after a break, which there is no sign of where they may be the same.
     ordered: θ (B, p) of the same curves with what could change places in order.
     """
 
@@ -60,6 +61,7 @@ class Model:
     floors: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
     words: Callable[[Mapping[str, float]], Mapping[str, str]] = lambda parameters: {}
     ordered: Callable[[np.ndarray], np.ndarray] = lambda theta: theta
 
@@ -228,7 +230,7 @@ def _broken(breaks: int, floor: bool, sharpness: bool) -> Model:
 
     def words(parameters: Mapping[str, float]) -> Mapping[str, str]:
         found: dict[str, str] = {}
-        for i, before, after in zip(at, exponents, exponents[1:], strict=False):
+        for i, (before, after) in zip(at, itertools.pairwise(exponents), strict=True):
             width = parameters[f"sharpness{i}"] if sharpness else SHARPNESS
             turn = width * (parameters[after] - parameters[before])
             found |= {f"sharp{i}": f"{1 / width:.3g}", f"turn{i}": f"{turn:.3g}"}
@@ -250,6 +252,7 @@ def _broken(breaks: int, floor: bool, sharpness: bool) -> Model:
         bounds=law.bounds,
         floors=("c",) * floor,
         places=(*places, *sharp),
+        turns=tuple(itertools.pairwise(exponents)),
         words=words,
         ordered=law.ordered,
     )
