@@ -41,7 +41,7 @@ def table_of(rng, *args, seeds=8, noise=0.02, x=X, **more):
 @pytest.mark.parametrize(("breaks", "free"), EVERY)
 def test_noise_free_breaks_are_found_exactly(breaks, free):
     rng = np.random.default_rng(breaks)
-    for _ in range(2):
+    for _ in range(1 + (breaks < 3)):
         slopes = np.cumsum([rng.uniform(-1, -0.6), *rng.uniform(0.5, 1, breaks) * [(-1) ** i for i in range(breaks)]])
         places = 10.0 ** (np.linspace(0, 6, breaks + 2)[1:-1] + rng.uniform(-0.2, 0.2, breaks))
         sharp = rng.uniform(0.15, 0.6) if "sharpness" in free else models.SHARPNESS
@@ -70,7 +70,7 @@ def test_noisy_breaks_lie_within_their_intervals():
         assert 0 < wide < 2 * abs(value), name
 
 
-@pytest.mark.parametrize("free", [(), ("floor", "sharpness")])
+@pytest.mark.parametrize("free", [(), pytest.param(("floor", "sharpness"), marks=pytest.mark.slow)])
 def test_no_other_search_of_the_same_loss_goes_lower(free):
     rng = np.random.default_rng(1)
     given = {"sharp": 0.3, "c": 0.05} if free else {}
@@ -100,7 +100,7 @@ def test_no_other_search_of_the_same_loss_goes_lower(free):
     bounds = list(zip(*law.bounds(x[None], log_y), strict=True))
     best = min(
         optimize.minimize(loss, np.clip(start, *np.transpose(bounds)), method="L-BFGS-B", bounds=bounds).fun
-        for start in (found, true, *(true + 0.3 * rng.standard_normal((6, len(true)))))
+        for start in (found, true, *(true + 0.3 * rng.standard_normal((3, len(true)))))
     )
     assert loss(found) <= best * (1 + 1e-6)
 
@@ -116,7 +116,7 @@ def test_no_other_search_of_the_same_loss_goes_lower(free):
 )
 def test_the_number_of_breaks_is_that_which_extrapolates(slopes, places, free, name):
     c = 0.01 if free else 0.0
-    table = table_of(np.random.default_rng(2), slopes, places, c=c, noise=0.01)
+    table = table_of(np.random.default_rng(2), slopes, places, c=c, noise=0.01, seeds=4)
     fit = fits.fit(table, "x", "y", "broken_power", breaks="auto", free=free, bootstraps=50)
     assert fit.model == name
     assert fit.supported, fit.why
@@ -182,7 +182,7 @@ def test_breaks_of_several_groups_and_of_crossings(command, tmp_path):  # noqa: 
     table = pd.concat(
         [table_of(rng, [-0.1, -0.9], [place], noise=0.01).assign(d=d) for d, place in ((8, 50.0), (16, 500.0))]
     )
-    options = {"breaks": "auto", "free": "sharpness", "delta": 0.05, "bootstraps": 20}
+    options = {"breaks": 1, "free": "sharpness", "delta": 0.05, "bootstraps": 20}
     found = laws.fit_by(table, "x", "y", "broken_power", by="d", **options)
     assert list(found["model"]) == ["broken_power (sharpness)"] * 2
     np.testing.assert_allclose(found["break"], [50, 500], rtol=0.1)
@@ -229,7 +229,9 @@ def published(rng):
     return table[table["loss"] < table["loss"].nlargest(5).min()]
 
 
-@pytest.mark.parametrize(("source", "draw"), [(generated, 0), (generated, 1), (published, 0)])
+@pytest.mark.parametrize(
+    ("source", "draw"), [(generated, 0), pytest.param(generated, 1, marks=pytest.mark.slow), (published, 0)]
+)
 def test_chinchilla_is_where_its_authors_objective_has_its_minimum(source, draw):
     table = source(np.random.default_rng(draw))
     logs = np.log(table[["N", "D", "loss"]].to_numpy().T)
@@ -246,9 +248,9 @@ def test_chinchilla_is_where_its_authors_objective_has_its_minimum(source, draw)
         # In units in which the search's own tolerances are small.
         return 1e6 * np.where(size < DELTA, size**2 / 2, DELTA * (size - DELTA / 2)).sum(), 1e6 * np.array(gradient)
 
-    starts = itertools.product((0.0, 0.7), (5.0, 15.0), (5.0, 15.0), (0.2, 0.6), (0.2, 0.6))
+    starts = itertools.product((0.0, 0.7), (5.0, 15.0), (5.0, 15.0), (0.5,), (0.5,))
     best = min(
-        optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000}).fun
+        optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 1000, "maxcor": 30}).fun
         for start in starts
     )
     fit = fits.fit(table, ("N", "D"), "loss", "sum", delta=DELTA)

@@ -35,7 +35,7 @@ from mtfl_jax.analysis.descent import AT_LEAST, AT_MOST, EXACT, Points, Solution
 from mtfl_jax.analysis.models import AUTO, BROKEN, CONSTANT, FREE, MODELS, MOST_BREAKS, Model, broken
 
 UNPLACED = 2.97 / 1.96
-"""By how much an interval of a change is wider where its place was sought too (Andrews 1993: 5% of the largest of t)."""
+"""By how much the interval of a change is wider where its place was sought too (Andrews 1993, the largest of t)."""
 MOST_DIGITS = 6
 """Of a parameter: the searches end at a millionth."""
 _ROUNDING = 1e-9
