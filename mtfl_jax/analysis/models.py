@@ -187,11 +187,12 @@ class _Broken:
 
     def starts(self, x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
         """The places of breaks spread over x, each choice with the exponents of least squares; the best of them."""
-        u = np.log(x[0])
-        k, grid = self.breaks, np.quantile(np.unique(u), np.linspace(0, 1, max(8, self.breaks + 2) + 2)[1:-1])
+        u, place, counts = np.unique(np.log(x[0]), return_inverse=True, return_counts=True)
+        means = np.bincount(place, log_y) / counts
+        k, grid = self.breaks, np.quantile(u, np.linspace(0, 1, max(8, self.breaks + 2) + 2)[1:-1])
         found, errors = [], []
         for share in (0.02, 0.5, 0.95) if self.floor else (0.0,):
-            above = np.log(np.exp(log_y) - share * np.exp(log_y.min()))
+            above = np.log(np.exp(means) - share * np.exp(log_y.min()))
             for places in itertools.combinations(grid, k):
                 for sharp in (0.1, 0.7) if self.sharpness else (SHARPNESS,):
                     bends = [sharp * np.logaddexp(0, (u - place) / sharp) for place in places]
