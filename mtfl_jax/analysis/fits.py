@@ -145,15 +145,14 @@ def texts(value: float, low: float, high: float) -> tuple[str, str, str]:
     none; where 0 is not inside, a number much smaller than that has two digits of its own.
     """
     half = (high - low) / 2
-    least = 0 if low < 0 < high else 2
 
     def text(number: float) -> str:
         if not math.isfinite(number) or not number:
             return f"{number + 0.0:g}"
-        first = math.floor(math.log10(abs(number)))
-        digits = 3
+        first, digits = math.floor(math.log10(abs(number))), 3
         if math.isfinite(half) and half > 0:
-            digits = min(max(first - math.floor(math.log10(half)) + 2, least), MOST_DIGITS)
+            digits = min(first - math.floor(math.log10(half)) + 2, MOST_DIGITS)
+            digits = digits if low < 0 < high else max(digits, 2)
         rounded = round(number, digits - 1 - first) + 0.0
         plain = rounded == 0 or 1e-4 <= abs(rounded) < 1e6
         return np.format_float_positional(rounded, trim="-") if plain else np.format_float_scientific(rounded, trim="-")
