@@ -214,6 +214,7 @@ def main() -> None:
     if out is not None:
         print(f"wrote {out}")
     if plot is not None:
-        said = f"{caption}\nwrote {plot}" if caption else f"no {plot}: there is no law to draw"
-        print(*(textwrap.fill(line, min(100, max(20, columns))) for line in said.split("\n")), sep="\n")
+        print(textwrap.fill(caption or "no figure: there is no law to draw", min(100, max(20, columns))))
+        if caption:
+            print(f"wrote {plot}")
     sys.exit(0 if all(group.supported for group in groups) else 1)
