@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from mtfl_jax import api, extend
+from mtfl_jax.analysis import describe
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError, integer, one_of
 from mtfl_jax.learning.measures import MEASURES
@@ -29,12 +30,12 @@ def search(
 
     The other keywords are those of `sweep`: a trial is measured at all of its axes, and its value is the mean of
     `objective` over their rows, of each training that at its last recorded step. `batch` trials are asked for at a
-    time and run as one sweep. A trial of which a row diverged has the worst value there is, infinity. `study` is an
-    Optuna study (whose direction is then its own), by default one whose sampler has the seed `sample_seed`; it has
-    `trials` trials in the end, those that it had before among them. With a `folder` a search that was stopped goes on:
-    it asks for the same trials again, and their rows are there. Columns are the settings searched over, the objective,
-    of how many `rows` it is, how many `diverged`, and the number of the `trial` in the study. Raises ConfigError as
-    `sweep`, and ImportError without Optuna.
+    time and run as one sweep. A trial of which a row diverged, or has an objective that is censored, has the worst
+    value there is, infinity. `study` is an Optuna study (whose direction is then its own), by default one whose sampler
+    has the seed `sample_seed`; it has `trials` trials in the end, those that it had before among them. With a `folder`
+    a search that was stopped goes on: it asks for the same trials again, and their rows are there. Columns are the
+    settings searched over, the objective, of how many `rows` it is, how many `diverged`, and the number of the `trial`
+    in the study. Raises ConfigError as `sweep`, and ImportError without Optuna.
 
         mtfl_jax.search(lr_a="tag(log,interval(1e-3,1))", algorithm="alternating", seed=range(4), trials=24)
     """
@@ -63,9 +64,10 @@ def search(
                 own = _rows_of(table, trial.params, intervals, objective)
                 bad = int((own["status"] != OK).sum())
                 worst = math.inf if least else -math.inf
+                unknown = describe.censored(own, objective).any()
                 trial.set_user_attr("rows", len(own))
                 trial.set_user_attr("diverged", bad)
-                study.tell(trial, worst if bad or own.empty else float(own[objective].mean()))
+                study.tell(trial, worst if bad or unknown or own.empty else float(own[objective].mean()))
         except BaseException:
             for trial in asked:
                 study.tell(trial, state=states.FAIL, skip_if_finished=True)

@@ -686,7 +686,7 @@ def test_extensions_bring_a_law(command, tmp_path, monkeypatch):
     from mtfl_jax.analysis import models
 
     monkeypatch.setattr(models, "MODELS", copy.deepcopy(models.MODELS))
-    for module in (fits, fit_command, laws):
+    for module in (fits, fit_command):
         monkeypatch.setattr(module, "MODELS", models.MODELS)
     loaded = []
 
@@ -762,3 +762,102 @@ def test_a_law_that_may_be_none_is_called_so():
     flat, steep = (fits.fit(table.assign(y=table["x"] ** power * noise), "x", "y") for power in (0, 0.5))
     said = "supported, and so is no dependence at all: the interval of exponent holds 0"
     assert (fit_command.lines(flat)[-1], fit_command.lines(steep)[-1]) == (said, "supported")
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=3, max_size=3))
+@settings(deadline=None, derandomize=True, max_examples=500, database=None)
+def test_digits_follow_the_interval(numbers):
+    low, value, high = sorted(numbers)
+    shown = [float(text) for text in fits.texts(value, low, high)]
+    half = (high - low) / 2
+    for number, text in zip((value, low, high), shown, strict=True):
+        # Two digits of half the width leave a tenth of it at most, and no number has more than six.
+        assert abs(text - number) <= max(0.051 * half, 0.51e-5 * abs(number), 0.0 if half else 0.51e-2 * abs(number))
+        assert low < 0 < high or np.sign(text) == np.sign(number)
+    assert shown[1] <= shown[0] <= shown[2]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ((-0.4842, -0.50931, -0.46109), ("-0.484", "-0.509", "-0.461")),
+        ((2.04e-8, 1.91e-8, 2.2e-8), ("2.04e-08", "1.91e-08", "2.2e-08")),
+        ((477.83, 289.8, 739.0), ("480", "290", "740")),
+        ((1234567.0, 1034567.0, 1434567.0), ("1.23e+06", "1.03e+06", "1.43e+06")),
+        ((0.00012, -0.021, 0.019), ("0", "-0.021", "0.019")),
+        ((0.003, 0.0, 1.0), ("0.003", "0", "1")),
+        ((1.7, 1.7, 1.7), ("1.7", "1.7", "1.7")),
+        ((3.14159, np.nan, np.nan), ("3.14", "nan", "nan")),
+        ((3.14159, 0.0, np.inf), ("3.14", "0", "inf")),
+    ],
+)
+def test_digits(numbers, said):
+    assert fits.texts(*numbers) == said
+
+
+@pytest.mark.parametrize("draw", range(4))
+@pytest.mark.parametrize("model", ["power", "exponential", "power_floor"])
+def test_what_is_printed_is_what_was_fitted_in_any_units(command, tmp_path, model, draw):
+    rng = np.random.default_rng(draw)
+    of_x, of_y = 10.0 ** rng.uniform(-7, 7, 2)
+    table, _ = campaign(model, 6, 0.03, rng=draw)
+    plain = fits.fit(table, "d", "y", model, bootstraps=50)
+    table = table.assign(d=table["d"] * of_x, y=table["y"] * of_y)
+    fit = fits.fit(table, "d", "y", model, bootstraps=50)
+    slope = fit.law.exponents[0]
+    unit = 1 / of_x if model == "exponential" else 1.0
+    np.testing.assert_allclose(fit.parameters[slope], plain.parameters[slope] * unit, rtol=1e-4)
+    assert fit.supported == plain.supported
+    table.to_csv(tmp_path / "t.csv", index=False)
+    asked = [tmp_path / "t.csv", "--x=d", "--y=y", f"--model={model}", "--bootstraps=50"]
+    _, out, _ = command(*asked, columns="200")
+    cells = laws.texts_of([laws.Group((), fit, "")], ())
+    command(*asked, "--out", tmp_path / "t.tex")
+    tex = (tmp_path / "t.tex").read_text()
+    for name, value in fit.parameters.items():
+        low, high = fit.intervals[name]
+        text = fit.value(name)
+        assert text == cells[name].item()
+        assert f"{name} {text}" in " ".join(out.split())
+        shown = np.array([float(number) for number in re.split(r" \(| to |\)", text)[:3]])
+        assert (np.abs(shown - [value, low, high]) <= 0.06 * (high - low) / 2 + 1e-5 * abs(value)).all()
+        assert (shown != 0).all() or low <= 0 <= high
+        first = text.split()[0]
+        assert first in fit.formula()
+        assert fit.formula() in out
+        if fit.supported:
+            assert laws._tex(first) in tex
+    assert fit.value(slope) in fit.exponents()
+    assert not fit.supported or fit.value(slope) in fit.sentence()
+    assert fit.value(slope) in fits.table_of({"it": fit})["exponent"].item()
+
+
+def test_rounding_of_no_exponent_is_0():
+    table, _ = campaign("power", 4, parameters={"a": 16.0, "exponent": 0.0})
+    for factor in (1e-6, 1.0, 1e6):
+        for model in ("power", "exponential"):
+            fit = fits.fit(table.assign(d=table["d"] * factor, y=table["y"] / 3), "d", "y", model, bootstraps=20)
+            (name,) = fit.law.exponents
+            assert fit.value(name) == "0 (0 to 0)"
+
+
+def test_delta_is_where_the_loss_turns_linear(command, tmp_path):
+    table, _ = campaign("power", 4, 0.1, heavy=True)
+    u, log_y = np.log(table["d"]), np.log(table["y"])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    for delta in (1e-3, 0.05, 3.0):
+
+        def loss(theta, delta=delta):
+            size = np.abs(log_y - theta[0] - theta[1] * u)
+            return np.where(size < delta, size**2 / 2, delta * (size - delta / 2)).sum() / delta
+
+        options = {"xatol": 1e-9, "fatol": 1e-12, "maxiter": 4000}
+        best = optimize.minimize(loss, [1, 1.7], method="Nelder-Mead", options=options)
+        fit = fits.fit(table, "d", "y", delta=delta, bootstraps=50)
+        assert loss([np.log(fit.parameters["a"]), fit.parameters["exponent"]]) <= best.fun * (1 + 1e-6)
+        found = laws.fit_by(table, "d", "y", delta=delta, bootstraps=50)
+        assert found["exponent"].item() == fit.parameters["exponent"]
+        _, out, _ = command(tmp_path / "t.csv", "--x=d", "--y=y", f"--delta={delta}", "--bootstraps=50")
+        assert fit.value("exponent") in out
+    status, out, err = command(tmp_path / "t.csv", "--x=d", "--y=y", "--delta=0")
+    assert (status, out, err) == (2, "", "mtfl-fit: --delta=0.0: allowed: above 0\n")

@@ -80,12 +80,16 @@ def test_a_record_that_cannot_be_is_refused(change, said):
     assert set(models.MODELS) == set(MODELS)
 
 
-EVERY = [*MODELS.values(), models.CONSTANT, logarithmic()]
+BROKEN = [models.broken(breaks, free) for breaks in (1, 2, 3) for free in ((), ("floor",), ("floor", "sharpness"))]
+EVERY = [*MODELS.values(), models.CONSTANT, logarithmic(), *BROKEN[1:]]
 
 
 def places(model):
     """θ of a law (p,) near its example, and x (variables, n)."""
-    values = EXAMPLE.get(model.name, {"a": 2.0, "exponent": 1.5})
+    values = EXAMPLE.get(model.name, {"a": 2.0, "exponent": 1.5, "c": 0.3})
+    if model in BROKEN[1:]:
+        of_breaks = {"exponent": -0.3, "break": 20.0, "sharpness": 0.4}
+        values |= {name: of_breaks[name.partition("_")[0]] for name in model.parameters if name not in ("c", "a")}
     theta = np.array([np.log(values[name]) if name in model.positive else values[name] for name in model.parameters])
     return theta, np.stack([np.array([8.0, 16, 32, 64, 128]), np.array([4.0, 64, 9, 25, 50])])[: model.variables]
 
@@ -124,7 +128,7 @@ def test_texts_name_every_parameter(model):
     assert text.startswith("why = ")
     shown = [name for name in model.parameters if f"<{name}>" in text]
     # What a law's own words say of a parameter need not be said again.
-    assert set(model.parameters) - set(shown) <= set(model.exponents if model.words(numbers) else ())
+    assert set(model.parameters) - set(shown) <= set((*model.exponents, *model.places) if model.words(numbers) else ())
     assert model.doc
 
 

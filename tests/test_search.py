@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 
 import mtfl_jax
@@ -146,3 +147,17 @@ def test_without_optuna_it_says_what_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ImportError, match=r"needs Optuna: pip install 'mtfl_jax\[search\]'"):
         search(**RATES, trials=1)
+
+
+def test_an_objective_that_is_censored_is_the_worst(monkeypatch):
+    def sweep(lr_a, **given):
+        rows = pd.DataFrame({"lr_a": np.repeat(lr_a, 2), "seed": [0, 1] * len(lr_a), "step": 1, "status": "ok"})
+        unknown = (rows["lr_a"] > 0.5) & (rows["seed"] == 1)
+        return rows.assign(subspace_distance=rows["lr_a"], subspace_distance_censored=unknown)
+
+    monkeypatch.setattr(api, "sweep", sweep)
+    found = mtfl_jax.search(lr_a="interval(0.1,1)", seed=range(2), trials=8)
+    over = found["lr_a"] > 0.5
+    assert 0 < over.sum() < 8
+    assert np.isinf(found["subspace_distance"][over]).all()
+    np.testing.assert_allclose(found["subspace_distance"][~over], found["lr_a"][~over])

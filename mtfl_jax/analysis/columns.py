@@ -30,8 +30,10 @@ def column(table: pd.DataFrame, key: str, name: str) -> pd.Series:
     return table[name]
 
 
-def numbers(table: pd.DataFrame, key: str, name: str, positive: bool = True) -> np.ndarray:
-    """A column of finite numbers, positive ones unless said otherwise, (n,) float64."""
+def numbers(table: pd.DataFrame, key: str, name: str, positive: bool = True, bounds: bool = False) -> np.ndarray:
+    """A column of finite numbers, positive ones unless said otherwise, (n,) float64. bounds: whether they may be
+    censored.
+    """
     found = column(table, key, name)
     try:
         values = found.to_numpy(float, na_value=np.nan)
@@ -41,6 +43,9 @@ def numbers(table: pd.DataFrame, key: str, name: str, positive: bool = True) -> 
     if bad.any():
         what = "missing, infinite or not positive" if positive else "missing or infinite"
         raise ValueError(f"{key}={name}: {bad.sum()} of {len(bad)} values are {what}; allowed: rows without them")
+    marks = 0 if bounds else describe.censored(table, name).sum()
+    if marks:
+        raise ValueError(f"{key}={name}: {marks} of {len(bad)} values are censored; allowed: rows without them")
     return values
 
 

@@ -90,7 +90,8 @@ def _means(
     columns = ["measurement", *axes, *names, *(f"{name} − {names[0]}" for name in names[1:])]
     part = f", the first {len(order)} of {len(several)} settings" if len(order) < len(several) else ""
     title = f"Means ± standard error, and differences from {names[0]}{part}"
-    note = " ".join(_paired(name, names[0], found) for name, found in pairs.items())
+    paired = (_paired(name, names[0], found) for name, found in pairs.items())
+    note = " ".join([*paired, *describe.left_out(both, measured)])
     return Listing(title, pd.DataFrame(rows, columns=columns), pd.DataFrame(numbers), note)
 
 

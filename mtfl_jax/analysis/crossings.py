@@ -78,14 +78,17 @@ def fit_crossings(
     level: float = 0.95,
     rng: int = 0,
     delta: float | None = None,
+    breaks: int | str | None = None,
+    free: str | Sequence[str] = (),
 ) -> Fit:
     """Fit a law to the `crossing` of each x's error curve, mean over seeds: sample complexity against d, say.
 
     The table has a row for each x, curve and seed. Every bootstrap resample of the seeds has curves, crossings and a
     fit of its own. Curves that never cross are points at least, those that start below epsilon at most, the value
-    given. Raises ValueError as `fit` does, and where x, curve and seed do not tell rows apart.
+    given. The rest is of `fit`. Raises ValueError as it does, where x, curve and seed do not tell rows apart, and where
+    errors are censored, whose mean is not known.
     """
-    settings = Settings(bootstraps, level, rng, delta)
+    settings = Settings(bootstraps, level, rng, delta, breaks, free)
     check(model, (x,), settings)
     rows, table = len(table), ok(table)
     of_row = _curve_rows(table, [x], curve, error, seed, key="x")

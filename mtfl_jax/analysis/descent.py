@@ -13,6 +13,8 @@ from mtfl_jax.analysis.models import Model
 
 EXACT, AT_LEAST, AT_MOST = 0, 1, -1
 """What is known of a point's y."""
+_AT_ONCE = 1_000_000
+"""Starts that descend together times points, for the memory that it takes."""
 
 
 class Points(NamedTuple):
@@ -66,10 +68,11 @@ def descend(
     scale: float,
     delta: float,
     precision: float = 1e-6,
+    steps: int = 200,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Levenberg and Marquardt's descent from theta (B, p), weights (B, n) a row each: where it ends and the loss (B,).
 
-    precision: of log predictions.
+    precision: of log predictions. steps: at most.
     """
     theta, live = np.clip(theta, *bounds), np.arange(len(theta))
     damping = np.full(len(theta), 1e-3)
@@ -88,7 +91,7 @@ def descend(
 
     loss, gradient, hessian = at(live, theta)
     mass = weights.sum(-1)
-    for _ in range(200):
+    for _ in range(steps):
         blocked = (theta[live] <= bounds[0]) & (gradient[live] < 0) | (theta[live] >= bounds[1]) & (gradient[live] > 0)
         size = np.sqrt(np.maximum(np.diagonal(hessian[live], axis1=1, axis2=2), 1e-30))
         scaled = hessian[live] / (size[:, :, None] * size[:, None])
@@ -133,8 +136,17 @@ def solve(model: Model, points: Points, delta: float | None = None) -> Solution:
     starts = np.clip(model.starts(exact.x, exact.log_y), *bounds)
     ones = np.ones(points.log_y.shape)
     scale = max(0.1 * float(np.std(exact.log_y)), 1e-6)
-    ends, losses = descend(model, points, starts, np.tile(ones, (len(starts), 1)), bounds, scale, delta or scale)
-    theta = ends[[np.argmin(losses)]]
+
+    def ended(starts: np.ndarray, steps: int) -> np.ndarray:
+        """Where descents from the starts end, the best first."""
+        found = []
+        for own in np.array_split(starts, -(-len(starts) * len(ones) // _AT_ONCE)):
+            weights = np.tile(ones, (len(own), 1))
+            found.append(descend(model, points, own, weights, bounds, scale, delta or scale, steps=steps))
+        ends, losses = (np.concatenate(each) for each in zip(*found, strict=True))
+        return ends[np.argsort(losses, kind="stable")]
+
+    theta = ended(ended(starts, 30)[:5], 200)[:1]
     for _ in range(20):
         before, scale = scale, _scale(model, points, theta[0], scale)
         theta, _ = descend(model, points, theta, ones[None], bounds, scale, delta or 1.345 * scale)
@@ -151,5 +163,5 @@ def solve(model: Model, points: Points, delta: float | None = None) -> Solution:
         return -jacobian[0] * np.reshape(slope, (-1, 1))
 
     tight = {"xtol": 1e-12, "ftol": 1e-14, "gtol": 1e-14, "x_scale": "jac"}
-    ended = optimize.least_squares(residuals, theta[0], slopes, tuple(bounds), loss="huber", f_scale=bend, **tight).x
-    return Solution(ended, scale, bend, bounds)
+    found = optimize.least_squares(residuals, theta[0], slopes, tuple(bounds), loss="huber", f_scale=bend, **tight)
+    return Solution(model.ordered(found.x[None])[0], scale, bend, bounds)

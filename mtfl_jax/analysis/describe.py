@@ -1,7 +1,8 @@
 """What a table holds, in words and numbers: the vocabulary of reports, figures and studies.
 
-Two rules hold here for everything that reads a table. A missing setting is a value like another: rows of which one
+Three rules hold here for everything that reads a table. A missing setting is a value like another: rows of which one
 has it and the other has not are rows of two settings (`codes`). A row that is not ok has no measurements (`measured`).
+A measurement that is only known to be at least something is no value (`exact`): it is left out and counted.
 """
 
 import math
@@ -17,6 +18,8 @@ MAIN = ("subspace_distance", "directions_recovered", "task_error", "downstream_e
 """The measurements that are shown of any table; those that are not built in are shown too."""
 MISSING = "—"
 """What is shown where there is no value."""
+CENSORED = "{}_censored"
+"""The column that is true where a measurement is only known to be at least what stands there."""
 _BESIDE = ("status", "diverged_step", "id")
 """Columns that are neither settings nor measurements."""
 _DIGITS = (4, 6, 9, 12, 15, 16, 17)
@@ -126,12 +129,33 @@ def guessing(table: pd.DataFrame) -> list[str]:
     return said
 
 
-def measured(table: pd.DataFrame) -> pd.DataFrame:
-    """The table without the measurements of the rows that are not ok. Whatever reads a table reads this."""
+def measured(table: pd.DataFrame, *, bounds: bool = False) -> pd.DataFrame:
+    """The table without the measurements of the rows that are not ok, and without those that are censored. Whatever
+    reads a table reads this. bounds: with those that are censored, for who fits them as such.
+    """
     good = ok(table)
-    if good.all():
-        return table
-    return table.assign(**{name: table[name].where(good) for name in measurements(table)})
+    if not good.all():
+        table = table.assign(**{name: table[name].where(good) for name in measurements(table)})
+    return table if bounds else exact(table)
+
+
+def censored(table: pd.DataFrame, name: str) -> pd.Series:
+    """Which rows have a measurement of which only that it is at least this much is known, by its `CENSORED`."""
+    marks = CENSORED.format(name)
+    return table[marks].isin([True]) if marks in table else pd.Series(False, table.index)
+
+
+def exact(table: pd.DataFrame) -> pd.DataFrame:
+    """The table without the values that are censored."""
+    marked = {name: censored(table, name) for name in map(str, table) if CENSORED.format(name) in table}
+    found = {name: table[name].mask(marks) for name, marks in marked.items() if marks.any()}
+    return table.assign(**found) if found else table
+
+
+def left_out(table: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """A sentence for each measurement of which values are left out, since they are censored."""
+    counts = {name: int(censored(table, name).sum()) for name in names}
+    return [f"Rows in which {name} is censored: {count}; they are left out." for name, count in counts.items() if count]
 
 
 def settings(table: pd.DataFrame) -> list[str]:

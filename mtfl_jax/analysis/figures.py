@@ -113,8 +113,8 @@ def mean_and_error(table: pd.DataFrame, x: str, y: str) -> pd.DataFrame:
 
 
 def _by(table: pd.DataFrame, x: str, y: str) -> Any:
-    """The finite y at each x."""
-    found = pd.DataFrame({x: table[x], "y": table[y].to_numpy(float, na_value=np.nan)})
+    """The finite y at each x, none of which is censored."""
+    found = pd.DataFrame({x: table[x], "y": describe.exact(table)[y].to_numpy(float, na_value=np.nan)})
     return found[np.isfinite(found["y"])].groupby(x, dropna=False)["y"]
 
 
@@ -217,9 +217,9 @@ def curves(
         ax.set_xlim(-0.5, len(ticks) - 0.5)
     if "y" in log:
         ax.set_yscale("log")
-        _numbers(ax.yaxis)
+        numbers(ax.yaxis)
     if "x" in log:
-        _log_x(ax, every[x])
+        log_x(ax, every[x])
     if y in GUESSING:
         _guessing(ax, GUESSING[y])
     ax.set_xlabel(label(x))
@@ -247,7 +247,7 @@ def heat(
     own = every.index.isin(table.index)
     columns, rows = (describe.called(every[name]) for name in (x, y))
     at = pd.DataFrame({"row": describe.codes(every[y])[own], "column": describe.codes(every[x])[own]})
-    at["value"] = table[value].to_numpy(float, na_value=np.nan)
+    at["value"] = describe.exact(table)[value].to_numpy(float, na_value=np.nan)
     found = at[np.isfinite(at["value"])].groupby(["row", "column"])["value"].agg(agg)
     grid = np.full((len(rows), len(columns)), np.nan)
     if len(found):
@@ -276,7 +276,7 @@ def bar(figure: Figure, shown: ScalarMappable, ax: Axes | Sequence[Axes], name: 
     """The bar that says which numbers the colours of panels stand for."""
     drawn = figure.colorbar(shown, ax=ax, label=name, **look)
     if isinstance(shown.norm, LogNorm):
-        _numbers(drawn.ax.yaxis)
+        numbers(drawn.ax.yaxis)
 
 
 class _Written(LogFormatter):
@@ -286,7 +286,7 @@ class _Written(LogFormatter):
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
-def _numbers(axis: Axis) -> None:
+def numbers(axis: Axis) -> None:
     axis.set_major_formatter(_Written())
     axis.set_minor_formatter(_Written(labelOnlyBase=False, minor_thresholds=(1.5, 0.4)))
 
@@ -320,7 +320,7 @@ def _apart(table: pd.DataFrame, names: Sequence[str], y: str) -> None:
     raise ValueError(f"{y} against {names[0]}: {what}; allowed: one row for each")
 
 
-def _log_x(ax: Axes, column: pd.Series) -> None:
+def log_x(ax: Axes, column: pd.Series) -> None:
     """A logarithmic x axis; with ticks at the values themselves where they are few, as many as there is room for."""
     ax.set_xscale("log")
     ticks = np.sort(column.dropna().unique()).astype(float)

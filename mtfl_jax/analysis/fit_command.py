@@ -14,8 +14,8 @@ from rich.text import Text
 
 from mtfl_jax.analysis import fits, laws, report
 from mtfl_jax.analysis.columns import chosen
-from mtfl_jax.analysis.command import Parser, add_extensions, add_where, load_extensions, read
-from mtfl_jax.analysis.models import MODELS
+from mtfl_jax.analysis.command import PICTURES, Parser, add_extensions, add_where, keep_figure, load_extensions, read
+from mtfl_jax.analysis.models import FREE, MODELS
 from mtfl_jax.sweeps import progress, tables
 
 HELP = (
@@ -42,7 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--y", required=True, metavar="COLUMN", help="what it predicts; positive")
     add("--model", default="power", help=f"{', '.join(MODELS)}, or auto, the one that extrapolates best")
     add("--seed", default="seed", metavar="COLUMN", help="resampled; rows are where there is no column seed")
-    add("--censored", metavar="COLUMN", help="true where the true y is at least y; a column censored is used unasked")
+    add(
+        "--censored",
+        metavar="COLUMN",
+        help="true where the true y is at least y; unasked a column Y_censored, or censored",
+    )
     add("--at-most", metavar="COLUMN", help="true where the true y is at most y; a column at_start is used unasked")
     add_where(parser, "only these rows (null: those without); may be given again")
     add("--by", metavar="COLUMN[,COLUMN]", help="a fit for each of their values, in one table")
@@ -52,9 +56,18 @@ def _parser() -> argparse.ArgumentParser:
         help="settings that vary and are fitted as one; where another varies, nothing is fitted",
     )
     add("--crossing", metavar="COLUMN=EPSILON", help="fit the y at which the mean of COLUMN falls to EPSILON")
+    add(
+        "--delta",
+        type=float,
+        metavar="D",
+        help="where the loss turns linear in log y (default 1.345 residual scales)",
+    )
+    add("--breaks", metavar="N", help="of broken_power (default 1), or auto, as many as extrapolate best")
+    add("--free", metavar="NAME[,NAME]", help=f"parameters of broken_power beside: {', '.join(FREE)}")
     add("--bootstraps", type=int, default=400, metavar="N", help="resamples (default 400)")
     add("--level", type=float, default=0.95, metavar="P", help="of the intervals (default 0.95)")
     add("--out", metavar="FILE", help="keep the fits: .csv has every number, .tex is a tabular with booktabs' rules")
+    add("--plot", metavar="FILE", help=f"draw the points, the fits, what was held out; ends in {', '.join(PICTURES)}")
     add_extensions(parser)
     return parser
 
@@ -78,7 +91,7 @@ def lines(fit: fits.Fit) -> list[str]:
 def _verdict(fit: fits.Fit) -> str:
     if not fit.supported:
         return f"not supported: {fit.why}"
-    exponents = [name for name in MODELS[fit.model].exponents if name in fit.intervals]
+    exponents = [name for name in fit.law.exponents if name in fit.intervals]
     if exponents and all(fit.intervals[name][0] <= 0 <= fit.intervals[name][1] for name in exponents):
         return f"supported, and so is no dependence at all: the interval of {', '.join(exponents)} holds 0"
     return "supported"
@@ -127,12 +140,16 @@ def _groups(table: pd.DataFrame, options: argparse.Namespace, by: Sequence[str])
         raise ValueError(f"x={options.x}: rows of one fit differ in {found}; allowed: {ways}")
     names = tuple(options.x.split(","))
     given: dict[str, Any] = {"bootstraps": options.bootstraps, "level": options.level, "seed": options.seed}
+    given |= {"delta": options.delta, "breaks": _breaks(options.breaks), "free": _listed(options.free)}
     crossing = _crossing(options)
     if crossing is None:
-        given["censored"] = options.censored or ("censored" if "censored" in table else None)
-        given["at_most"] = options.at_most or ("at_start" if "at_start" in table else None)
+        given |= {"censored": options.censored, "at_most": options.at_most}
     x = names if len(names) > 1 else options.x
     return laws.fit_each(table, x, options.y, options.model, by=by, crossing=crossing, **given)
+
+
+def _breaks(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
@@ -148,6 +165,20 @@ def _write(out: Path, groups: Sequence[laws.Group], by: Sequence[str]) -> None:
         raise ValueError(f"out={out}: {error.strerror or error}; allowed: a file that can be written") from None
 
 
+def _draw(plot: Path, groups: Sequence[laws.Group], by: Sequence[str]) -> str:
+    """The fits as a figure, and its caption; none where there is no law. Raises ValueError where it cannot be."""
+    from mtfl_jax.analysis import fit_figure
+
+    if all(group.fit is None for group in groups):
+        return ""
+    figure = fit_figure.draw(groups, by)
+    try:
+        keep_figure(figure, plot)
+    except ValueError as error:
+        raise ValueError(f"plot={plot}: {error}") from None
+    return str(figure.get_label())
+
+
 def main() -> None:
     """Entry point `mtfl-fit`."""
     parser = _parser()
@@ -155,12 +186,16 @@ def main() -> None:
     by, out = _listed(options.by), None if options.out is None else Path(options.out)
     if out is not None and out.suffix not in OUT:
         parser.error(f"--out={out}: allowed: a name that ends in {', '.join(OUT)}")
+    plot = None if options.plot is None else Path(options.plot)
+    if plot is not None and plot.suffix not in PICTURES:
+        parser.error(f"--plot={plot}: allowed: a name that ends in {', '.join(PICTURES)}")
     load_extensions(parser, options.extensions)
     try:
         table = chosen(read(options.table), options.where)
         groups = _groups(table, options, by)
         if out is not None:
             _write(out, groups, by)
+        caption = None if plot is None else _draw(plot, groups, by)
     except ValueError as error:
         key, _, rest = str(error).partition("=")
         parser.error(f"{_OPTIONS.get(key, f'--{key}')}={rest}")
@@ -178,4 +213,8 @@ def main() -> None:
             print(textwrap.fill(line, width, subsequent_indent=" " * (indent + 2)))
     if out is not None:
         print(f"wrote {out}")
+    if plot is not None:
+        print(textwrap.fill(caption or "no figure: there is no law to draw", min(100, max(20, columns))))
+        if caption:
+            print(f"wrote {plot}")
     sys.exit(0 if all(group.supported for group in groups) else 1)

@@ -11,7 +11,6 @@ from mtfl_jax.analysis import describe
 from mtfl_jax.analysis.columns import column
 from mtfl_jax.analysis.crossings import fit_crossings
 from mtfl_jax.analysis.fits import Fit, Settings, check, factor, fit
-from mtfl_jax.analysis.models import MODELS
 
 RESULTS = ("seed", "step", "status")
 """The columns by which a table is known to be of `mtfl`: of any other nobody knows which columns are settings."""
@@ -111,7 +110,7 @@ def fit_each(
     """
     names = _names(x)
     settings = {name: options[name] for name in Settings._fields if name in options}
-    check(model, names, Settings(**{"bootstraps": 400, "level": 0.95, "rng": 0, "delta": None, **settings}))
+    check(model, names, Settings(**settings))
     for name in by:
         column(table, "by", name)
         if name in (*names, y):
@@ -182,8 +181,8 @@ def texts_of(groups: Sequence[Group], by: Sequence[str]) -> pd.DataFrame:
     """
     laws = [group.fit for group in groups if group.fit is not None]
     models = list(dict.fromkeys(law.model for law in laws))
-    exponents = [name for model in models for name in MODELS[model].exponents]
-    parameters = list(dict.fromkeys([*exponents, *(name for model in models for name in MODELS[model].parameters)]))
+    exponents = [name for law in laws for name in law.law.exponents]
+    parameters = list(dict.fromkeys([*exponents, *(name for law in laws for name in law.parameters)]))
 
     def cells(law: Fit | None) -> dict[str, str]:
         known = {} if law is None else law.parameters

@@ -4,7 +4,9 @@ A fit is of log y, so a law gives log y; its parameters are sought from a model'
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import itertools
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 from scipy import special
@@ -12,7 +14,15 @@ from scipy import special
 from mtfl_jax.records import Registry
 
 SHARPNESS = 0.25
-"""Of `broken_power`: fixed, not fitted; its slope changes within a factor of about e^±0.5 of the break."""
+"""Of the breaks of `broken_power` where it is not sought: a slope changes within a factor of about e^±0.5."""
+SHARPNESSES = (0.02, 2.0)
+"""Between these it is sought."""
+FREE = ("floor", "sharpness")
+"""What `broken_power` may have as parameters beside its exponents and breaks."""
+MOST_BREAKS = 4
+"""So many are tried where their number is to be chosen."""
+_STARTS = 40
+"""Of the many places that breaks may have, a search starts from so many."""
 SMALLEST_FLOOR = 1e-4
 """Floors are sought down to this share of the smallest y; a floor below ten times that is called absent."""
 STEEPEST = 10.0
@@ -31,8 +41,10 @@ class Model:
         large x.
     logarithmic: whether x must be positive, since the law takes its logarithm.
     floors: the positive parameters that the law falls to, absent where they are near the least value sought.
-    places: the positive parameters that are an x, which say nothing where they could be anywhere.
+    places: the positive parameters that say nothing where they could be anywhere in their bounds, as an x can.
     rates: the exponents that are of x and not of log x.
+    turns: pairs of exponents, before and after a break, which there is no sign of where they may be the same.
+    ordered: θ (B, p) of the same curves with what could change places in order.
     """
 
     name: str
@@ -49,7 +61,9 @@ class Model:
     floors: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     rates: tuple[str, ...] = ()
+    turns: tuple[tuple[str, str], ...] = ()
     words: Callable[[Mapping[str, float]], Mapping[str, str]] = lambda parameters: {}
+    ordered: Callable[[np.ndarray], np.ndarray] = lambda theta: theta
 
     def logged(self) -> np.ndarray:
         """Which parameters θ holds the logarithm of, (p,)."""
@@ -134,34 +148,127 @@ def _floor_bounds(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
     return np.stack([_floors(log_y), [-np.inf, np.inf], [-STEEPEST, STEEPEST]], 1)
 
 
-def _broken(theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    log_a, before, after, log_break = np.moveaxis(theta, 1, 0)[:, :, None]
-    u = np.log(x[0]) - log_break
-    bend = SHARPNESS * np.logaddexp(0, u / SHARPNESS)
-    gate = special.expit(u / SHARPNESS)
-    slope = before + (after - before) * gate
-    return log_a + before * u + (after - before) * bend, np.stack([np.ones_like(u), u - bend, bend, -slope], -1)
+@dataclasses.dataclass(frozen=True)
+class _Broken:
+    """Powers of x that meet at breaks, above a floor if there is one: Caballero et al.'s broken neural scaling law.
+
+    y = c + a (x/b₁)^e₀ Π_i (1 + (x/b_i)^(1/s_i))^(s_i (e_i − e_{i−1})), a sharpness s_i being its f_i:
+    the less, the sharper. θ is log c, log a, e₀, …, log b₁, …, log s₁, …, as far as these are parameters.
+    """
+
+    breaks: int
+    floor: bool
+    sharpness: bool
+
+    def split(self, theta: np.ndarray) -> list[np.ndarray]:
+        """log a (B,), the exponents (B, breaks + 1), log b and log s (B, breaks)."""
+        theta, k = theta[:, int(self.floor) :], self.breaks
+        sharp = theta[:, 2 * k + 2 :] if self.sharpness else np.full((len(theta), k), np.log(SHARPNESS))
+        return [theta[:, 0], theta[:, 1 : k + 2], theta[:, k + 2 : 2 * k + 2], sharp]
+
+    def curve(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        log_a, exponents, places, sharp = (part[..., None] for part in self.split(theta))
+        turns, sharp = np.diff(exponents, axis=1), np.exp(sharp)
+        beyond = np.log(x[0]) - places
+        bends, gates = sharp * np.logaddexp(0, beyond / sharp), special.expit(beyond / sharp)
+        power = log_a + exponents[:, 0] * beyond[:, 0] + (turns * bends).sum(1)
+        of_exponents = np.concatenate([beyond[:, :1], bends], 1)
+        of_exponents[:, :-1] -= bends
+        of_places = -turns * gates
+        of_places[:, 0] -= exponents[:, 0]
+        of_sharp = turns * (bends - beyond * gates)
+        parts = [np.ones_like(power)[:, None], of_exponents, of_places, *[of_sharp] * self.sharpness]
+        slopes = np.concatenate(parts, 1)
+        if self.floor:
+            total = np.logaddexp(theta[:, :1], power)
+            slopes = np.concatenate([np.exp(theta[:, :1] - total)[:, None], slopes * np.exp(power - total)[:, None]], 1)
+            power = total
+        return power, np.moveaxis(slopes, 1, 2)
+
+    def starts(self, x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
+        """The places of breaks spread over x, each choice with the exponents of least squares; the best of them."""
+        u, place, counts = np.unique(np.log(x[0]), return_inverse=True, return_counts=True)
+        means = np.bincount(place, log_y) / counts
+        k, grid = self.breaks, np.quantile(u, np.linspace(0, 1, max(8, self.breaks + 2) + 2)[1:-1])
+        found, errors = [], []
+        for share in (0.02, 0.5, 0.95) if self.floor else (0.0,):
+            above = np.log(np.exp(means) - share * np.exp(log_y.min()))
+            for places in itertools.combinations(grid, k):
+                for sharp in (0.1, 0.7) if self.sharpness else (SHARPNESS,):
+                    bends = [sharp * np.logaddexp(0, (u - place) / sharp) for place in places]
+                    columns = np.stack([np.ones_like(u), u - places[0], *bends], 1)
+                    best = np.linalg.lstsq(columns, above, rcond=None)[0]
+                    errors.append(np.abs(above - columns @ best).sum())
+                    floor = [log_y.min() + np.log(share)] if self.floor else []
+                    sharps = [np.log(sharp)] * (k * self.sharpness)
+                    found.append([*floor, best[0], *np.cumsum(best[1:]), *places, *sharps])
+        return np.array(found)[np.argsort(errors, kind="stable")[:_STARTS]]
+
+    def bounds(self, x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
+        k, free, steep = self.breaks, [-np.inf, np.inf], [-STEEPEST, STEEPEST]
+        places, sharp = np.log([x[0].min(), x[0].max()]), np.log(SHARPNESSES)
+        floor = [_floors(log_y)] * self.floor
+        return np.stack([*floor, free, *[steep] * (k + 1), *[places] * k, *[sharp] * (k * self.sharpness)], 1)
+
+    def ordered(self, theta: np.ndarray) -> np.ndarray:
+        log_a, exponents, places, sharp = self.split(theta)
+        order = np.argsort(places, axis=1, kind="stable")
+        turns, sorted_, sharp = (np.take_along_axis(of, order, 1) for of in (np.diff(exponents), places, sharp))
+        first = exponents[:, :1]
+        log_a = log_a + first[:, 0] * (sorted_[:, 0] - places[:, 0])
+        exponents = np.concatenate([first, first + np.cumsum(turns, 1)], 1)
+        parts = [theta[:, : int(self.floor)], log_a[:, None], exponents, sorted_, *[sharp] * self.sharpness]
+        return np.concatenate(parts, 1)
 
 
-def _broken_starts(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
-    u, out = np.log(x[0]), []
-    slope = np.polyfit(u, log_y, 1)[0]
-    for share in (0.2, 0.4, 0.6, 0.8):
-        for turn in (-2.0, -0.5, 0.5, 2.0):
-            theta = np.array([[0.0, slope - turn / 2, slope + turn / 2, u.min() + share * np.ptp(u)]])
-            theta[0, 0] = np.median(log_y - _broken(theta, x)[0])
-            out.append(theta[0])
-    return np.array(out)
+@functools.cache
+def _broken(breaks: int, floor: bool, sharpness: bool) -> Model:
+    law = _Broken(breaks, floor, sharpness)
+    one = breaks == 1
+    at = [""] if one else [f"_{place}" for place in range(1, breaks + 1)]
+    exponents = ["exponent_before", "exponent_after"] if one else [f"exponent_{i}" for i in range(breaks + 1)]
+    places, sharp = [f"break{i}" for i in at], [f"sharpness{i}" for i in at] * sharpness
+
+    def words(parameters: Mapping[str, float]) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for i, (before, after) in zip(at, itertools.pairwise(exponents), strict=True):
+            width = parameters[f"sharpness{i}"] if sharpness else SHARPNESS
+            turn = width * (parameters[after] - parameters[before])
+            found |= {f"sharp{i}": f"{1 / width:.3g}", f"turn{i}": f"{turn:.3g}"}
+        return found
+
+    ratio = f"({{x}}/{{{places[0]}}})^{{{exponents[0]}}}"
+    turns = [f"(1 + ({{x}}/{{break{i}}})^{{sharp{i}}})^{{turn{i}}}" for i in at]
+    more = [f"{breaks} breaks"] * (not one) + ["floor"] * floor + ["sharpness"] * sharpness
+    meet = "two powers of x that meet at a break" if one else f"{breaks + 1} powers of x that meet at {breaks} breaks"
+    return Model(
+        name=BROKEN + (f" ({', '.join(more)})" if more else ""),
+        doc=meet + " above a floor" * floor,
+        parameters=("c",) * floor + ("a", *exponents, *places, *sharp),
+        positive=("c",) * floor + ("a", *places, *sharp),
+        exponents=tuple(exponents),
+        text="{y} = " + "{c} + " * floor + " · ".join(["{a}", ratio, *turns]),
+        curve=law.curve,
+        starts=law.starts,
+        bounds=law.bounds,
+        floors=("c",) * floor,
+        places=(*places, *sharp),
+        turns=tuple(itertools.pairwise(exponents)),
+        words=words,
+        ordered=law.ordered,
+    )
 
 
-def _broken_bounds(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
-    steep = [-STEEPEST, STEEPEST]
-    return np.stack([[-np.inf, np.inf], steep, steep, [np.log(x[0].min()), np.log(x[0].max())]], 1)
+BROKEN = "broken_power"
+"""The law that may have as many breaks as are asked for."""
 
 
-def _broken_words(parameters: Mapping[str, float]) -> Mapping[str, str]:
-    turn = parameters["exponent_after"] - parameters["exponent_before"]
-    return {"sharp": f"{1 / SHARPNESS:g}", "turn": f"{SHARPNESS * turn:.3g}"}
+def broken(breaks: int, free: Collection[str] = ()) -> Model:
+    """The law of so many breaks, with parameters that are of `FREE`; of none `power` or `power_floor`."""
+    floor, sharpness = (name in free for name in FREE)
+    if not breaks:
+        return POWER_FLOOR if floor else POWER
+    return _broken(breaks, floor, sharpness)
 
 
 def _sum_starts(x: np.ndarray, log_y: np.ndarray) -> np.ndarray:
@@ -222,21 +329,7 @@ POWER_FLOOR = MODELS.register(
         floors=("c",),
     )
 )
-BROKEN_POWER = MODELS.register(
-    Model(
-        name="broken_power",
-        doc="two powers of x that meet at a break",
-        parameters=("a", "exponent_before", "exponent_after", "break"),
-        positive=("a", "break"),
-        exponents=("exponent_before", "exponent_after"),
-        text="{y} = {a} · ({x}/{break})^{exponent_before} · (1 + ({x}/{break})^{sharp})^{turn}",
-        curve=_broken,
-        starts=_broken_starts,
-        bounds=_broken_bounds,
-        places=("break",),
-        words=_broken_words,
-    )
-)
+BROKEN_POWER = MODELS.register(broken(1))
 SUM = MODELS.register(
     Model(
         name="sum",

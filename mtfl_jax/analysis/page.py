@@ -82,7 +82,7 @@ def read(folder: Path) -> Sweep:
     if rows <= MOST_ROWS:
         loaded = tables.load(folder)
         names.learn(loaded.attrs.get("labels", {}))
-        table = describe.measured(loaded.drop(columns="id"))
+        table = describe.measured(loaded.drop(columns="id"), bounds=True)
     return Sweep(folder.resolve().name, table, rows if table is None else len(table), runs)
 
 

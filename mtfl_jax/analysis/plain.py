@@ -55,7 +55,8 @@ def means(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str], mos
         numbers.append(row)
     part = f", the first {most} of {group.max() + 1} settings" if group.max() >= most else ""
     title = f"Means of {describe.seeds(table)} ± standard error{part}"
-    return Listing(title, pd.DataFrame(rows, columns=[*axes, *measured]), pd.DataFrame(numbers))
+    note = " ".join(describe.left_out(table, measured))
+    return Listing(title, pd.DataFrame(rows, columns=[*axes, *measured]), pd.DataFrame(numbers), note)
 
 
 def _matters(table: pd.DataFrame, axes: Sequence[str], measured: Sequence[str]) -> Listing:

@@ -3,14 +3,12 @@
 from pathlib import Path
 
 from mtfl_jax.analysis import figures, plots
-from mtfl_jax.analysis.command import Parser, add_where, read
-from mtfl_jax.sweeps import tables
+from mtfl_jax.analysis.command import PICTURES, Parser, add_where, keep_figure, read
 
 HELP = (
     "Draw a figure of one or several results folders. What is not said is chosen from what varies; rows that differ in "
     "anything but their seed are never averaged. The caption is printed."
 )
-KINDS = {".pdf": "pdf", ".png": "png", ".svg": "svg"}
 
 
 def main() -> None:
@@ -33,21 +31,20 @@ def main() -> None:
     add("--fit", metavar="LAW", help="a law of mtfl-fit over each line, its exponents in the legend")
     add_where(parser, "only these rows; may be given again")
     add("--size", default="page", help=f"{', '.join(plots.SIZES)}")
-    add("--out", default="plot.pdf", metavar="FILE", help=f"default plot.pdf; ends in {', '.join(KINDS)}")
+    add("--out", default="plot.pdf", metavar="FILE", help=f"default plot.pdf; ends in {', '.join(PICTURES)}")
     given = vars(parser.parse_args())
     names, out = given.pop("tables"), Path(given.pop("out"))
-    if out.suffix not in KINDS:
-        parser.error(f"--out={out}: allowed: a name that ends in {', '.join(KINDS)}")
+    if out.suffix not in PICTURES:
+        parser.error(f"--out={out}: allowed: a name that ends in {', '.join(PICTURES)}")
     try:
         rows = {name: read(name) for name in names}
         figure = plots.plot(next(iter(rows.values())) if len(rows) == 1 else rows, **given)
     except ValueError as error:
         key, _, rest = str(error).partition("=")
         parser.error(f"{key}={rest}" if key.isupper() else f"--{key}={rest}")
-    drawn = figures.drawn(figure, KINDS[out.suffix])
     try:
-        tables.whole(out, lambda partial: partial.write_bytes(drawn))
-    except OSError as error:
-        parser.error(f"--out={out}: {error.strerror or error}; allowed: a file that can be written")
+        keep_figure(figure, out)
+    except ValueError as error:
+        parser.error(f"--out={out}: {error}")
     print(figure.get_label())
     print(f"wrote {out}")

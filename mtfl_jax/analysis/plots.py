@@ -62,6 +62,8 @@ class Plan:
     """What a figure is of: the columns that its parts are of, and its rows."""
 
     table: pd.DataFrame
+    whole: pd.DataFrame
+    """The same rows, and perhaps others, with the values that are censored, which a law counts as such."""
     kind: str
     x: str
     y: str
@@ -155,7 +157,7 @@ def beside(plan: Plan, measured: Sequence[str]) -> Figure:
     seeds = _seeds(plan.table)
     means = "One seed." if seeds == "one seed" else f"Means of {seeds}; bands and bars are one standard error."
     lines = f"Against {plan.x}{f', a line for each {plan.color}' if plan.color else ''}."
-    figure.set_label(" ".join([lines, means, *plan.notes]))
+    figure.set_label(" ".join([lines, means, *plan.notes, *describe.left_out(plan.table, measured)]))
     return figure
 
 
@@ -211,6 +213,7 @@ def parallel(table: pd.DataFrame, axes: Sequence[str], measured: str) -> Figure:
     ]
     figures.SHOWN[lines] = figures.Shown(series, [""] * len(mean), mean, mean, mean, figures.label(measured))
     part = f" {MOST_SETTINGS} of {count} settings, evenly by it, are shown." if count > MOST_SETTINGS else ""
+    part += "".join(f" {said}" for said in describe.left_out(table, [measured]))
     figure.set_label(
         f"Every setting of {', '.join(axes)} as a line through its values, coloured by {figures.label(measured)}, at"
         f" which it ends; lines of one value lie in the order of that. Means of {describe.seeds(table)}.{part}"
@@ -257,14 +260,15 @@ def planned(
     hold: then other settings are held at their most common values, and of too many lines some are kept; `notes` says
     so. panels: whether what was not said may be a facet.
     """
-    table = chosen(table, where)
+    table = chosen(table, where).reset_index(drop=True)
     if "step" not in table:
         raise ValueError(f"table={len(table)} rows: no column step; allowed: a table of mtfl")
     for key, name in (("x", x), ("y", y), ("color", color), ("facet", facet)):
         if name is not None and name not in table:
             known = list(map(str, table.columns))
             raise ValueError(f"{key}={name}: allowed: the columns {', '.join(known)}{guess(name, known)}")
-    table, given = describe.measured(table), [name for name in (x, y, color, facet) if name is not None]
+    whole = describe.measured(table, bounds=True)
+    table, given = describe.exact(whole), [name for name in (x, y, color, facet) if name is not None]
     settings, measurements = describe.settings(table), describe.measurements(table)
     numbers = [name for name in measurements if describe.numeric(table[name]) and describe.estimate(table[name]).n]
     if not numbers:
@@ -308,7 +312,7 @@ def planned(
     short = [name for name in short if name in free]
     if panels and facet is None and short and kind != "scatter" and sizes[short[0]] <= MOST_PANELS:
         facet = take(short, "facet")
-    plan = Plan(table, kind, cast(str, x), cast(str, y), color, facet)
+    plan = Plan(table, whole, kind, cast(str, x), cast(str, y), color, facet)
     if hold:
         plan = _held(plan, _others(plan, settings, free))
     _check(plan, settings, free)
@@ -403,16 +407,18 @@ def caption(plan: Plan, agg: str, band: str) -> str:
     each = f", a panel for each {plan.facet}" if plan.facet else ""
     if plan.kind == "scatter":
         colored = f", coloured by {plan.color}" if plan.color else ""
-        return f"{figures.label(plan.y)} against {figures.label(plan.x)}, a point a row{colored}{each}."
+        what = f"{figures.label(plan.y)} against {figures.label(plan.x)}, a point a row{colored}{each}."
+        return " ".join([what, *describe.left_out(plan.table, [plan.x, plan.y])])
     seeds = _seeds(plan.table) if "seed" in plan.table else "all rows"
     several = "One seed." if seeds == "one seed" else f"{agg.capitalize()} of {seeds}"
+    notes = [*plan.notes, *describe.left_out(plan.table, [plan.measured])]
     if plan.kind == "heat":
         what = f"{figures.label(plan.measured)} by {plan.x} and {plan.y}{each}."
-        return " ".join([what, f"{several.removesuffix('.')}.", *plan.notes])
+        return " ".join([what, f"{several.removesuffix('.')}.", *notes])
     lines = f", a line for each {plan.color}" if plan.color else ""
     what = f"{figures.label(plan.y)} against {figures.label(plan.x)}{lines}{each}."
     bands = f"; bands are {words[band]}." if band != "none" and seeds != "one seed" else "."
-    return " ".join([what, f"{several.removesuffix('.')}{bands}", *plan.notes])
+    return " ".join([what, f"{several.removesuffix('.')}{bands}", *notes])
 
 
 def _seeds(table: pd.DataFrame) -> str:
@@ -491,6 +497,7 @@ def _lines(plan: Plan, figure: Figure, panels: Panels, how: How) -> None:
 
 def _laws(ax: Axes, own: pd.DataFrame, plan: Plan, model: str) -> None:
     """A fitted law over each line, and in the legend its exponents."""
+    own = plan.whole.loc[own.index]
     own = own[own[plan.y].notna() & own[plan.x].notna()]
     codes = np.zeros(len(own), int) if plan.color is None else describe.codes(own[plan.color])
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")] or ax.get_lines()[:1]

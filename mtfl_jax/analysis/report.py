@@ -94,6 +94,7 @@ def many_rows(table: pd.DataFrame, width: int) -> Group:
         part = f"the first {MOST_ROWS} of {len(table)} rows" if len(table) > MOST_ROWS else ""
         found, fixed = Listing(part, pd.DataFrame(texts)), len(told) + len(status)
     out, left = narrow(found.table, fixed, width)
+    said += describe.left_out(table, measured)
     said += [f"no room in {width} columns for {', '.join(left)}"] * bool(left)
     said += ["results.parquet has all of them"] * bool(left or "the first" in found.title)
     title = [Text(found.title)] * bool(found.title)
@@ -245,9 +246,11 @@ def _tenths(seconds: float) -> str:
 
 def rows(table: pd.DataFrame, width: int) -> RenderableType:
     """The rows of a table that no study speaks for, in a table that is not wider than `width`."""
-    table = describe.measured(table)
+    whole = describe.measured(table, bounds=True)
+    table = describe.exact(whole)
     if len(table) == 1:
-        shown: RenderableType = one_row(table.iloc[0])
+        # Beside what says that it is censored.
+        shown: RenderableType = one_row(whole.iloc[0])
     elif len(table) > FEW_ROWS and not describe.axes(table) and describe.ok(table).any():
         shown = one_setting(table)
     else:

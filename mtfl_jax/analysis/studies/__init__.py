@@ -26,8 +26,9 @@ from mtfl_jax.records import Registry, registering
 class Study:
     """What is said of a study's table.
 
-    findings: of the rows of a folder in any order, without the measurements of rows that are not ok. It must take a
-    table that is smaller than the study's own or lacks measurements, says of how many rows its means are, and raises
+    findings: of a folder's rows in any order, without the measurements of rows that are not ok, and with those that
+    are censored: a fit counts them as such, figures leave them out, a mean takes `describe.exact`. It must take a table
+    that is smaller than the study's own or lacks measurements, says of how many rows its means are, and raises
     ValueError that says why where it can say nothing.
     """
 
@@ -67,7 +68,7 @@ def named(name: str) -> Study:
 
 def of(name: str, table: pd.DataFrame) -> Findings:
     """What a study says of a table. Raises ValueError for an unknown study, and where the study can say nothing."""
-    return named(name).findings(describe.measured(table))
+    return named(name).findings(describe.measured(table, bounds=True))
 
 
 def from_file(name: str, path: Path) -> Study:

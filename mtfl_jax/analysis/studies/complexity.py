@@ -113,7 +113,7 @@ def _said(law: Law) -> Statement:
         if flat and law.fit.held_out["constant"] <= law.fit.held_out_error and max(-low, high) <= FLAT:
             errors = [fits.factor(law.fit.held_out[name]) for name in ("constant", "power")]
             text = f"a constant predicts the largest d to {errors[0]}, a power law to {errors[1]}"
-            return Statement(True, f"{what}{text}, its exponent being in {low:.2g} to {high:.2g}.")
+            return Statement(True, f"{what}{text}, its exponent being {law.fit.value('exponent')}.")
         return Statement(None, f"{what}no law: {law.fit.why}{lost}.")
     allowed = (-FLAT, FLAT) if flat else (law.r - SLACK, np.inf)
     inside, outside = allowed[0] <= low and high <= allowed[1], high < allowed[0] or low > allowed[1]

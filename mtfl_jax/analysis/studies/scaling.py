@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mtfl_jax.analysis import describe, figures, fits, models
+from mtfl_jax.analysis import describe, figures, fits
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
 from mtfl_jax.analysis.studies import STUDIES, Study
 
@@ -109,7 +109,7 @@ def _said(law: Law) -> Statement:
     sign = SIGNS.get(law.x) if law.what == "one step" else None
     if sign is None:
         return Statement(True, text)
-    low, high = law.fit.intervals[models.MODELS[law.fit.model].exponents[-1]]
+    low, high = law.fit.intervals[law.fit.law.exponents[-1]]
     right, wrong = (high < 0, low > 0) if sign < 0 else (low > 0, high < 0)
     return Statement(True if right else False if wrong else None, text)
 
