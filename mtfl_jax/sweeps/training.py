@@ -128,8 +128,9 @@ def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
     its measurements are not read, its `step` (default: the last) says after how many updates W, b and A are wanted, and
     its `id`, where it has one, is required to be that of the training. Draws and labels are bit for bit the row's.
     `table` is bit for bit what `sweep(moments="never", …)` makes of this cell alone; where a sweep pads sizes to those
-    of other cells, or shares moments, it is so to rounding. Raises ConfigError (a ValueError) for a bad key or value
-    and for a row of other settings or extensions, TooLargeError where memory does not hold it.
+    of other cells, shares moments, or measures after other steps or of other n_down too, it is so to rounding, as it
+    is of the kernels of measure=representation. Raises ConfigError (a ValueError) for a bad key or value and for a row
+    of other settings or extensions, TooLargeError where memory does not hold it.
 
         row = table.sort_values("subspace_distance").iloc[0]
         numpy.linalg.svd(mtfl_jax.train(**row).W)
@@ -222,12 +223,14 @@ def _identified(given: Mapping[str, Any]) -> bool:
 def _trained(grid: Grid, step: int) -> Training:
     (bucket,), _ = engine.planned(grid, "never", (1, 1))
     job = compiling.job_of(bucket)
-    job = dataclasses.replace(job, program=job.program.replace(keep=True))
-    made = compiling.fitting(job, Chunk(1, 1), MEMORY_FRACTION)
+    # The table is of the program that a sweep runs: one that gives the network too may round in other places.
+    keeping = dataclasses.replace(job, program=job.program.replace(keep=True))
+    made, also = (compiling.fitting(each, Chunk(1, 1), MEMORY_FRACTION) for each in (job, keeping))
     places = made.chunk.places
     cells = compiling.cells_of(grid, bucket, np.zeros(places, int))
-    outputs = jax.device_get(made.executable(cells, np.asarray([1] + [0] * (places - 1), np.int32)))
-    kept = jax.tree.map(lambda leaf: leaf[0], outputs.pop("network"))
+    used = np.asarray([1] + [0] * (places - 1), np.int32)
+    outputs = jax.device_get(made.executable(cells, used))
+    kept = jax.tree.map(lambda leaf: leaf[0], jax.device_get(also.executable(cells, used)["network"]))
     measured = rows.rows_of(
         grid, rows.Costs(grid), bucket, np.zeros(1, int), {name: leaf[:1] for name, leaf in outputs.items()}
     )
