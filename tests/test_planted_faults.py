@@ -174,7 +174,7 @@ def check(spec, variant):
         check_grid(spec, Alone(told=True), exactly, [variant])
 
 
-def finding(*names, most=60):
+def finding(*names, most=300):
     """The first of the grids about some settings that finds a fault, if any."""
     for spec, variant in mentioning(names, most):
         try:

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -11,10 +11,6 @@ import mtfl_jax
 from mtfl_jax.analysis import folders, studies
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps import places, tables
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 
 PICTURES = (".pdf", ".png", ".svg")
 """What the names of figures end in."""
@@ -87,15 +83,12 @@ def load_extensions(parser: argparse.ArgumentParser, given: Sequence[str], of: S
         parser.error(f"--extensions={' '.join(given)}: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def keep_figure(figure: "Figure", out: Path) -> None:
-    """Write a figure into a file of `PICTURES`. Raises ValueError where it cannot be written."""
-    from mtfl_jax.analysis import figures
-
-    drawn = figures.drawn(figure, out.suffix[1:])
+def keep(key: str, out: Path, content: bytes) -> None:
+    """Write a file that an argument names, whole. Raises ValueError where it cannot be written."""
     try:
-        tables.whole(out, lambda partial: partial.write_bytes(drawn))
+        tables.whole(out, lambda partial: partial.write_bytes(content))
     except OSError as error:
-        raise ValueError(f"{error.strerror or error}; allowed: a file that can be written") from None
+        raise ValueError(f"{key}={out}: {error.strerror or error}; allowed: a file that can be written") from None
 
 
 def read(path: str) -> pd.DataFrame:

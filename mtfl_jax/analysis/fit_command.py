@@ -14,9 +14,9 @@ from rich.text import Text
 
 from mtfl_jax.analysis import fits, laws, report
 from mtfl_jax.analysis.columns import chosen
-from mtfl_jax.analysis.command import PICTURES, Parser, add_extensions, add_where, keep_figure, load_extensions, read
+from mtfl_jax.analysis.command import PICTURES, Parser, add_extensions, add_where, keep, load_extensions, read
 from mtfl_jax.analysis.models import FREE, MODELS
-from mtfl_jax.sweeps import progress, tables
+from mtfl_jax.sweeps import progress
 
 HELP = (
     "Fit a law to the columns of a table, with intervals by resampling seeds and a held-out extrapolation. Rows whose "
@@ -159,23 +159,17 @@ def _listed(text: str | None) -> tuple[str, ...]:
 def _write(out: Path, groups: Sequence[laws.Group], by: Sequence[str]) -> None:
     """The fits as a file. Raises ValueError where it cannot be written."""
     text = laws.tex_of(groups, by) if out.suffix == ".tex" else laws.numbers_of(groups, by).to_csv(index=False)
-    try:
-        tables.whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"out={out}: {error.strerror or error}; allowed: a file that can be written") from None
+    keep("out", out, text.encode())
 
 
 def _draw(plot: Path, groups: Sequence[laws.Group], by: Sequence[str]) -> str:
     """The fits as a figure, and its caption; none where there is no law. Raises ValueError where it cannot be."""
-    from mtfl_jax.analysis import fit_figure
+    from mtfl_jax.analysis import figures, fit_figure
 
     if all(group.fit is None for group in groups):
         return ""
     figure = fit_figure.draw(groups, by)
-    try:
-        keep_figure(figure, plot)
-    except ValueError as error:
-        raise ValueError(f"plot={plot}: {error}") from None
+    keep("plot", plot, figures.drawn(figure, plot.suffix[1:]))
     return str(figure.get_label())
 
 

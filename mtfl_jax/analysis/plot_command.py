@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from mtfl_jax.analysis import figures, plots
-from mtfl_jax.analysis.command import PICTURES, Parser, add_where, keep_figure, read
+from mtfl_jax.analysis.command import PICTURES, Parser, add_where, keep, read
 
 HELP = (
     "Draw a figure of one or several results folders. What is not said is chosen from what varies; rows that differ in "
@@ -39,12 +39,9 @@ def main() -> None:
     try:
         rows = {name: read(name) for name in names}
         figure = plots.plot(next(iter(rows.values())) if len(rows) == 1 else rows, **given)
+        keep("out", out, figures.drawn(figure, out.suffix[1:]))
     except ValueError as error:
         key, _, rest = str(error).partition("=")
         parser.error(f"{key}={rest}" if key.isupper() else f"--{key}={rest}")
-    try:
-        keep_figure(figure, out)
-    except ValueError as error:
-        parser.error(f"--out={out}: {error}")
     print(figure.get_label())
     print(f"wrote {out}")

@@ -16,7 +16,6 @@ from jaxtyping import Float, Int, Num
 
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
 from mtfl_jax.learning import data, network, probe, recovery, representation, tasks, updates
-from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.drawing import PART, draw_network, losses_of
 from mtfl_jax.learning.losses import Margins
@@ -113,10 +112,8 @@ class Seen:
 
     def tangent_kernel(self, params: Params) -> Float[Array, "few few"]:
         """Of a network, on the first SIMILARITY_SAMPLES test samples."""
-        p, x = self.p, self.x[: min(SIMILARITY_SAMPLES, self.p.n_test)]
-        slope = ACTIVATIONS[p.arithmetic.activation].slope
-        h = network.features(params, x, self.how)
-        return representation.tangent_kernel(params, x, h, slope, self.cell.num_tasks, train_bias=p.bias == "trained")
+        x, trained = self.x[:SIMILARITY_SAMPLES], self.p.bias == "trained"
+        return representation.tangent_kernel(params, x, self.cell.num_tasks, self.how, train_bias=trained)
 
     @functools.cached_property
     def ntk(self) -> Float[Array, "few few"]:
@@ -262,11 +259,6 @@ def _similarity(seen: Seen) -> Float[Array, " distances"]:
     return feature_similarity(h, seen.z[: len(h)], seen.cell.r, n)
 
 
-def _padded(values: Float[Array, " k"], size: int) -> Float[Array, " {size}"]:
-    """The first `size` of some values, zero where there are fewer."""
-    return jnp.pad(values[:size], (0, max(0, size - len(values))))
-
-
 def _kernel(seen: Seen) -> Float[Array, "orthants orthants"]:
     p, cell = seen.p, seen.cell
     tables = tasks.truth_tables(seen.of, cell.r, p.r)
@@ -279,15 +271,14 @@ def _feature_alignment(seen: Seen) -> Float[Array, ""]:
     return representation.alignment(h @ h.T, seen.target_kernel, n)
 
 
-def _similar(K: Float[Array, "few few"], start: Float[Array, "few few"], n: IntLike) -> Float[Array, ""]:
-    return representation.alignment(K, start, n, centred=False)
-
-
 @rule("measure", "r")
 def _kernel_is_small(c: View) -> None:
     if c.r > MAX_KERNEL_R:
         raise ConfigError("r", c.r, f"allowed with measure={c.measure}: r <= {MAX_KERNEL_R}")
 
+
+_of_weights = functools.partial(Measure, sets=REPRESENTATION)
+_on_fresh = functools.partial(_of_weights, uses=("n_test",))
 
 for _measure in (
     Measure(
@@ -353,97 +344,78 @@ for _measure in (
         sets=("contrastive",),
         rules=(_kernel_is_small,),
     ),
-    Measure(
+    _of_weights(
         "singular_values",
         "the largest 2r singular values of W; zero where it has fewer",
-        lambda seen: _padded(seen.singular_values, 2 * seen.p.r),
+        lambda seen: recovery.first(seen.singular_values, 2 * seen.p.r),
         shape=lambda r: (2 * r,),
-        sets=REPRESENTATION,
         label="singular values of W",
     ),
-    Measure(
+    _of_weights(
         "weight_participation",
         "participation ratio (Σσ²)²/Σσ⁴ of the singular values of W",
         lambda seen: representation.participation_ratio(seen.singular_values**2),
-        sets=REPRESENTATION,
         label="participation ratio of W",
     ),
-    Measure(
+    _of_weights(
         "weight_rank",
         "effective rank of W: exp of the entropy of its singular values over their sum",
         lambda seen: representation.effective_rank(seen.singular_values),
-        sets=REPRESENTATION,
         label="effective rank of W",
     ),
-    Measure(
+    _on_fresh(
         "feature_participation",
         "participation ratio of the eigenvalues of the features' covariance on fresh samples",
         lambda seen: representation.participation_ratio(seen.feature_spectrum),
-        sets=REPRESENTATION,
-        uses=("n_test",),
         label="participation ratio of features",
     ),
-    Measure(
+    _on_fresh(
         "feature_rank",
         "effective rank of the features: exp of the entropy of their covariance's √λ over their sum",
         lambda seen: representation.effective_rank(jnp.sqrt(seen.feature_spectrum)),
-        sets=REPRESENTATION,
-        uses=("n_test",),
         label="effective rank of features",
     ),
-    Measure(
+    _of_weights(
         "neuron_alignment",
         "shares of the neurons whose ‖Mᵀw‖/‖w‖ falls into each tenth of [0, 1]",
         lambda seen: representation.neuron_alignment(seen.params["W"], seen.cell.r),
         shape=lambda r: (representation.ALIGNMENT_BINS,),
-        sets=REPRESENTATION,
         label="neurons by alignment (shares)",
     ),
-    Measure(
+    _on_fresh(
         "kernel_alignment",
         "centred alignment of the features' kernel with y yᵀ over the trained tasks, on fresh samples",
         _feature_alignment,
-        sets=REPRESENTATION,
-        uses=("n_test",),
         label="alignment of features with labels",
     ),
-    Measure(
+    _of_weights(
         "distance_moved",
         "‖W − W₀‖/‖W₀‖ in Frobenius norms, W₀ as initialised",
         lambda seen: representation.moved(seen.params["W"], seen.initial["W"]),
-        sets=REPRESENTATION,
         label="distance moved (of initial norm)",
     ),
-    Measure(
+    _on_fresh(
         "ntk_alignment_initial",
         "centred alignment of the tangent kernel as initialised with y yᵀ, on fresh samples",
         lambda seen: representation.alignment(seen.initial_ntk, seen.target_kernel, seen.few[2]),
-        sets=REPRESENTATION,
-        uses=("n_test",),
         label="alignment of the initial NTK with labels",
     ),
-    Measure(
+    _on_fresh(
         "ntk_alignment",
         "centred alignment of the tangent kernel with y yᵀ over the trained tasks, on fresh samples",
         lambda seen: representation.alignment(seen.ntk, seen.target_kernel, seen.few[2]),
-        sets=REPRESENTATION,
-        uses=("n_test",),
         label="alignment of the NTK with labels",
     ),
-    Measure(
+    _on_fresh(
         "ntk_change",
         "‖Θ − Θ₀‖/‖Θ₀‖ in Frobenius norms, of the tangent kernel on fresh samples",
         lambda seen: representation.change(seen.ntk, seen.initial_ntk, seen.few[2]),
-        sets=REPRESENTATION,
-        uses=("n_test",),
         label="change of the NTK (of its initial norm)",
     ),
-    Measure(
+    _on_fresh(
         "ntk_distance",
         "1 − ⟨Θ, Θ₀⟩/(‖Θ‖ ‖Θ₀‖): the change of the tangent kernel but for its size",
-        lambda seen: 1 - _similar(seen.ntk, seen.initial_ntk, seen.few[2]),
-        sets=REPRESENTATION,
-        uses=("n_test",),
+        lambda seen: 1 - representation.alignment(seen.ntk, seen.initial_ntk, seen.few[2], centred=False),
         label="distance of the NTK from its initial one",
     ),
 ):

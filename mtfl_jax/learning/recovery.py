@@ -97,14 +97,14 @@ def _inside(
     # R has the singular values and right singular vectors of W.
     R = jnp.linalg.qr(W, mode="r")
     _, sigma, Vt = jnp.linalg.svd(R, full_matrices=False)
-    found = _first(sigma, max_r) > rounding_of(W, sigma[0])
-    return R, _sines2(_first(Vt, max_r), found, r), _sigma_r(W, sigma[0], r, max_r)
+    found = first(sigma, max_r) > rounding_of(W, sigma[0])
+    return R, _sines2(first(Vt, max_r), found, r), _sigma_r(W, sigma[0], r, max_r)
 
 
 def _sigma_r(W: Float[Array, "width d"], largest: Float[Array, ""], r: IntLike, max_r: int) -> Float[Array, ""]:
     """σ_r(WM), 0 where it is rounding."""
     R = jnp.linalg.qr(columns(W - outside(W, r), max_r), mode="r")
-    sigma = _first(jnp.linalg.svd(R, compute_uv=False), max_r)[r - 1]
+    sigma = first(jnp.linalg.svd(R, compute_uv=False), max_r)[r - 1]
     return jnp.where(sigma > rounding_of(W, largest), sigma, 0)
 
 
@@ -226,7 +226,7 @@ def _largest(G: Float[Array, "side side"], start: Float[Array, " side"]) -> tupl
     return stage(0, (basis, zeros, zeros))
 
 
-def _first(rows: Float[Array, " _ *rest"], n: int) -> Float[Array, " {n} *rest"]:
+def first(rows: Float[Array, " _ *rest"], n: int) -> Float[Array, " {n} *rest"]:
     """The first n rows, zeros where there are fewer."""
     rows = rows[:n]
     return jnp.pad(rows, [(0, n - rows.shape[0])] + [(0, 0)] * (rows.ndim - 1))

@@ -4,13 +4,15 @@ Source: each definition is named beside it; on which samples it is taken, and th
 ours.
 """
 
-from collections.abc import Callable
-
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from mtfl_jax.learning import network
+from mtfl_jax.learning.activations import ACTIVATIONS
+from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
 from mtfl_jax.learning.network import Params
+from mtfl_jax.learning.probe import normalised
 from mtfl_jax.learning.scalars import IntLike
 
 ALIGNMENT_BINS = 10
@@ -31,9 +33,7 @@ def singular_values(W: Float[Array, "width d"], *, accelerator: bool = False) ->
         # Of unit size, so that squares stay representable.
         largest = jnp.max(jnp.abs(W))
         scale = jnp.where(largest > 0, largest, 1)
-        W = W / scale
-        gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
-        sigma = scale * jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1], 0))
+        sigma = scale * jnp.sqrt(_eigenvalues(W / scale)[::-1])
     return jnp.where(finite, sigma, jnp.nan)
 
 
@@ -66,8 +66,12 @@ def feature_spectrum(h: Float[Array, "max_n width"], n: IntLike) -> Float[Array,
     counted = (jnp.arange(len(h)) < n)[:, None]
     h = jnp.where(counted & finite, h, 0)
     centred = jnp.where(counted, h - jnp.sum(h, axis=0) / n, 0)
-    gram = centred @ centred.T if h.shape[0] <= h.shape[1] else centred.T @ centred
-    return jnp.where(finite, jnp.maximum(jnp.linalg.eigvalsh(gram), 0) / n, jnp.nan)
+    return jnp.where(finite, _eigenvalues(centred) / n, jnp.nan)
+
+
+def _eigenvalues(A: Float[Array, "m k"]) -> Float[Array, " side"]:
+    """Those of the smaller of A Aᵀ and Aᵀ A, smallest first; none is below 0."""
+    return jnp.maximum(jnp.linalg.eigvalsh(A @ A.T if A.shape[0] <= A.shape[1] else A.T @ A), 0)
 
 
 def neuron_alignment(W: Float[Array, "width d"], r: IntLike) -> Float[Array, " bins"]:
@@ -75,14 +79,12 @@ def neuron_alignment(W: Float[Array, "width d"], r: IntLike) -> Float[Array, " b
 
     Rows of zero have no direction and do not count; where all are zero, so are the shares.
     """
-    largest = jnp.max(jnp.abs(W), axis=1, keepdims=True)
-    W = W / jnp.where(largest > 0, largest, 1)
-    norm = jnp.linalg.norm(W, axis=1)
-    inside = jnp.linalg.norm(jnp.where(jnp.arange(W.shape[1]) < r, W, 0), axis=1)
-    cosine = inside / jnp.where(norm > 0, norm, 1)
+    unit = normalised(W)
+    used = jnp.any(unit != 0, axis=1)
+    cosine = jnp.linalg.norm(jnp.where(jnp.arange(W.shape[1]) < r, unit, 0), axis=1)
     place = jnp.minimum(jnp.floor(ALIGNMENT_BINS * cosine), ALIGNMENT_BINS - 1)
-    found = (place[:, None] == jnp.arange(ALIGNMENT_BINS)) & (norm > 0)[:, None]
-    return jnp.sum(found, axis=0) / jnp.maximum(jnp.sum(norm > 0), 1)
+    found = (place[:, None] == jnp.arange(ALIGNMENT_BINS)) & used[:, None]
+    return jnp.sum(found, axis=0) / jnp.maximum(jnp.sum(used), 1)
 
 
 def moved(W: Float[Array, "width d"], start: Float[Array, "width d"]) -> Float[Array, ""]:
@@ -93,23 +95,22 @@ def moved(W: Float[Array, "width d"], start: Float[Array, "width d"]) -> Float[A
 def tangent_kernel(
     params: Params,
     x: Float[Array, "n d"],
-    features: Float[Array, "n width"],
-    slope: Callable[[Float[Array, "n width"]], Float[Array, "n width"]],
     num_tasks: IntLike,
+    how: Arithmetic = EXACT,
     *,
     train_bias: bool = False,
 ) -> Float[Array, "n n"]:
     """Θ(x, x') = (1/T) Σ_t ⟨∂F_t(x), ∂F_t(x')⟩ over W and A, and b where it is trained, of F_t = a_tᵀ σ(W x + b).
 
-    features are σ(W x + b), slope is σ'. The first num_tasks heads count, and the others are zero.
+    The first num_tasks heads count, and the others are zero.
 
     Source: Jacot, Gabriel & Hongler 2018; the mean over outputs is that of neural-tangents' empirical_ntk_fn with
     trace_axes=(-1,).
     """
     W, b, A = params["W"], params["b"], params["A"]
-    active = slope(x @ W.T + b) * jnp.sqrt(jnp.sum(A**2, axis=0) / num_tasks)
-    inputs = x @ x.T + (1 if train_bias else 0)
-    return features @ features.T + (active @ active.T) * inputs
+    h = network.features(params, x, how)
+    active = ACTIVATIONS[how.activation].slope(x @ W.T + b) * jnp.sqrt(jnp.sum(A**2, axis=0) / num_tasks)
+    return h @ h.T + (active @ active.T) * (x @ x.T + (1 if train_bias else 0))
 
 
 def alignment(

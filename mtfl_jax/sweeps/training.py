@@ -13,7 +13,6 @@ from mtfl_jax import compose, extend
 from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, integer
 from mtfl_jax.learning import data, drawing, experiment, measuring, network, representation, tasks
-from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.measures import MEASURES
@@ -21,9 +20,11 @@ from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R, Tasks
 from mtfl_jax.names import BOOKKEEPING
 from mtfl_jax.sweeps import compiling, engine, identity, rows, tables
-from mtfl_jax.sweeps.compiling import Chunk
+from mtfl_jax.sweeps.calibration import chunk_of
+from mtfl_jax.sweeps.compiling import Chunk, Job
 from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
 from mtfl_jax.sweeps.machine import MATMUL_PRECISION, MEMORY_FRACTION
+from mtfl_jax.sweeps.plan import Bucket
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +99,8 @@ class Training:
 
         initial: of the network before any update.
         """
-        params = _arrays(self.initial) if initial else self._params
-        found = representation.tangent_kernel(
-            params,
-            self._array(x),
-            network.features(params, self._array(x), self.arithmetic),
-            ACTIVATIONS[self.arithmetic.activation].slope,
-            len(self.A),
-            train_bias=self.settings["bias"] == "trained",
-        )
+        params, trained = _arrays(self.initial) if initial else self._params, self.settings["bias"] == "trained"
+        found = representation.tangent_kernel(params, self._array(x), len(self.A), self.arithmetic, train_bias=trained)
         return np.asarray(found)
 
     def _array(self, x: np.ndarray) -> jax.Array:
@@ -128,9 +122,8 @@ def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
     its measurements are not read, its `step` (default: the last) says after how many updates W, b and A are wanted, and
     its `id`, where it has one, is required to be that of the training. Draws and labels are bit for bit the row's.
     `table` is bit for bit what `sweep(moments="never", …)` makes of this cell alone; where a sweep pads sizes to those
-    of other cells, shares moments, or measures after other steps or of other n_down too, it is so to rounding, as it
-    is of the kernels of measure=representation. Raises ConfigError (a ValueError) for a bad key or value and for a row
-    of other settings or extensions, TooLargeError where memory does not hold it.
+    of other cells, or shares moments, it is so to rounding. Raises ConfigError (a ValueError) for a bad key or value
+    and for a row of other settings or extensions, TooLargeError where memory does not hold it.
 
         row = table.sort_values("subspace_distance").iloc[0]
         numpy.linalg.svd(mtfl_jax.train(**row).W)
@@ -223,19 +216,13 @@ def _identified(given: Mapping[str, Any]) -> bool:
 def _trained(grid: Grid, step: int) -> Training:
     (bucket,), _ = engine.planned(grid, "never", (1, 1))
     job = compiling.job_of(bucket)
-    # The table is of the program that a sweep runs: one that gives the network too may round in other places.
+    # The table is of the program that a sweep runs: another one, of a loop over one lane, may round in other places.
+    outputs, chunk = _one_lane(grid, bucket, job, chunk_of(bucket))
     keeping = dataclasses.replace(job, program=job.program.replace(keep=True))
-    made, also = (compiling.fitting(each, Chunk(1, 1), MEMORY_FRACTION) for each in (job, keeping))
-    places = made.chunk.places
-    cells = compiling.cells_of(grid, bucket, np.zeros(places, int))
-    used = np.asarray([1] + [0] * (places - 1), np.int32)
-    outputs = jax.device_get(made.executable(cells, used))
-    kept = jax.tree.map(lambda leaf: leaf[0], jax.device_get(also.executable(cells, used)["network"]))
-    measured = rows.rows_of(
-        grid, rows.Costs(grid), bucket, np.zeros(1, int), {name: leaf[:1] for name, leaf in outputs.items()}
-    )
+    kept = jax.tree.map(lambda leaf: leaf[0], _one_lane(grid, bucket, keeping, Chunk(1, 1))[0]["network"])
+    measured = rows.rows_of(grid, rows.Costs(grid), bucket, np.zeros(1, int), outputs)
     table = tables.frame(identity.in_order(grid, measured))
-    config, cell = grid.cell(0), jax.tree.map(lambda leaf: leaf[0], cells)
+    config, cell = grid.cell(0), jax.tree.map(lambda leaf: leaf[0], compiling.cells_of(grid, bucket, np.zeros(1, int)))
     true = {"W": (config.width, config.d), "b": (config.width,), "A": (config.num_tasks, config.width)}
 
     def cut(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -244,7 +231,7 @@ def _trained(grid: Grid, step: int) -> Training:
     networks = {
         count: cut({name: leaf[i] for name, leaf in kept.items()}) for i, count in enumerate(bucket.program.record)
     }
-    p = bucket.program.replace(arithmetic=compiling.settled(bucket.program, made.chunk))
+    p = bucket.program.replace(arithmetic=compiling.settled(bucket.program, chunk))
     with jax.default_matmul_precision(MATMUL_PRECISION):
         drawn = jax.device_get(jax.jit(functools.partial(_drawn, p))(cell, np.int32(step)))
     batch, x_test, params, initial = drawn
@@ -265,6 +252,15 @@ def _trained(grid: Grid, step: int) -> Training:
         tasks=Tasks(p.tasks, jax.numpy.asarray(params[: config.num_tasks, :size])),
         arithmetic=p.arithmetic,
     )
+
+
+def _one_lane(grid: Grid, bucket: Bucket, job: Job, chunk: Chunk) -> tuple[dict[str, Any], Chunk]:
+    """What a program gives for the first of a bucket's lanes, leaves with an axis of one, and the chunk it took."""
+    made = compiling.fitting(job, chunk, MEMORY_FRACTION)
+    places = made.chunk.places
+    cells = compiling.cells_of(grid, bucket, np.zeros(made.chunk.capacity * places, int))
+    outputs = made.executable(cells, np.asarray([1] + [0] * (places - 1), np.int32))
+    return jax.device_get(jax.tree.map(lambda leaf: leaf[:1], outputs)), made.chunk
 
 
 def _drawn(p: Program, cell: Cell, step: Any) -> tuple[Any, Any, Any, Any]:
