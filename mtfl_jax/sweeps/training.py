@@ -122,8 +122,9 @@ def train(*, extensions: Any = (), **row_or_settings: Any) -> Training:
     its measurements are not read, its `step` (default: the last) says after how many updates W, b and A are wanted, and
     its `id`, where it has one, is required to be that of the training. Draws and labels are bit for bit the row's.
     `table` is bit for bit what `sweep(moments="never", …)` makes of this cell alone; where a sweep pads sizes to those
-    of other cells, or shares moments, it is so to rounding. Raises ConfigError (a ValueError) for a bad key or value
-    and for a row of other settings or extensions, TooLargeError where memory does not hold it.
+    of other cells, shares moments, or measures after other steps or of other n_down too, it is so to rounding. Raises
+    ConfigError (a ValueError) for a bad key or value and for a row of other settings or extensions, TooLargeError where
+    memory does not hold it.
 
         row = table.sort_values("subspace_distance").iloc[0]
         numpy.linalg.svd(mtfl_jax.train(**row).W)
