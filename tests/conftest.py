@@ -36,7 +36,7 @@ install_import_hook("mtfl_jax.learning", "beartype.beartype")
 def pytest_addoption(parser):
     """How large the campaigns are."""
     parser.addoption(
-        "--grids", type=int, default=60, help="random grids of real trainings, and ten times as many of others"
+        "--grids", type=int, default=80, help="random grids of real trainings, and ten times as many of others"
     )
 
 

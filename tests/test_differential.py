@@ -1,7 +1,7 @@
 """A row depends on its own settings and seed, on nothing else: whatever the grid, against the cells run alone.
 
 `pytest tests/test_differential.py -m "" --grids 3000` checks as many grids of real trainings too, in about an hour on
-two cores; without it there are 600 of the stand-in and 60 real ones, most of them slow.
+two cores; without it there are 800 of the stand-in and 80 real ones, most of them slow.
 """
 
 import contextlib
