@@ -21,7 +21,7 @@ from mtfl_jax.fields import ConfigError, Field, View
 from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Algorithm
-from mtfl_jax.learning.arithmetic import Arithmetic
+from mtfl_jax.learning.arithmetic import AUTO, EXACT, Arithmetic
 from mtfl_jax.learning.measures import MEASURES, Measure, in_set
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
@@ -414,9 +414,12 @@ class Alone:
 
 
 def _science(own: Config) -> dict[str, Any]:
-    """What tells a cell's rows at a step apart: a mixture of one loss is that loss, and a prefix has no length."""
+    """What tells a cell's rows at a step apart: a mixture of one loss is that loss, a prefix has no length, and a
+    kernel that is left open is the one it is settled to where nothing was measured.
+    """
     dropped = {"loss", "losses", "measure_at"} | ({"steps"} if own.prefixes else set())
-    return {name: value for name, value in own.bearing.items() if name not in dropped} | {"of": own.program().losses}
+    told = {name: value for name, value in own.bearing.items() if name not in dropped} | {"of": own.program().losses}
+    return told | ({"kernel": EXACT.kernel} if told["kernel"] == AUTO else {})
 
 
 def differences(
@@ -632,7 +635,7 @@ class StandIn:
     def fitting(self, job: Any, chunk: Any, memory_fraction: float) -> tuple[Any, Any]:
         """In the place of `compiling.fitting`."""
         small = Chunk(min(chunk.capacity, CAPACITY), 1)
-        # A kernel that is left open is that of the chunk, and no other kernel's name tells it apart.
+        # As the engine's programs settle a kernel that is left open.
         p = job.program.replace(arithmetic=compiling.settled(job.program, chunk))
         return lambda cells, counts: self.call(p, cells, counts, small.capacity), small
 
