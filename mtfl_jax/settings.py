@@ -98,7 +98,7 @@ ALWAYS = (
         when=rule("bias")(lambda c: c.bias == "random"),
     ),
     Field("algorithm", "choice", of(ALGORITHMS), "how the representation is made"),
-    Field("loss", "choice", of(LOSSES, MIXTURE), "loss of the margin"),
+    Field("loss", "choice", of(LOSSES, MIXTURE), "loss of the outputs and the labels"),
     Field(
         "losses",
         "choice",

@@ -1,8 +1,8 @@
 """An independent NumPy float64 reference of the definitions: plain loops, gradients derived by hand, no autodiff.
 
 A loss is a name, or a pair of a name and the value of its knob. A sample is a pair (x, y): x (n, d) shared by the tasks
-or (T, n, d) of each task's own, y (n, T) in ±1. Parameters are {"W": (width, d), "b": (width,), "A": (T, width)}.
-M (d, r) has orthonormal columns.
+or (T, n, d) of each task's own, y (n, T) in ±1 or real. Parameters are {"W": (width, d), "b": (width,),
+"A": (T, width)}. M (d, r) has orthonormal columns.
 """
 
 import itertools
@@ -11,9 +11,36 @@ import math
 import numpy as np
 
 LOSS_NAMES = ("linear", "hinge", "logistic", "squared", "exponential")
+"""Those that the margin gives."""
+
+REAL_LOSSES = ("linear", "mse", ("huber", 0.7), "mae")
+"""Those of any target, each with the value of its knob where it has one."""
 
 SLOPE_AT_ZERO = {"linear": 1.0, "hinge": 1.0, "logistic": 0.5, "squared": 1.0, "exponential": 1.0}
 """−ℓ'(0): what the first head step of a loss is, over that of the linear one."""
+
+
+def pointwise(name, F, y):
+    """ℓ(F, y) of outputs and targets of one shape."""
+    if name == "mse":
+        return (F - y) ** 2 / 2
+    if name == "mae":
+        return np.where(y < F, F - y, y - F)
+    if isinstance(name, tuple) and name[0] == "huber":
+        delta = name[1]
+        return np.where(abs(F - y) <= delta, (F - y) ** 2 / 2, delta * abs(F - y) - delta**2 / 2)
+    return loss(name, y * F)
+
+
+def by_output(name, F, y):
+    """∂ℓ/∂F."""
+    if name == "mse":
+        return F - y
+    if name == "mae":
+        return np.sign(F - y)
+    if isinstance(name, tuple) and name[0] == "huber":
+        return np.clip(F - y, -name[1], name[1])
+    return y * slope(name, y * F)
 
 
 def loss(name, m):
@@ -81,10 +108,10 @@ def outputs(params, x, activation="relu"):
 
 
 def task_losses(params, sample, names, activation="relu"):
-    """L_t, (T,): the mean over samples of ℓ_t(y F_t), where ℓ_t is names[t mod k]."""
+    """L_t, (T,): the mean over samples of ℓ_t(F_t, y_t), where ℓ_t is names[t mod k]."""
     x, y = sample
-    margins = y * outputs(params, x, activation)
-    return np.array([loss(names[t % len(names)], margins[:, t]).mean() for t in range(y.shape[1])])
+    F = outputs(params, x, activation)
+    return np.array([pointwise(names[t % len(names)], F[:, t], y[:, t]).mean() for t in range(y.shape[1])])
 
 
 def objective(params, sample, names, activation="relu"):
@@ -95,14 +122,14 @@ def objective(params, sample, names, activation="relu"):
 def task_gradients(params, sample, names, t, activation="relu"):
     """The gradients of L_t in a_t, W and b.
 
-    L_t = (1/n) Σ_i ℓ(y_i F_i), so ∂L_t/∂F_i = ℓ'(y_i F_i) y_i / n; F_i = Σ_j a_j σ(p_ij) and p_ij = w_j·x_i + b_j.
+    L_t = (1/n) Σ_i ℓ(F_i, y_i), so ∂L_t/∂F_i = ∂ℓ/∂F / n; F_i = Σ_j a_j σ(p_ij) and p_ij = w_j·x_i + b_j.
     """
     x, y = inputs_of(sample[0], t), sample[1][:, t]
     pre, h = hidden(params, x, activation)
     a = params["A"][t]
-    by_output = slope(names[t % len(names)], y * (h @ a)) * y / len(y)
-    by_pre = by_output[:, None] * a * ACTIVATIONS[activation][1](pre)
-    return by_output @ h, by_pre.T @ x, by_pre.sum(axis=0)
+    slopes = by_output(names[t % len(names)], h @ a, y) / len(y)
+    by_pre = slopes[:, None] * a * ACTIVATIONS[activation][1](pre)
+    return slopes @ h, by_pre.T @ x, by_pre.sum(axis=0)
 
 
 def gradients(params, sample, names, activation="relu"):

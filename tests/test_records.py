@@ -316,10 +316,19 @@ def slopes(function, points):
     return (above - below) / (2 * h)
 
 
+def loss_values(name):
+    """A loss as functions of the output alone, and its settings: for labels ±1, and for others where it takes any."""
+    targets = [1.0, -1.0] if LOSSES[name].margin else [1.0, -1.0, 0.0, 0.3, -2.7]
+    for settings, y in itertools.product(settings_of(LOSSES[name]), targets):
+        yield (
+            functools.partial(lambda F, y, own: LOSSES[name].of(F, y * jnp.ones_like(F), **own), y=y, own=settings),
+            settings,
+        )
+
+
 @each(LOSSES)
 def test_the_gradient_of_a_loss(name):
-    for settings in settings_of(LOSSES[name]):
-        value = functools.partial(LOSSES[name].value, **settings)
+    for value, settings in loss_values(name):
         found = jax.vmap(jax.grad(value))(POINTS)
         np.testing.assert_allclose(found, slopes(value, POINTS), rtol=1e-7, atol=1e-8)
         # Its value jumps nowhere: it moves by no more than its steepest slope allows.
@@ -335,10 +344,11 @@ def test_the_gradient_of_a_loss(name):
 @each(LOSSES)
 def test_a_loss_is_elementwise_and_its_settings_are_traced(name):
     for settings in settings_of(LOSSES[name]):
-        at_once = LOSSES[name].value(jnp.asarray(POINTS.reshape(5, 8)), **settings)
-        alone = [float(LOSSES[name].value(jnp.asarray(m), **settings)) for m in POINTS]
+        y = jnp.where(jnp.arange(len(POINTS)) % 3 == 0, -1.0, 1.0)
+        at_once = LOSSES[name].of(jnp.asarray(POINTS.reshape(5, 8)), y.reshape(5, 8), **settings)
+        alone = [float(LOSSES[name].of(jnp.asarray(F), y[i], **settings)) for i, F in enumerate(POINTS)]
         np.testing.assert_allclose(at_once.reshape(-1), alone, rtol=1e-14)
-        traced = jax.jit(LOSSES[name].value)(POINTS, **{key: jnp.asarray(v) for key, v in settings.items()})
+        traced = jax.jit(LOSSES[name].of)(POINTS, y, **{key: jnp.asarray(v) for key, v in settings.items()})
         np.testing.assert_allclose(traced, alone, rtol=1e-12, atol=1e-14)
 
 
@@ -348,7 +358,8 @@ def test_a_loss_is_bounded_from_below_where_it_says_so(name):
 
         def least(size, settings=settings):
             m = np.geomspace(1e-3, size, 200)
-            values = np.asarray(LOSSES[name].value(jnp.asarray(np.concatenate([-m, [0.0], m])), **settings))
+            F = jnp.asarray(np.concatenate([-m, [0.0], m]))
+            values = np.asarray(LOSSES[name].of(F, jnp.ones_like(F), **settings))
             assert not np.isnan(values).any()
             return values.min()
 

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Float, Integer, Key
 
 from mtfl_jax.learning import data, draws, keys, network, tasks
-from mtfl_jax.learning.losses import LOSSES, Margins
+from mtfl_jax.learning.losses import LOSSES, Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
 from mtfl_jax.learning.scalars import IntLike
@@ -19,9 +19,9 @@ PART = 256
 """Samples whose hidden layer an accelerator holds at a time, so that those of a batch of trainings stay on the chip."""
 
 
-def losses_of(p: Program, cell: Cell) -> tuple[Margins, ...]:
+def losses_of(p: Program, cell: Cell) -> tuple[Pointwise, ...]:
     """The losses of the tasks in turn, with their settings."""
-    return tuple(functools.partial(LOSSES[name].value, **own(p, cell, LOSSES[name].settings)) for name in p.losses)
+    return tuple(functools.partial(LOSSES[name].of, **own(p, cell, LOSSES[name].settings)) for name in p.losses)
 
 
 def draw_tasks(p: Program, cell: Cell) -> Tasks:
@@ -98,7 +98,7 @@ def draw_batch(
     counted = ((jnp.arange(max_n) if which is None else which) < n)[:, None] & (
         jnp.arange(p.num_tasks) < cell.num_tasks
     )
-    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
+    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks, counted)
 
 
 def _sizes(p: Program, cell: Cell, purpose: str) -> tuple[int, IntLike]:

@@ -18,7 +18,7 @@ from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rul
 from mtfl_jax.learning import data, network, probe, recovery, representation, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.drawing import PART, draw_network, losses_of
-from mtfl_jax.learning.losses import Margins
+from mtfl_jax.learning.losses import Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.scalars import IntLike
@@ -79,7 +79,8 @@ class Seen:
         """The trained tasks on them."""
         p, cell = self.p, self.cell
         counted = (jnp.arange(p.n_test) < cell.n_test)[:, None] & (jnp.arange(p.num_tasks) < cell.num_tasks)
-        return Batch(self.x, jnp.where(counted, tasks.labels(self.of, self.z), 0), cell.n_test, cell.num_tasks)
+        y = jnp.where(counted, tasks.labels(self.of, self.z), 0)
+        return Batch(self.x, y, cell.n_test, cell.num_tasks, counted)
 
     @functools.cached_property
     def few(self) -> tuple[Float[Array, "few width"], Float[Array, "few max_tasks"], Int[Array, ""]]:
@@ -133,7 +134,7 @@ class Seen:
         return network.outputs(self.params, self.x, self.how)
 
     @functools.cached_property
-    def losses(self) -> tuple[Margins, ...]:
+    def losses(self) -> tuple[Pointwise, ...]:
         """The losses of the tasks in turn."""
         return losses_of(self.p, self.cell)
 
