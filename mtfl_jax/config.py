@@ -206,7 +206,7 @@ def _probed() -> Rule:
 
 def _checks() -> Iterable[Rule]:
     """The checks of every cell, and those of what it chooses."""
-    yield settings.r_at_most_d
+    yield from settings.CHECKS
     for kind in KINDS:
         for record in kind.registry.values():
             own = tuple(getattr(record, "rules", ()))

@@ -425,8 +425,19 @@ def task_error(F, y):
     return float(np.mean(np.where(F >= 0, 1, -1) != y))
 
 
-def ridge_probe_error(W, c, x, y, x_test, y_test, penalties, activation="relu"):
-    """Test error of ridge regression with intercept on σ(V x + c), λ by leave-one-out, each fit done explicitly.
+def r2(F, y):
+    """1 − Σ_t MSE_t/Σ_t Var_t of outputs and labels (n, T)."""
+    return 1 - np.mean((F - y) ** 2, axis=0).sum() / np.var(y, axis=0).sum()
+
+
+def ridge_probe_error(*given, **more):
+    """Test error of `ridge_probe`, its last labels given too."""
+    *fitted, y_test, penalties = given
+    return task_error(ridge_probe(*fitted, penalties, **more), y_test)
+
+
+def ridge_probe(W, c, x, y, x_test, penalties, activation="relu"):
+    """Ridge regression with intercept on σ(V x + c), λ by leave-one-out, each fit done explicitly: values at x_test.
 
     V: rows of W normalised, 0 for a zero row, scaled so that V x has unit mean square on the sample (x, y).
     Minimises Σ_i (y_i − φ_i·β − β₀)² + λ n ‖β‖² on the n samples that are left, with the full sample's penalty λ n.
@@ -449,7 +460,36 @@ def ridge_probe_error(W, c, x, y, x_test, y_test, penalties, activation="relu"):
         sum((y[i] - design(x)[i] @ fit(everything != i, penalty)) ** 2 for i in everything) for penalty in penalties
     ]
     theta = fit(everything >= 0, penalties[int(np.argmin(errors))])
-    return task_error(design(x_test) @ theta, y_test)
+    return design(x_test) @ theta
+
+
+def index_target(u, frame, coefficients, product=0.0):
+    """Σ_k c_k (1/√I) Σ_i he_k(u·v_i) + c Π_i u·v_i over √(Σ c_k² + c²), v_i the rows of frame; he_k = He_k/√k!."""
+    s = u @ frame.T
+    total = product * s.prod(axis=1)
+    for k, c in enumerate(coefficients, start=1):
+        series = [0.0] * k + [1.0]
+        he = np.polynomial.hermite_e.hermeval(s, series) / math.sqrt(math.factorial(k))
+        total = total + c * he.sum(axis=1) / math.sqrt(len(frame))
+    return total / math.sqrt(sum(c**2 for c in coefficients) + product**2)
+
+
+def teacher_target(u, a, V):
+    """Σ_k a_k max(0, u·v_k)."""
+    return sum(a_k * np.maximum(u @ v, 0) for a_k, v in zip(a, V, strict=True))
+
+
+def staircase_target(z, order):
+    """(z_1 + z_1 z_2 + …)/√D, D = len(order), the coordinates in that order."""
+    return sum(z[:, list(order[: j + 1])].prod(axis=1) for j in range(len(order))) / math.sqrt(len(order))
+
+
+def walsh(table):
+    """The coefficients c_S of f(z) = Σ_S c_S Π_{k∈S} z_k of its values at the orthants, S and z little-endian."""
+    r = int(math.log2(len(table)))
+    z = np.array([[1 if z >> k & 1 else -1 for k in range(r)] for z in range(2**r)])
+    members = [[k for k in range(r) if S >> k & 1] for S in range(2**r)]
+    return np.array([np.mean(table * z[:, own].prod(axis=1)) for own in members])
 
 
 class Counter:
