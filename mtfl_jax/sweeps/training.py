@@ -249,7 +249,7 @@ def _trained(grid: Grid, step: int) -> Training:
         x=x,
         y=y,
         x_test=None if x_test is None else x_test[: config.n_test, : config.d],
-        tasks=jax.tree.map(jax.numpy.asarray, of),
+        tasks=Tasks(p.tasks, *map(jax.numpy.asarray, of)),
         arithmetic=p.arithmetic,
     )
 
@@ -267,4 +267,4 @@ def _drawn(p: Program, sizes: Mapping[str, int], cell: Cell, step: Any) -> tuple
     """The samples of a step, those measured on, the first network, of padded sizes; the tasks, of their true ones."""
     test = measuring.draw_fresh(p, cell).test
     of = drawing.draw_tasks(p.replace(**sizes), cell)
-    return experiment.samples(p, cell, step), test, of, drawing.draw_network(p, cell)
+    return experiment.samples(p, cell, step), test, (of.params, of.scale), drawing.draw_network(p, cell)
