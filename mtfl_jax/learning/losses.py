@@ -77,7 +77,7 @@ LOSSES.register(Loss("mse", "½(F − y)²", lambda F, y: optax.l2_loss(F, y), m
 LOSSES.register(
     Loss(
         "huber",
-        "½e² of e = F − y up to |e| = δ, δ(|e| − δ/2) beyond, δ = huber_delta (Huber 1964)",
+        "½(F − y)² up to an error of huber_delta, linear beyond (Huber 1964)",
         lambda F, y, huber_delta: optax.huber_loss(F, y, delta=huber_delta),
         margin=False,
         settings=(
@@ -91,7 +91,7 @@ LOSSES.register(
     )
 )
 # Not the absolute value, whose slope at 0 is 1 in JAX.
-LOSSES.register(Loss("mae", "|F − y|", lambda F, y: (F - y) * jnp.sign(F - y), margin=False))
+LOSSES.register(Loss("mae", "the absolute error of F and y", lambda F, y: (F - y) * jnp.sign(F - y), margin=False))
 
 
 def pointwise(losses: Sequence[str | Pointwise], F: Float[Array, "n T"], y: Float[Array, "n T"]) -> Float[Array, "n T"]:
