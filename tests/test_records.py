@@ -103,8 +103,8 @@ def settings_of(record):
 
 
 def few_settings_of(record, most=8):
-    """At most so many of them, those that its rules allow with r = 3."""
-    found = [own for own in settings_of(record) if fits(record, own, r=3)]
+    """At most so many of them, those that its rules allow with r = 2."""
+    found = [own for own in settings_of(record) if fits(record, own, r=2)]
     return found if len(found) <= most else random.Random(0).sample(found, most)
 
 
