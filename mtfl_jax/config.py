@@ -187,7 +187,7 @@ def _of_family(c: View, family: str, prefix: str = "") -> tuple[tuple[str, Any],
 
 
 def _row(shared: Rule) -> Rule:
-    own = frozenset(field.name for family in FAMILIES.values() for field in family.settings)
+    own = frozenset(field.name for family in FAMILIES.values() if not family.real for field in family.settings)
 
     def row(c: View) -> tuple[Any, ...]:
         return (c.tasks, c.r, c.width, c.num_tasks, _of_family(c, c.tasks)) if shared.within(c) else ()
