@@ -347,7 +347,9 @@ def test_kernel_limit_closed_forms():
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(LookupError, match=r"^tasks=fourier: allowed: balanced, uniform, halfspace, parity, majority$"):
+    with pytest.raises(
+        LookupError, match=r"^tasks=fourier: allowed: balanced, uniform, halfspace, parity, majority, .*$"
+    ):
         tasks.FAMILIES["fourier"]
 
 
