@@ -14,7 +14,7 @@ import pandas as pd
 
 from mtfl_jax.names import COLUMN_LABELS, GROUPS, GUESSING, OK, STATUSES
 
-MAIN = ("subspace_distance", "directions_recovered", "task_error", "r2", "downstream_error", "downstream_r2")
+MAIN = ("subspace_distance", "directions_recovered", "task_error", "downstream_error")
 """The measurements that are shown of any table; those that are not built in are shown too."""
 MISSING = "—"
 """What is shown where there is no value."""

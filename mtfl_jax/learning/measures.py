@@ -368,6 +368,7 @@ for _measure in (
         lambda seen: r2(seen.outputs, seen.test.y, seen.cell.num_tasks, seen.cell.n_test),
         uses=("n_test",),
         targets="real",
+        label="R² of trained tasks",
     ),
     Measure("downstream_error", "test error of the probe on a new task", of="probe", sets=ALL, targets="signs"),
     Measure(
@@ -376,6 +377,7 @@ for _measure in (
         of="probe",
         sets=ALL,
         targets="real",
+        label="downstream R²",
     ),
     Measure("num_params", "numbers that the learner holds", of="cost", type=int, sets=ALL),
     Measure("train_samples", "distinct inputs seen", of="cost", type=int, sets=ALL),
