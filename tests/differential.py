@@ -22,7 +22,7 @@ from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.arithmetic import AUTO, EXACT, Arithmetic
-from mtfl_jax.learning.measures import MEASURES, Measure, in_set
+from mtfl_jax.learning.measures import MEASURES, Measure, of_probe, of_program
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS
@@ -694,16 +694,16 @@ class StandIn:
     def _row(self, p: Program, cell: Mapping[str, Any], own: Mapping[str, Any], step: int) -> dict[str, np.ndarray]:
         text = _told(own) + f";step={step}"
         out: dict[str, np.ndarray] = {}
-        for record in in_set(p.measure):
+        for record in of_program(p):
             out[record.name] = _measurement(f"{text};{record.name}", record, own["r"], p.r)
         if p.probes:
-            errors = np.empty((len(p.probes), len(p.n_down)))
+            errors = {of_probe(family).name: np.full((len(p.probes), len(p.n_down)), np.nan) for _, family in p.probes}
             for i, (probe, family) in enumerate(p.probes):
                 named = {name: np.asarray(cell[PROBED + name][i]).item() for name in self.truth.families[family]}
                 for k, n in enumerate(cell["n_down"].tolist()):
                     assert n <= p.n_down[k], f"n_down={n} in a program of {p.n_down}"
-                    errors[i, k] = _unit(f"{text};{probe};{family};{_told(named)};n_down={n}")
-            out["downstream_error"] = errors
+                    errors[of_probe(family).name][i, k] = _unit(f"{text};{probe};{family};{_told(named)};n_down={n}")
+            out |= errors
         # Some trainings diverge at some step, whatever they are recorded at.
         at = int(_unit(_told(own) + ";diverged") * 40) + 1
         out["diverged_step"] = np.asarray(at if at <= step else 0)

@@ -16,6 +16,7 @@ from mtfl_jax.compose import cell_values, conf_dir, from_keywords
 from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.measures import MEASURES
+from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS, OTHER_KEYS, SWEEP_KEYS
 
 CHOICES = sorted(
@@ -160,12 +161,17 @@ def test_knobs_leave_the_program_alone_and_shapes_change_it():
         from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", split_batch=True),
         from_keywords(algorithm="joint", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum"),
     ]
+    bases += [
+        from_keywords(algorithm="joint", tasks=name, probe_tasks=name, loss="huber", target_noise=0.1)
+        for name, family in FAMILIES.items()
+        if family.real
+    ]
     for name, field in FIELDS.items():
-        own = [base for base in bases if name in base.used]
+        own = [base for base in bases if name in base.used and (name != "label_noise" or base.label_noise)]
         if field.kind == "knob":
             assert own, name
-            # 0 is another program for label_noise alone: labels without noise draw none.
-            values = [value for value in field.type.examples() if value or name != "label_noise"]
+            # 0 is another program for noise alone: labels without it draw none.
+            values = [value for value in field.type.examples() if value or not name.endswith("_noise")]
             assert {base.replace(**{name: value}).program() for base in own for value in values} == {
                 base.program() for base in own
             }
@@ -230,8 +236,11 @@ def test_a_refused_value_says_what_was_meant(name):
 
 @pytest.mark.parametrize("name", sorted(name for name, field in FIELDS.items() if field.type.column is int))
 def test_an_integer_may_be_written_as_a_float(name):
-    whole = FIELDS[name].type.parse(name, 1000)
-    for value in (1e3, np.float32(1000), np.int64(1000)):
+    try:
+        whole, number = FIELDS[name].type.parse(name, 1000), 1000
+    except ConfigError:
+        whole, number = FIELDS[name].type.parse(name, 3), 3
+    for value in (float(number), np.float32(number), np.int64(number)):
         found = FIELDS[name].type.parse(name, value)
         assert found == whole
         assert all(type(one) is int for one in (found if isinstance(found, tuple) else [found]))

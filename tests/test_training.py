@@ -103,8 +103,8 @@ def test_of_settings_and_of_a_row_of_a_sweep_that_pads():
     # What is measured follows from what is given.
     energy = np.sum((found.W @ found.M) ** 2) / np.sum(found.W**2)
     np.testing.assert_allclose(energy, row["feature_energy"], rtol=1e-4)
-    margins = found.labels(found.x_test) * found.outputs(found.x_test)
-    np.testing.assert_allclose(LOSSES["linear"].value(margins).mean(), row["test_loss"], rtol=1e-3, atol=1e-6)
+    values = LOSSES["linear"].of(found.outputs(found.x_test), found.labels(found.x_test))
+    np.testing.assert_allclose(values.mean(), row["test_loss"], rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.outputs(found.x_test), found.features(found.x_test) @ found.A.T, atol=1e-5)
 
 

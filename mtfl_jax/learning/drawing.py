@@ -1,6 +1,8 @@
 """What a training draws, each from the seed and the name of its purpose: tasks, network, inputs, labels, batches."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ from jax import Array
 from jaxtyping import Float, Integer, Key
 
 from mtfl_jax.learning import data, draws, keys, network, tasks
-from mtfl_jax.learning.losses import LOSSES, Margins
+from mtfl_jax.learning.losses import LOSSES, Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
 from mtfl_jax.learning.scalars import IntLike
@@ -19,15 +21,24 @@ PART = 256
 """Samples whose hidden layer an accelerator holds at a time, so that those of a batch of trainings stay on the chip."""
 
 
-def losses_of(p: Program, cell: Cell) -> tuple[Margins, ...]:
+def losses_of(p: Program, cell: Cell) -> tuple[Pointwise, ...]:
     """The losses of the tasks in turn, with their settings."""
-    return tuple(functools.partial(LOSSES[name].value, **own(p, cell, LOSSES[name].settings)) for name in p.losses)
+    return tuple(functools.partial(LOSSES[name].of, **own(p, cell, LOSSES[name].settings)) for name in p.losses)
 
 
 def draw_tasks(p: Program, cell: Cell) -> Tasks:
     """The cell's training tasks."""
-    key, settings = keys.stream(cell.seed, "tasks"), own(p, cell, FAMILIES[p.tasks].settings)
-    return tasks.sample(key, p.tasks, p.num_tasks, r=cell.r, max_r=p.r, **settings)
+    settings = own(p, cell, FAMILIES[p.tasks].settings)
+    return sample_tasks(p, cell, "tasks", p.tasks, p.num_tasks, settings)
+
+
+def sample_tasks(
+    p: Program, cell: Cell, purpose: str, family: str, num_tasks: int, settings: Mapping[str, Any]
+) -> Tasks:
+    """Tasks of a family for a purpose; what tasks have in common is the same for all purposes."""
+    key, common = (keys.stream(cell.seed, name) for name in (purpose, "tasks/common"))
+    more = {"scale": cell.target_scale} if FAMILIES[family].real else {}
+    return tasks.sample(key, family, num_tasks, r=cell.r, max_r=p.r, common=common, **more, **settings)
 
 
 def draw_network(p: Program, cell: Cell) -> Params:
@@ -56,15 +67,23 @@ def draw_labels(
     noisy: bool,
     which: Integer[Array, " n"] | None = None,
 ) -> Float[Array, "n T"]:
-    """Labels of inputs, of the samples `which` (default: the first), each flipped with probability label_noise where
-    `noisy`.
+    """Labels of inputs, of the samples `which` (default: the first); where `noisy`, with noise: each flipped with
+    probability label_noise, or a real one with a normal number of standard deviation target_noise added.
     """
-    y = tasks.labels(of, data.orthants(x, cell.r, p.r))
+    y = tasks.of_inputs(of, x, cell.r, p.r)
     if not noisy:
         return y
     n, num_tasks = y.shape
-    u = draws.uniform(key, num_tasks, n if which is None else which).T
+    columns = n if which is None else which
+    if FAMILIES[of.family].real:
+        return y + cell.target_noise * draws.normal(key, num_tasks, columns).T
+    u = draws.uniform(key, num_tasks, columns).T
     return jnp.where(u < cell.label_noise, -y, y)
+
+
+def noise(p: Program, of: Tasks) -> bool:
+    """Whether labels of a family are drawn with noise where they are trained or fitted on."""
+    return bool(p.target_noisy if FAMILIES[of.family].real else p.noisy)
 
 
 def inputs_key(cell: Cell, purpose: str, step: IntLike) -> Key[Array, ""]:
@@ -84,7 +103,7 @@ def draw_batch(
     at = max_n if which is None else which
     if p.shared_inputs:
         x = draw_inputs(p, cell, key, at)
-        y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy, which=which)
+        y = draw_labels(p, cell, of, noise_key, x, noisy=noise(p, of), which=which)
     else:
         x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(keys.indexed(key, p.num_tasks))
         noise_keys = keys.indexed(noise_key, p.num_tasks)
@@ -92,13 +111,15 @@ def draw_batch(
         def own_labels(
             task: Float[Array, " _"], key: Key[Array, ""], x: Float[Array, "max_n d"]
         ) -> Float[Array, " max_n"]:
-            return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy, which=which)[:, 0]
+            return draw_labels(
+                p, cell, Tasks(of.family, task[None], of.scale), key, x, noisy=noise(p, of), which=which
+            )[:, 0]
 
         y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
     counted = ((jnp.arange(max_n) if which is None else which) < n)[:, None] & (
         jnp.arange(p.num_tasks) < cell.num_tasks
     )
-    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
+    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks, counted)
 
 
 def _sizes(p: Program, cell: Cell, purpose: str) -> tuple[int, IntLike]:

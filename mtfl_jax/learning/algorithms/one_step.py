@@ -51,13 +51,22 @@ def _cost(p: Program, step: Any) -> Cost:
 
 
 @rule(
-    *("weight_decay", "label_noise", "bias", "shared_inputs", "loss", "losses", "precision", "kernel", "r", "network")
+    *("weight_decay", "label_noise", "bias", "shared_inputs", "loss", "losses", "precision", "kernel", "r", "network"),
+    "tasks",
 )
 def _by_moments(c: View) -> bool:
     forgotten = c.weight_decay is None and c.label_noise == 0 and c.bias != "trained"
     linear = c.shared_inputs and set(loss_names(c)) == {"linear"}
+    signs = not FAMILIES[c.tasks].real
     padded = not of_network(c.network).exact and c.r <= moments.MAX_R
-    return bool(forgotten and linear and c.precision == EXACT.precision and c.kernel in (EXACT.kernel, AUTO) and padded)
+    return bool(
+        signs
+        and forgotten
+        and linear
+        and c.precision == EXACT.precision
+        and c.kernel in (EXACT.kernel, AUTO)
+        and padded
+    )
 
 
 @rule("nuisance_scale")

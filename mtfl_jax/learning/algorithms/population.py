@@ -9,7 +9,7 @@ from mtfl_jax.learning import keys, limits, tasks
 from mtfl_jax.learning.algorithms.record import ALGORITHMS, Algorithm, Cost, Trained, at_once
 from mtfl_jax.learning.drawing import draw_network
 from mtfl_jax.learning.program import Cell, Program
-from mtfl_jax.learning.tasks import Tasks
+from mtfl_jax.learning.tasks import FAMILIES, Tasks
 
 
 def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
@@ -30,12 +30,15 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
     return at_once(params, None)
 
 
-@rule("data", "loss", "network", "shared_inputs", "bias", "r")
+@rule("data", "loss", "network", "shared_inputs", "bias", "r", "tasks")
 def _where_the_limit_is_known(c: View) -> None:
     known = (("data", "gaussian"), ("loss", "linear"), ("network", "two_layer_relu"), ("shared_inputs", True))
     for key, allowed in known:
         if getattr(c, key) != allowed:
             raise ConfigError(key, getattr(c, key), f"allowed with algorithm=population: {allowed}")
+    if FAMILIES[c.tasks].real:
+        signs = ", ".join(name for name, family in FAMILIES.items() if not family.real)
+        raise ConfigError("tasks", c.tasks, f"allowed with algorithm=population: {signs}")
     if c.bias == "trained":
         raise ConfigError("bias", c.bias, "allowed with algorithm=population: zero, random")
     if c.r > limits.MAX_POPULATION_R:

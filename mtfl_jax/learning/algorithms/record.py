@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """A pass over the samples of one training that gives the rows of many cells.
+    """A pass over the samples of one training that gives the rows of many cells, their labels ±1.
 
     holds: whether it gives a cell's row. rows: the settings in which the cells of one pass may differ, their tasks,
     r, width, num_tasks and the settings of families among them. run(p, cell): measurements with a leading axis rows.
