@@ -66,12 +66,12 @@ def _firsts(rows: pd.DataFrame, error: float) -> pd.DataFrame:
     where trainings differ in other settings.
     """
     figures.apart(rows, ["step", *(name for name in TRAINING if name != "seed")], "task_error")
-    epochs, found = _epochs(rows), []
-    for values, own in rows.groupby(TRAINING):
-        solved = own.index[(own["task_error"] <= error).fillna(False).astype(bool)]
-        at = own.loc[solved, "step"].idxmin() if len(solved) else own["step"].idxmax()
+    found = []
+    for values, own in rows.assign(epochs=_epochs(rows)).sort_values("step").groupby(TRAINING):
+        solved = own[own["task_error"].le(error).fillna(False).astype(bool)]
+        at = solved.iloc[0] if len(solved) else own.iloc[-1]
         status = OK if len(solved) or describe.ok(own).all() else own["status"][~describe.ok(own)].iloc[0]
-        found.append((*values, int(str(own["step"][at])), epochs.loc[at], not len(solved), status))
+        found.append((*values, int(at["step"]), at["epochs"], not len(solved), status))
     return pd.DataFrame(found, columns=[*TRAINING, STEPS, "epochs", CENSORED, "status"])
 
 
