@@ -96,7 +96,6 @@ PARTS = {
     "losses": Part(("loss", "losses"), rule("loss", "losses")(loss_names)),
     "noisy": Part(("label_noise",), rule("label_noise")(lambda c: c.label_noise > 0)),
     "target_noisy": Part(("target_noise",), rule("target_noise")(lambda c: bool(c.target_noise))),
-    "fixed_samples": Part(("samples",), rule("samples")(lambda c: c.samples == "fixed")),
     "rotated": Part(("basis",), rule("basis")(lambda c: c.basis == "haar")),
     "arithmetic": Part(
         ("network", "precision", "kernel"),

@@ -25,6 +25,7 @@ from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import loss_names
 from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
 from mtfl_jax.learning.data import LAWS
+from mtfl_jax.learning.drawing import SAMPLES
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.measures import MEASURES, sets
 from mtfl_jax.learning.network import BIASES
@@ -157,7 +158,13 @@ USED = (
         optional(number(0, examples=(0.0, 0.3, 1.0))),
         "λ_w; null in one_step means 1/lr_w",
     ),
-    Field("samples", "choice", one_of("fresh", "fixed"), "new samples every step, or one training set"),
+    Field(
+        "samples",
+        "choice",
+        one_of(*SAMPLES),
+        "new samples every step, one training set, or batches of one in a new random order every epoch",
+    ),
+    Field("batch", "shape", integer(1, examples=(1, 2, 3)), "samples of a step where samples=batches"),
     Field("precision", "choice", one_of(*PRECISIONS), "precision of the factors of the training's matrix products"),
     Field(
         "kernel",

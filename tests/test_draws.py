@@ -285,8 +285,34 @@ def test_distinct_draws_differ():
     # cell() scales the columns from R on, alike in all.
     for one, other in itertools.combinations(drawn, 2):
         assert not np.any(one == other)
-    for fixed in (True, False):
-        same(step_batch(p.replace(fixed_samples=fixed), cell(), "heads", 5), batch(p, cell(), "heads", 5 * (not fixed)))
+    for kind, step in (("fresh", 5), ("fixed", 0)):
+        same(step_batch(p.replace(samples=kind), cell(), "heads", 5), batch(p, cell(), "heads", step))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("size", "padded"), [(1, 12), (3, 7), (3, 12), (7, 12)])
+def test_batches_of_an_epoch_are_the_set_in_an_order_of_its_own(size, padded, shared):
+    n = 7
+    p = program(n1=padded, samples="batches", batch=size, shared_inputs=shared)
+    whole = batch(program(n1=padded, shared_inputs=shared), cell(n1=n), "heads", 0)
+    inputs = np.asarray(whole.x)[..., :n, :]
+    orders = []
+    for epoch in range(3):
+        order = []
+        for i, start in enumerate(range(0, n, size)):
+            own = step_batch(p, cell(n1=n), "heads", epoch * -(-n // size) + i)
+            count = int(own.n)
+            assert count == min(size, n - start)
+            assert not np.any(np.asarray(own.counted)[count:])
+            assert not np.any(np.asarray(own.y)[count:])
+            for k in range(count):
+                at = [j for j in range(n) if np.array_equal(inputs[..., j, :], np.asarray(own.x)[..., k, :])]
+                assert len(at) == 1
+                np.testing.assert_array_equal(own.y[k], whole.y[at[0]])
+                order += at
+        assert sorted(order) == list(range(n))
+        orders.append(tuple(order))
+    assert len(set(orders)) == 3
 
 
 MANY_SAMPLES = {"n1": NEURONS, "n2": NEURONS, "num_tasks": 6}

@@ -58,6 +58,8 @@ VALUES = {
         "lr_a": 0.1,
         "lr_w": 0.1,
     },
+    "alternating split, in batches": {**ALTERNATING, "split_batch": True, "samples": "batches", "batch": 9},
+    "joint in batches": {**JOINT, "samples": "batches", "batch": 10, "optimizer": "sgd", "shared_inputs": False},
     "joint nesterov fixed": {
         **JOINT,
         "optimizer": "nesterov",
@@ -133,6 +135,7 @@ def test_experiment_with_a_probe():
         "random_features",
         "alternating fixed",
         "alternating split",
+        "alternating split, in batches",
         "joint adamw, axis",
     ],
 )
@@ -309,7 +312,12 @@ def counted_costs(p, steps):
     counter, seen = reference.Counter(), {}
 
     def draw(purpose, step):
-        n, step = (p.n1 if purpose == "heads" else p.n2), 0 if "fixed_samples" in p and p.fixed_samples else step
+        n = p.n1 if purpose == "heads" else p.n2
+        if (kind := p.samples if "samples" in p else "fresh") == "batches":
+            starts = range(0, n, p.batch)
+            start = starts[step % len(starts)]
+            n, step = min(p.batch, n - start), start
+        step = 0 if kind == "fixed" else step
         if (purpose, step) not in seen:
             x = rng.standard_normal((n, d) if p.shared_inputs else (T, n, d))
             seen[purpose, step] = x, rng.choice([-1.0, 1.0], (n, T))

@@ -124,12 +124,17 @@ def draw_sample(p, cell, of, purpose, step):
     size = {"heads": "n1", "features": "n2"}[purpose]
     sizes, law = ("d", "r", "num_tasks", size), _own(data.LAWS[p.data])
     noisy, noise = ("target_noisy", "target_noise") if tasks.FAMILIES[p.tasks].real else ("noisy", "label_noise")
-    fixed = ("fixed_samples",) * ALGORITHMS[p.algorithm].stepped
-    some = _of(p, (*sizes, "data", "shared_inputs", noisy, *fixed))
+    stepped = ALGORITHMS[p.algorithm].stepped
+    kind = ("samples", *(("batch",) * ("batch" in p))) if stepped else ()
+    some = _of(p, (*sizes, "data", "shared_inputs", noisy, *kind))
     numbers = _of(cell, (*sizes, "seed", "nuisance_scale", noise, *law))
-    batch = (_step_batch if fixed else _batch)(some, numbers, of, purpose, step)
+    batch = (_step_batch if stepped else _batch)(some, numbers, of, purpose, step)
     n, d, num_tasks = int(batch.n), int(cell.d), int(cell.num_tasks)
-    assert (n, int(batch.num_tasks)) == (getattr(cell, size), num_tasks)
+    whole = int(getattr(cell, size))
+    if "batch" in p:
+        starts = range(0, whole, p.batch)
+        whole = min(p.batch, whole - starts[step % len(starts)])
+    assert (n, int(batch.num_tasks)) == (whole, num_tasks)
     x = np.asarray(batch.x)[..., :n, :d]
     assert not np.any(np.asarray(batch.y)[n:])
     assert not np.any(np.asarray(batch.y)[:, num_tasks:])
@@ -181,7 +186,7 @@ def learn(p, cell):
         rates = (float(cell.lr_a), float(cell.lr_w))
         return [reference.one_step(params, heads, features, losses, *rates, decay, train_bias, **how)], [features]
     features = [sample("features", step) for step in range(p.steps)]
-    assert np.array_equal(features[0][0], features[1][0]) == p.fixed_samples
+    assert np.array_equal(features[0][0], features[1][0]) == (p.samples == "fixed")
     if p.algorithm == "alternating":
         heads = [sample("heads", step) for step in range(p.steps)] if p.split_batch else features
         rounds, rates = zip(heads, features, strict=True), (float(cell.lr_a), float(cell.lr_w))

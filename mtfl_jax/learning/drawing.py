@@ -17,6 +17,10 @@ from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 from mtfl_jax.learning.updates import Batch, Parts, Samples, in_parts, split
 
+FRESH, FIXED, BATCHES = SAMPLES = ("fresh", "fixed", "batches")
+"""Where a training in steps has its samples from: new ones every step; one set; or `batch` of one set at a time, each
+once an epoch in a random order of its own, the last batch of an epoch having what is left.
+"""
 PART = 256
 """Samples whose hidden layer an accelerator holds at a time, so that those of a batch of trainings stay on the chip."""
 
@@ -142,6 +146,23 @@ def once_batch(p: Program, cell: Cell, of: Tasks, purpose: str) -> Samples:
 
 
 def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Samples:
-    """The samples of a step of a training in steps: new ones each, or those of the first where they are fixed."""
-    batch = draw_batch(p, cell, of, purpose, 0 if p.fixed_samples else step)
+    """The samples of a step of a training in steps, as `SAMPLES` has them."""
+    if p.samples == BATCHES:
+        which, count = _in_epochs(p, cell, purpose, step)
+        batch = draw_batch(p, cell, of, purpose, 0, which)._replace(n=count)
+    else:
+        batch = draw_batch(p, cell, of, purpose, 0 if p.samples == FIXED else step)
     return batch if _whole(p) else in_parts(batch, PART)
+
+
+def _in_epochs(
+    p: Program, cell: Cell, purpose: str, step: IntLike
+) -> tuple[Integer[Array, " {p.batch}"], Integer[Array, ""]]:
+    """Which samples of the set a step takes, and how many they are; the others are none of the set's."""
+    max_n, n = _sizes(p, cell, purpose)
+    epoch, i = jnp.divmod(jnp.asarray(step), -(-jnp.asarray(n) // p.batch))
+    u = draws.uniform(keys.at(keys.stream(cell.seed, f"{purpose}/order"), epoch), 1, max_n)[0]
+    order = jnp.argsort(jnp.where(jnp.arange(max_n) < n, u, jnp.inf))
+    place = i * p.batch + jnp.arange(p.batch)
+    which = jnp.where(place < n, order[jnp.minimum(place, max_n - 1)], max_n)
+    return which, jnp.minimum(p.batch, n - i * p.batch)
