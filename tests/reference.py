@@ -9,6 +9,7 @@ import itertools
 import math
 
 import numpy as np
+import scipy.special
 
 LOSS_NAMES = ("linear", "hinge", "logistic", "squared", "exponential")
 
@@ -62,9 +63,33 @@ def inputs_of(x, t):
     return x if x.ndim == 2 else x[t]
 
 
+def _normal(t):
+    """The density of N(0, 1)."""
+    return np.exp(-(t**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _hermite(k):
+    """He_k/√k! by its coefficients, and its derivative √k He_{k−1}/√(k−1)!."""
+    polynomial = np.polynomial.HermiteE.basis(k) / math.sqrt(math.factorial(k))
+    return polynomial, polynomial.deriv()
+
+
 ACTIVATIONS = {
     "relu": (lambda t: np.where(t > 0, t, 0.0), lambda t: np.where(t > 0, 1.0, 0.0)),
+    "leaky_relu": (lambda t: np.maximum(t, t / 100), lambda t: np.where(t > 0, 1.0, 0.01)),
+    "truncated_relu": (lambda t: np.clip(t, 0, 1), lambda t: np.where((t > 0) & (t < 1), 1.0, 0.0)),
     "tanh": (np.tanh, lambda t: 1.0 / np.cosh(t) ** 2),
+    "arctan": (np.arctan, lambda t: 1.0 / (1 + t**2)),
+    "erf": (scipy.special.erf, lambda t: 2 / math.sqrt(math.pi) * np.exp(-(t**2))),
+    "gelu": (lambda t: t * scipy.special.ndtr(t), lambda t: scipy.special.ndtr(t) + t * _normal(t)),
+    "silu": (
+        lambda t: t * scipy.special.expit(t),
+        lambda t: scipy.special.expit(t) + t * scipy.special.expit(t) * scipy.special.expit(-t),
+    ),
+    "quadratic": (np.square, lambda t: 2 * t),
+    "he2": _hermite(2),
+    "he3": _hermite(3),
+    "he4": _hermite(4),
 }
 """σ and σ'."""
 

@@ -36,7 +36,7 @@ OURS = {
     "data": "laplace",
     "tasks": "random_quadratic",
     "loss": "smoothed_hinge",
-    "network": "two_layer_tanh",
+    "network": "two_layer_arctan",
     "probe": "nearest_centroid",
     "probe_tasks": "random_quadratic",
 }
@@ -333,7 +333,7 @@ def test_a_failed_import_of_what_was_there_leaves_the_rest_intact(mine):
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         extend.load(str(mine))
     assert "mine" not in ACTIVATIONS
-    assert "tanh" in ACTIVATIONS
+    assert "arctan" in ACTIVATIONS
     assert "norm_power" in FIELDS
 
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from mtfl_jax.fields import ConfigError, View, rule
 from mtfl_jax.learning import keys, limits, tasks
+from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX, of_network
 from mtfl_jax.learning.algorithms.record import ALGORITHMS, Algorithm, Cost, Trained, at_once
 from mtfl_jax.learning.drawing import draw_network
 from mtfl_jax.learning.program import Cell, Program
@@ -26,16 +27,20 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
         signal=1 - 2 * cell.label_noise,
         lr_a=cell.lr_a,
         lr_w=cell.lr_w,
+        activation=ACTIVATIONS[p.arithmetic.activation],
     )
     return at_once(params, None)
 
 
 @rule("data", "loss", "network", "shared_inputs", "bias", "r")
 def _where_the_limit_is_known(c: View) -> None:
-    known = (("data", "gaussian"), ("loss", "linear"), ("network", "two_layer_relu"), ("shared_inputs", True))
+    known = (("data", "gaussian"), ("loss", "linear"), ("shared_inputs", True))
     for key, allowed in known:
         if getattr(c, key) != allowed:
             raise ConfigError(key, getattr(c, key), f"allowed with algorithm=population: {allowed}")
+    if of_network(c.network).gaussian is None:
+        closed = ", ".join(PREFIX + name for name, record in ACTIVATIONS.items() if record.gaussian)
+        raise ConfigError("network", c.network, f"allowed with algorithm=population: {closed}")
     if c.bias == "trained":
         raise ConfigError("bias", c.bias, "allowed with algorithm=population: zero, random")
     if c.r > limits.MAX_POPULATION_R:
