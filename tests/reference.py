@@ -284,6 +284,29 @@ def joint(
     return history
 
 
+def input_moments(law, d, r, **settings):
+    """The mean (d,) and the covariance (d, d) of a law's inputs; 0 and I of a law that is not named here."""
+    k, mean, covariance = np.arange(d), np.zeros(d), np.eye(d)
+    if law == "biased" and not settings["centred"]:
+        p = settings["bias_probability"]
+        return mean + p - (1 - p), 4 * p * (1 - p) * covariance
+    if law == "spiked":
+        c = settings["spike_overlap"]
+        v = c * (k == 0) + math.sqrt(1 - c**2) * (k == r)
+        return mean, covariance + settings["spike_strength"] * np.outer(v, v)
+    if law == "power_law":
+        eigenvalues = (k + 1.0) ** -settings["power_law_exponent"]
+        return mean, np.diag(eigenvalues) * d / eigenvalues.sum()
+    if law == "dictionary":
+        there = k < settings["num_patterns"]
+        read = (k < r) & there
+        together = settings["pattern_agreement"] * np.outer(read, read)
+        return mean, np.where(np.eye(d, dtype=bool), np.diag(there), together)
+    if law == "clusters":
+        return mean, np.diag(k < r) + settings["cluster_spread"] ** 2 * covariance
+    return mean, covariance
+
+
 def oracle(params, M):
     """The network with each row projected on span(M), rescaled from variance 1/d to 1/r a direction."""
     d, r = M.shape

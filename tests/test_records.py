@@ -93,6 +93,8 @@ KEY = functools.partial(keys.root)
 
 
 def number(field, value):
+    if field.kind != "knob":
+        return value
     return FIELDS[field.name].type.number(value) if field.name in FIELDS else field.type.number(value)
 
 
@@ -268,39 +270,79 @@ def test_labels_in_float32_are_exact(name):
 # Input laws
 
 
+R = 2
+"""The directions of the laws that are told of them."""
+
+
 @functools.cache
-def drawing(law, d, n):
-    return jax.jit(lambda key, settings: LAWS[law].draw(key, d, n, **settings))
+def drawing(law, rows, n, d, choices, member="draw"):
+    """A compiled function of a key and the knobs of a law to coordinates of d dimensions in an array of `rows`."""
+    sizes = {name: {"d": d, "r": R}[name] for name in LAWS[law].sizes}
+
+    def draw(key, knobs):
+        return getattr(LAWS[law], member)(key, rows, n, **sizes, **dict(choices), **knobs)
+
+    return jax.jit(draw)
 
 
-def coordinates(law, d, n, key=0, **settings):
-    return np.asarray(drawing(law, d, n)(KEY(key), settings))
+def coordinates(law, d, n, key=0, rows=None, member="draw", **settings):
+    draw, knobs = drawn_by(law, d, n, rows, member, **settings)
+    return np.asarray(draw(KEY(key), knobs))
+
+
+def drawn_by(law, d, n, rows=None, member="draw", **settings):
+    chosen = {field.name for field in LAWS[law].settings if field.kind != "knob"}
+    choices = tuple((name, value) for name, value in settings.items() if name in chosen)
+    knobs = {name: value for name, value in settings.items() if name not in chosen}
+    return drawing(law, d if rows is None else rows, n, d, choices, member), knobs
 
 
 @each(LAWS)
-def test_coordinates_are_of_unit_variance_and_independent(name):
-    n = 20_000
+def test_coordinates_have_the_mean_and_the_covariance_that_are_said(name):
+    """And are independent from sample to sample."""
+    n, d = 20_000, 3
     for settings in settings_of(LAWS[name]):
-        x = coordinates(name, 3, n, **settings)
-        products = np.stack([x[j] * x[k] for j, k in ((0, 1), (0, 2), (1, 2))])
-        for values, expected in ((x, 0), (x**2, 1), (products, 0), (x[:, 1:] * x[:, :-1], 0)):
+        x = coordinates(name, d, n, **settings)
+        mean, covariance = reference.input_moments(name, d, R, **settings)
+        products = (x[:, None] * x).reshape(d * d, n)
+        second = (covariance + np.outer(mean, mean)).reshape(-1)
+        for values, expected in ((x, mean), (products, second), (x[:, 1:] * x[:, :-1], mean**2)):
             error = values.std(axis=1) / np.sqrt(values.shape[1])
             assert (np.abs(values.mean(axis=1) - expected) <= 5 * error + 1e-12).all()
 
 
 @each(LAWS)
 def test_an_entry_depends_on_the_key_and_its_place_alone(name):
-    for settings in settings_of(LAWS[name]):
+    law = LAWS[name]
+    for settings in settings_of(law):
         x = coordinates(name, 5, 70, **settings)
         assert x.shape == (5, 70)
-        same(coordinates(name, 3, 20, **settings), x[:3, :20])
-        columns = jnp.asarray([4, 0, 69, 4])
-        asked = jax.jit(lambda key, n, own: LAWS[name].draw(key, 5, n, **own))
-        same(asked(KEY(0), columns, settings), x[:, columns])
-        found = jax.vmap(drawing(name, 5, 70), in_axes=(0, None))(jnp.stack([KEY(0), KEY(1)]), settings)
+        same(coordinates(name, 5, 20, **settings), x[:, :20])
+        # Of more rows than there are coordinates: padding.
+        same(coordinates(name, 5, 20, rows=7, **settings)[:5], x[:, :20])
+        if law.prefix:
+            same(coordinates(name, 5, 20, rows=3, **settings), x[:3, :20])
+        columns = np.asarray([4, 0, 69, 4])
+        asked = functools.partial(law.draw, **{size: {"d": 5, "r": R}[size] for size in law.sizes}, **settings)
+        same(asked(KEY(0), 5, jnp.asarray(columns)), x[:, columns])
+        draw, knobs = drawn_by(name, 5, 70, **settings)
+        found = jax.vmap(draw, in_axes=(0, None))(jnp.stack([KEY(0), KEY(1)]), knobs)
         same(found, np.stack([x, coordinates(name, 5, 70, key=1, **settings)]))
         assert (x != coordinates(name, 5, 70, key=1, **settings)).any()
-    assert LAWS[name].seconds > 0
+        if law.hidden is not None:
+            s = coordinates(name, 5, 70, rows=R, member="hidden", **settings)
+            same(coordinates(name, 5, 20, rows=R + 1, member="hidden", **settings)[:R], s[:, :20])
+    assert law.seconds > 0
+
+
+@each(LAWS)
+def test_a_law_without_a_population_limit_is_refused_one(name):
+    cell = functools.partial(compose.from_keywords, data=name, algorithm="population")
+    if LAWS[name].standard_normal:
+        assert cell().algorithm == "population"
+    else:
+        with pytest.raises(ConfigError, match=f"^data={name}: allowed with algorithm=population: gaussian"):
+            cell()
 
 
 # Losses and activations

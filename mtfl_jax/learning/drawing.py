@@ -46,20 +46,44 @@ def draw_inputs(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Ar
     return data.inputs(key, p.data, n, p.d, r=cell.r, d=cell.d, nuisance_scale=cell.nuisance_scale, settings=settings)
 
 
+def draw_read(
+    p: Program,
+    cell: Cell,
+    key: Key[Array, ""],
+    n: int | Integer[Array, " n"],
+    x: Float[Array, "n d"] | None = None,
+) -> Float[Array, "n _"]:
+    """The coordinates whose signs labels read, p.r or more, of the inputs that `draw_inputs` draws: x, where that is
+    given.
+    """
+    law = data.LAWS[p.data]
+    hidden = data.hidden(key, p.data, n, p.r, r=cell.r, d=cell.d, settings=own(p, cell, law.settings))
+    if hidden is not None:
+        return hidden
+    return draw_inputs(p.replace(d=p.r) if law.prefix else p, cell, key, n) if x is None else x
+
+
+def draw_orthants(
+    p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Array, " n"], x: Float[Array, "n d"]
+) -> Float[Array, "n {p.r}"]:
+    """The orthants z of the inputs x that `draw_inputs` draws from the same key."""
+    return data.orthants(draw_read(p, cell, key, n, x), cell.r, p.r)
+
+
 def draw_labels(
     p: Program,
     cell: Cell,
     of: Tasks,
     key: Key[Array, ""],
-    x: Float[Array, "n d"],
+    z: Float[Array, "n {p.r}"],
     *,
     noisy: bool,
     which: Integer[Array, " n"] | None = None,
 ) -> Float[Array, "n T"]:
-    """Labels of inputs, of the samples `which` (default: the first), each flipped with probability label_noise where
+    """Labels of orthants, of the samples `which` (default: the first), each flipped with probability label_noise where
     `noisy`.
     """
-    y = tasks.labels(of, data.orthants(x, cell.r, p.r))
+    y = tasks.labels(of, z)
     if not noisy:
         return y
     n, num_tasks = y.shape
@@ -84,17 +108,19 @@ def draw_batch(
     at = max_n if which is None else which
     if p.shared_inputs:
         x = draw_inputs(p, cell, key, at)
-        y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy, which=which)
+        z = draw_orthants(p, cell, key, at, x)
+        y = draw_labels(p, cell, of, noise_key, z, noisy=p.noisy, which=which)
     else:
-        x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(keys.indexed(key, p.num_tasks))
-        noise_keys = keys.indexed(noise_key, p.num_tasks)
+        own_keys, noise_keys = keys.indexed(key, p.num_tasks), keys.indexed(noise_key, p.num_tasks)
+        x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(own_keys)
+        z = jax.vmap(lambda key, x: draw_orthants(p, cell, key, at, x))(own_keys, x)
 
         def own_labels(
-            task: Float[Array, " _"], key: Key[Array, ""], x: Float[Array, "max_n d"]
+            task: Float[Array, " _"], key: Key[Array, ""], z: Float[Array, "max_n max_r"]
         ) -> Float[Array, " max_n"]:
-            return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy, which=which)[:, 0]
+            return draw_labels(p, cell, Tasks(of.family, task[None]), key, z, noisy=p.noisy, which=which)[:, 0]
 
-        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
+        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, z)
     counted = ((jnp.arange(max_n) if which is None else which) < n)[:, None] & (
         jnp.arange(p.num_tasks) < cell.num_tasks
     )

@@ -12,12 +12,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Key, Num
 
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
-from mtfl_jax.learning import data, network, probe, recovery, representation, tasks, updates
+from mtfl_jax.learning import keys, network, probe, recovery, representation, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import PART, draw_network, losses_of
+from mtfl_jax.learning.drawing import PART, draw_network, draw_orthants, losses_of
 from mtfl_jax.learning.losses import Margins
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
@@ -32,6 +32,11 @@ ROUNDING = 16
 """A feature vector is rounding where its entries are below so many machine epsilons of the largest of all."""
 MAX_KERNEL_R = 6
 """Largest r whose contrastive kernel of 4^r numbers is measured."""
+
+
+def test_key(cell: Cell) -> Key[Array, ""]:
+    """The key of the fresh inputs that networks are measured on."""
+    return keys.stream(cell.seed, "test")
 
 
 class Seen:
@@ -72,7 +77,7 @@ class Seen:
     @functools.cached_property
     def z(self) -> Float[Array, "max_test max_r"]:
         """Their orthants."""
-        return data.orthants(self.x, self.cell.r, self.p.r)
+        return draw_orthants(self.p, self.cell, test_key(self.cell), self.p.n_test, self.x)
 
     @functools.cached_property
     def test(self) -> Batch:

@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from mtfl_jax.learning import keys, probe, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
-from mtfl_jax.learning.drawing import draw_inputs, draw_labels
-from mtfl_jax.learning.measures import Seen, in_set
+from mtfl_jax.learning.drawing import draw_inputs, draw_labels, draw_orthants
+from mtfl_jax.learning.measures import Seen, in_set, test_key
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -25,7 +25,7 @@ class Fresh(NamedTuple):
 
 def draw_fresh(p: Program, cell: Cell) -> Fresh:
     """Fresh inputs."""
-    test = draw_inputs(p, cell, keys.stream(cell.seed, "test"), p.n_test) if "n_test" in p else None
+    test = draw_inputs(p, cell, test_key(cell), p.n_test) if "n_test" in p else None
     if not p.probes:
         return Fresh(test, None)
     return Fresh(test, draw_inputs(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down)))
@@ -60,7 +60,8 @@ def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
     name, family = p.probes[i]
     settings = {field.name: getattr(cell, f"probe_{field.name}")[i] for field in FAMILIES[family].settings}
     task = tasks.sample(keys.stream(cell.seed, "downstream/task"), family, 1, r=cell.r, max_r=p.r, **settings)
-    y = draw_labels(p, cell, task, keys.stream(cell.seed, "downstream/label_noise"), x, noisy=p.noisy)[:, 0]
+    z = draw_orthants(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down), x)
+    y = draw_labels(p, cell, task, keys.stream(cell.seed, "downstream/label_noise"), z, noisy=p.noisy)[:, 0]
     return probe.downstream_errors(
         name,
         seen.params["W"],

@@ -81,8 +81,12 @@ class Training:
         return np.asarray(tasks.truth_tables(self.tasks, r, r))
 
     def labels(self, x: np.ndarray) -> np.ndarray:
-        """The labels without noise of inputs x (n, d), for all tasks: (n, num_tasks)."""
-        r = self.settings["r"]
+        """The labels without noise of inputs x (n, d), for all tasks: (n, num_tasks). Raises ValueError where labels
+        read what x does not show.
+        """
+        r, law = self.settings["r"], self.settings["data"]
+        if data.LAWS[law].hidden is not None:
+            raise ValueError(f"data={law}: labels are of hidden coordinates, which x does not show; allowed: y")
         return np.asarray(tasks.labels(self.tasks, data.orthants(self._array(x), r, r)))
 
     def features(self, x: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from mtfl_jax.fields import ConfigError, View, rule
 from mtfl_jax.learning import keys, limits, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX, of_network
 from mtfl_jax.learning.algorithms.record import ALGORITHMS, Algorithm, Cost, Trained, at_once
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import Tasks
@@ -34,8 +35,10 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
 
 @rule("data", "loss", "network", "shared_inputs", "bias", "r")
 def _where_the_limit_is_known(c: View) -> None:
-    known = (("data", "gaussian"), ("loss", "linear"), ("shared_inputs", True))
-    for key, allowed in known:
+    if not LAWS[c.data].standard_normal:
+        known = ", ".join(name for name, law in LAWS.items() if law.standard_normal)
+        raise ConfigError("data", c.data, f"allowed with algorithm=population: {known}")
+    for key, allowed in (("loss", "linear"), ("shared_inputs", True)):
         if getattr(c, key) != allowed:
             raise ConfigError(key, getattr(c, key), f"allowed with algorithm=population: {allowed}")
     if of_network(c.network).gaussian is None:
