@@ -284,9 +284,9 @@ def inputs(
 ) -> Float[Array, "n {max_d}"]:
     """n inputs x; of an array n, those samples.
 
-    The first r coordinates carry the labels, the next d - r are multiplied by `nuisance_scale` and those
-    from d on (default: none) are zero. The draws of fewer samples or coordinates are the first of those of more.
-    `settings` are the law's own.
+    The first r coordinates are those along the directions, the next d - r are multiplied by `nuisance_scale` and those
+    from d on (default: none) are zero. The draws of fewer samples are the first of those of more, and so are those of
+    fewer coordinates where the law does not depend on d. `settings` are the law's own.
     """
     sizes = _sizes(LAWS[law], r, max_d if d is None else d)
     x = LAWS[law].draw(key, max_d, n, **sizes, **(settings or {})).T
