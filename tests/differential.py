@@ -22,6 +22,7 @@ from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.arithmetic import AUTO, EXACT, Arithmetic
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.measures import MEASURES, Measure, of_probe, of_program
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
@@ -615,6 +616,7 @@ class Truth:
         self.fields = dict(FIELDS)
         self.algorithms: dict[str, Algorithm] = dict(ALGORITHMS)
         self.families = {name: tuple(field.name for field in family.settings) for name, family in FAMILIES.items()}
+        self.laws = {name: law.sizes for name, law in LAWS.items()}
         self.sizes = [name for name, field in self.fields.items() if field.padded]
 
     def traced(self, name: str) -> bool:
@@ -688,8 +690,12 @@ class StandIn:
             own[name] = np.asarray(value).item()
         missing = [name for name in ("d", "r", "width", "num_tasks", "nuisance_scale", "seed") if name not in own]
         assert not missing, f"a program without {missing}"
-        own["inputs"] = own["r"] if own["nuisance_scale"] != 1 else 0
+        own["inputs"] = own["r"] if self._told_r(own) else 0
         return own
+
+    def _told_r(self, own: Mapping[str, Any]) -> bool:
+        """Whether inputs depend on r."""
+        return own["nuisance_scale"] != 1 or "r" in self.truth.laws[own["data"]]
 
     def _row(self, p: Program, cell: Mapping[str, Any], own: Mapping[str, Any], step: int) -> dict[str, np.ndarray]:
         text = _told(own) + f";step={step}"
@@ -727,7 +733,7 @@ class StandIn:
             "arithmetic": Arithmetic(activation=p.arithmetic.activation),
             "bias": "zero" if p.bias == "trained" else p.bias,
             "weight_decay": math.nan,
-            "inputs": int(cell["r"][0]) if own["nuisance_scale"] != 1 else 0,
+            "inputs": int(cell["r"][0]) if self._told_r(own) else 0,
         }
         return self._row(p, row, own, 1)
 

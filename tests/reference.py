@@ -9,6 +9,7 @@ import itertools
 import math
 
 import numpy as np
+import scipy.special
 
 LOSS_NAMES = ("linear", "hinge", "logistic", "squared", "exponential")
 """Those that the margin gives."""
@@ -89,9 +90,33 @@ def inputs_of(x, t):
     return x if x.ndim == 2 else x[t]
 
 
+def _normal(t):
+    """The density of N(0, 1)."""
+    return np.exp(-(t**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _hermite(k):
+    """He_k/√k! by its coefficients, and its derivative √k He_{k−1}/√(k−1)!."""
+    polynomial = np.polynomial.HermiteE.basis(k) / math.sqrt(math.factorial(k))
+    return polynomial, polynomial.deriv()
+
+
 ACTIVATIONS = {
     "relu": (lambda t: np.where(t > 0, t, 0.0), lambda t: np.where(t > 0, 1.0, 0.0)),
+    "leaky_relu": (lambda t: np.maximum(t, t / 100), lambda t: np.where(t > 0, 1.0, 0.01)),
+    "truncated_relu": (lambda t: np.clip(t, 0, 1), lambda t: np.where((t > 0) & (t < 1), 1.0, 0.0)),
     "tanh": (np.tanh, lambda t: 1.0 / np.cosh(t) ** 2),
+    "arctan": (np.arctan, lambda t: 1.0 / (1 + t**2)),
+    "erf": (scipy.special.erf, lambda t: 2 / math.sqrt(math.pi) * np.exp(-(t**2))),
+    "gelu": (lambda t: t * scipy.special.ndtr(t), lambda t: scipy.special.ndtr(t) + t * _normal(t)),
+    "silu": (
+        lambda t: t * scipy.special.expit(t),
+        lambda t: scipy.special.expit(t) + t * scipy.special.expit(t) * scipy.special.expit(-t),
+    ),
+    "quadratic": (np.square, lambda t: 2 * t),
+    "he2": _hermite(2),
+    "he3": _hermite(3),
+    "he4": _hermite(4),
 }
 """σ and σ'."""
 
@@ -284,6 +309,29 @@ def joint(
         params = moved
         history.append(params)
     return history
+
+
+def input_moments(law, d, r, **settings):
+    """The mean (d,) and the covariance (d, d) of a law's inputs; 0 and I of a law that is not named here."""
+    k, mean, covariance = np.arange(d), np.zeros(d), np.eye(d)
+    if law == "biased" and not settings["centred"]:
+        p = settings["bias_probability"]
+        return mean + p - (1 - p), 4 * p * (1 - p) * covariance
+    if law == "spiked":
+        c = settings["spike_overlap"]
+        v = c * (k == 0) + math.sqrt(1 - c**2) * (k == r)
+        return mean, covariance + settings["spike_strength"] * np.outer(v, v)
+    if law == "power_law":
+        eigenvalues = (k + 1.0) ** -settings["power_law_exponent"]
+        return mean, np.diag(eigenvalues) * d / eigenvalues.sum()
+    if law == "dictionary":
+        there = k < settings["num_patterns"]
+        read = (k < r) & there
+        together = settings["pattern_agreement"] * np.outer(read, read)
+        return mean, np.where(np.eye(d, dtype=bool), np.diag(there), together)
+    if law == "clusters":
+        return mean, np.diag(k < r) + settings["cluster_spread"] ** 2 * covariance
+    return mean, covariance
 
 
 def oracle(params, M):

@@ -26,7 +26,7 @@ from trainings import (
 import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.learning import drawing, keys, losses, measuring, probe, targets, tasks
+from mtfl_jax.learning import data, drawing, keys, losses, measuring, probe, targets, tasks
 from mtfl_jax.learning.losses import LOSSES
 from mtfl_jax.learning.tasks import FAMILIES
 
@@ -54,7 +54,7 @@ def drawn(name, k, count=T):
 
 @functools.cache
 def of_points():
-    return jax.jit(tasks.of_inputs, static_argnums=3)
+    return jax.jit(lambda of, x, r, max_r: tasks.of_inputs(of, data.Inputs(x, x), r, max_r), static_argnums=3)
 
 
 @functools.cache

@@ -9,6 +9,7 @@ from differential import SAMPLES, Generator, _times, composed, examples, resolve
 
 import mtfl_jax
 from mtfl_jax.config import FIELDS
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.losses import LOSSES
 from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.learning.tasks import FAMILIES
@@ -68,7 +69,10 @@ def check(given):
     if row["status"] == "ok" and np.linalg.matrix_rank(found.W) >= own.r:
         distance, _, energy, _ = reference.recovery(found.W.astype(float), found.M)
         np.testing.assert_allclose([row["subspace_distance"], row["feature_energy"]], [distance, energy], atol=1e-3)
-    if found.x is not None:
+    if found.x is not None and LAWS[own.data].hidden is not None:
+        with pytest.raises(ValueError, match=f"^data={own.data}: "):
+            found.labels(found.x)
+    elif found.x is not None:
         per_task = [found.x] * own.num_tasks if found.x.ndim == 2 else found.x
         labels = np.stack([found.labels(x)[:, t] for t, x in enumerate(per_task)], axis=1)
         assert found.y.shape == labels.shape == (own.n2 if "n2" in own.used else own.n1, own.num_tasks)

@@ -109,8 +109,8 @@ def _of(whole, names):
     return type(whole)(**{name: getattr(whole, name) for name in names})
 
 
-def _own(*records):
-    return [field.name for record in records for field in record.settings]
+def _own(record, kind="knob"):
+    return [field.name for field in record.settings if (field.kind == "knob") == (kind == "knob")]
 
 
 def draw_tasks(p, cell):
@@ -126,7 +126,7 @@ def draw_sample(p, cell, of, purpose, step):
     noisy, noise = ("target_noisy", "target_noise") if tasks.FAMILIES[p.tasks].real else ("noisy", "label_noise")
     stepped = ALGORITHMS[p.algorithm].stepped
     kind = ("samples", *(("batch",) * ("batch" in p))) if stepped else ()
-    some = _of(p, (*sizes, "data", "shared_inputs", noisy, *kind))
+    some = _of(p, (*sizes, "data", *_own(data.LAWS[p.data], "choice"), "shared_inputs", noisy, *kind))
     numbers = _of(cell, (*sizes, "seed", "nuisance_scale", noise, *law))
     batch = (_step_batch if stepped else _batch)(some, numbers, of, purpose, step)
     n, d, num_tasks = int(batch.n), int(cell.d), int(cell.num_tasks)
@@ -154,7 +154,9 @@ def draw_network(p, cell):
 def draw_points(p, cell, key, n):
     """Inputs for a measurement, of true dimension."""
     numbers = _of(cell, ("r", "d", "nuisance_scale", *_own(data.LAWS[p.data])))
-    return np.asarray(_inputs(_of(p, ("data", "d")), numbers, key, n))[:, : int(cell.d)]
+    return np.asarray(_inputs(_of(p, ("data", "d", *_own(data.LAWS[p.data], "choice"))), numbers, key, n))[
+        :, : int(cell.d)
+    ]
 
 
 def directions(cell):

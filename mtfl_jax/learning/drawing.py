@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import Float, Integer, Key
 
 from mtfl_jax.learning import data, draws, keys, network, tasks
+from mtfl_jax.learning.data import Inputs
 from mtfl_jax.learning.losses import LOSSES, Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
@@ -61,12 +62,34 @@ def draw_inputs(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Ar
     return data.inputs(key, p.data, n, p.d, r=cell.r, d=cell.d, nuisance_scale=cell.nuisance_scale, settings=settings)
 
 
+def draw_read(
+    p: Program,
+    cell: Cell,
+    key: Key[Array, ""],
+    n: int | Integer[Array, " n"],
+    x: Float[Array, "n d"] | None = None,
+) -> Float[Array, "n _"]:
+    """The coordinates whose signs labels read, p.r or more, of the inputs that `draw_inputs` draws: x, where that is
+    given.
+    """
+    law = data.LAWS[p.data]
+    hidden = data.hidden(key, p.data, n, p.r, r=cell.r, d=cell.d, settings=own(p, cell, law.settings))
+    if hidden is not None:
+        return hidden
+    return draw_inputs(p.replace(d=p.r) if law.prefix else p, cell, key, n) if x is None else x
+
+
+def read(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Array, " n"], x: Float[Array, "n d"]) -> Inputs:
+    """The inputs x that `draw_inputs` draws from the same key, with what labels read of them."""
+    return Inputs(x, draw_read(p, cell, key, n, x))
+
+
 def draw_labels(
     p: Program,
     cell: Cell,
     of: Tasks,
     key: Key[Array, ""],
-    x: Float[Array, "n d"],
+    inputs: Inputs,
     *,
     noisy: bool,
     which: Integer[Array, " n"] | None = None,
@@ -74,7 +97,7 @@ def draw_labels(
     """Labels of inputs, of the samples `which` (default: the first); where `noisy`, with noise: each flipped with
     probability label_noise, or a real one with a normal number of standard deviation target_noise added.
     """
-    y = tasks.of_inputs(of, x, cell.r, p.r)
+    y = tasks.of_inputs(of, inputs, cell.r, p.r)
     if not noisy:
         return y
     n, num_tasks = y.shape
@@ -107,19 +130,18 @@ def draw_batch(
     at = max_n if which is None else which
     if p.shared_inputs:
         x = draw_inputs(p, cell, key, at)
-        y = draw_labels(p, cell, of, noise_key, x, noisy=noise(p, of), which=which)
+        y = draw_labels(p, cell, of, noise_key, read(p, cell, key, at, x), noisy=noise(p, of), which=which)
     else:
-        x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(keys.indexed(key, p.num_tasks))
-        noise_keys = keys.indexed(noise_key, p.num_tasks)
+        own_keys, noise_keys = keys.indexed(key, p.num_tasks), keys.indexed(noise_key, p.num_tasks)
+        x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(own_keys)
+        inputs = jax.vmap(lambda key, x: read(p, cell, key, at, x))(own_keys, x)
 
-        def own_labels(
-            task: Float[Array, " _"], key: Key[Array, ""], x: Float[Array, "max_n d"]
-        ) -> Float[Array, " max_n"]:
+        def own_labels(task: Float[Array, " _"], key: Key[Array, ""], inputs: Inputs) -> Float[Array, " max_n"]:
             return draw_labels(
-                p, cell, Tasks(of.family, task[None], of.scale), key, x, noisy=noise(p, of), which=which
+                p, cell, Tasks(of.family, task[None], of.scale), key, inputs, noisy=noise(p, of), which=which
             )[:, 0]
 
-        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
+        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, inputs)
     counted = ((jnp.arange(max_n) if which is None else which) < n)[:, None] & (
         jnp.arange(p.num_tasks) < cell.num_tasks
     )

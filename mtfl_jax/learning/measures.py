@@ -12,12 +12,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Key, Num
 
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
-from mtfl_jax.learning import data, network, probe, recovery, representation, tasks, updates
+from mtfl_jax.learning import data, keys, network, probe, recovery, representation, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import PART, draw_network, losses_of
+from mtfl_jax.learning.drawing import PART, draw_network, losses_of, read
 from mtfl_jax.learning.losses import Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
@@ -32,6 +32,11 @@ ROUNDING = 16
 """A feature vector is rounding where its entries are below so many machine epsilons of the largest of all."""
 MAX_KERNEL_R = 6
 """Largest r whose contrastive kernel of 4^r numbers is measured."""
+
+
+def test_key(cell: Cell) -> Key[Array, ""]:
+    """The key of the fresh inputs that networks are measured on."""
+    return keys.stream(cell.seed, "test")
 
 
 class Seen:
@@ -70,16 +75,21 @@ class Seen:
         return self._x
 
     @functools.cached_property
+    def inputs(self) -> data.Inputs:
+        """Them, with what labels read."""
+        return read(self.p, self.cell, test_key(self.cell), self.p.n_test, self.x)
+
+    @functools.cached_property
     def z(self) -> Float[Array, "max_test max_r"]:
         """Their orthants."""
-        return data.orthants(self.x, self.cell.r, self.p.r)
+        return data.orthants(self.inputs.s, self.cell.r, self.p.r)
 
     @functools.cached_property
     def test(self) -> Batch:
         """The trained tasks on them."""
         p, cell = self.p, self.cell
         counted = (jnp.arange(p.n_test) < cell.n_test)[:, None] & (jnp.arange(p.num_tasks) < cell.num_tasks)
-        y = jnp.where(counted, tasks.of_inputs(self.of, self.x, cell.r, p.r), 0)
+        y = jnp.where(counted, tasks.of_inputs(self.of, self.inputs, cell.r, p.r), 0)
         return Batch(self.x, y, cell.n_test, cell.num_tasks, counted)
 
     @functools.cached_property

@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from mtfl_jax.learning import keys, probe, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
-from mtfl_jax.learning.drawing import draw_inputs, draw_labels, noise, sample_tasks
-from mtfl_jax.learning.measures import Seen, of_probe, of_program
+from mtfl_jax.learning.drawing import draw_inputs, draw_labels, noise, read, sample_tasks
+from mtfl_jax.learning.measures import Seen, of_probe, of_program, test_key
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -25,7 +25,7 @@ class Fresh(NamedTuple):
 
 def draw_fresh(p: Program, cell: Cell) -> Fresh:
     """Fresh inputs."""
-    test = draw_inputs(p, cell, keys.stream(cell.seed, "test"), p.n_test) if "n_test" in p else None
+    test = draw_inputs(p, cell, test_key(cell), p.n_test) if "n_test" in p else None
     if not p.probes:
         return Fresh(test, None)
     return Fresh(test, draw_inputs(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down)))
@@ -63,7 +63,8 @@ def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
     settings = {field.name: getattr(cell, f"probe_{field.name}")[i] for field in FAMILIES[family].settings}
     task = sample_tasks(p, cell, "downstream/task", family, 1, settings)
     noise_key = keys.stream(cell.seed, "downstream/label_noise")
-    y = draw_labels(p, cell, task, noise_key, x, noisy=noise(p, task))[:, 0]
+    inputs = read(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down), x)
+    y = draw_labels(p, cell, task, noise_key, inputs, noisy=noise(p, task))[:, 0]
     return probe.downstream(
         name,
         seen.params["W"],
@@ -74,7 +75,7 @@ def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
         p.n_down,
         cell.width,
         seen.x,
-        tasks.of_inputs(task, seen.x, cell.r, p.r)[:, 0],
+        tasks.of_inputs(task, seen.inputs, cell.r, p.r)[:, 0],
         cell.n_test,
         real=FAMILIES[family].real,
         activation=ACTIVATIONS[p.arithmetic.activation],

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Key, Num
 
 from mtfl_jax.learning import data, moments, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import PART, draw_inputs, draw_network, draw_tasks, inputs_key
+from mtfl_jax.learning.drawing import PART, draw_inputs, draw_network, draw_read, draw_tasks, inputs_key
 from mtfl_jax.learning.measures import of_program
 from mtfl_jax.learning.measuring import draw_fresh, measure
 from mtfl_jax.learning.program import Cell, Program
@@ -32,8 +32,7 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
     how = Arithmetic(activation=p.arithmetic.activation)
 
     def index(key: Key[Array, ""], n: int) -> Int[Array, " {n}"]:
-        x = draw_inputs(p.replace(d=p.r), first, key, n)
-        return tasks.orthant_index(data.orthants(x, p.r, p.r))
+        return tasks.orthant_index(data.orthants(draw_read(p, first, key, n), p.r, p.r))
 
     key = inputs_key(cell, "heads", 0)
     part = PART if p.accelerator else None

@@ -293,11 +293,11 @@ def labels(tasks: Tasks, z: Float[Array, "n r"]) -> Float[Array, "n T"]:
     return found * tasks.scale if FAMILIES[tasks.family].real else found
 
 
-def of_inputs(tasks: Tasks, x: Float[Array, "n d"], r: IntLike, max_r: int) -> Float[Array, "n T"]:
-    """Labels of inputs x, whose first r coordinates are u = Mᵀx."""
+def of_inputs(tasks: Tasks, inputs: data.Inputs, r: IntLike, max_r: int) -> Float[Array, "n T"]:
+    """Labels of inputs: of the orthants of s, or of u = Mᵀx, the first r coordinates of x."""
     if FAMILIES[tasks.family].signs:
-        return labels(tasks, data.orthants(x, r, max_r))
-    return labels(tasks, jnp.where(jnp.arange(max_r) < r, x[:, :max_r], 0))
+        return labels(tasks, data.orthants(inputs.s, r, max_r))
+    return labels(tasks, jnp.where(jnp.arange(max_r) < r, inputs.x[:, :max_r], 0))
 
 
 def all_orthants(r: IntLike, max_r: int | None = None) -> Float[Array, "orthants max_r"]:

@@ -12,12 +12,12 @@ import pandas as pd
 from mtfl_jax import compose, extend
 from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, integer
-from mtfl_jax.learning import drawing, experiment, measuring, network, representation, tasks
+from mtfl_jax.learning import data, drawing, experiment, measuring, network, representation, tasks
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.learning.program import Cell, Program
-from mtfl_jax.learning.tasks import MAX_TABLE_R, Tasks
+from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R, Tasks
 from mtfl_jax.names import BOOKKEEPING
 from mtfl_jax.sweeps import compiling, engine, identity, rows, tables
 from mtfl_jax.sweeps.calibration import chunk_of
@@ -81,9 +81,13 @@ class Training:
         return np.asarray(tasks.truth_tables(self.tasks, r, r))
 
     def labels(self, x: np.ndarray) -> np.ndarray:
-        """The labels without noise of inputs x (n, d), for all tasks: (n, num_tasks)."""
-        r = self.settings["r"]
-        return np.asarray(tasks.of_inputs(self.tasks, self._array(x), r, r))
+        """The labels without noise of inputs x (n, d), for all tasks: (n, num_tasks). Raises ValueError where labels
+        read what x does not show.
+        """
+        r, law, u = self.settings["r"], self.settings["data"], self._array(x)
+        if data.LAWS[law].hidden is not None and FAMILIES[self.tasks.family].signs:
+            raise ValueError(f"data={law}: labels are of hidden coordinates, which x does not show; allowed: y")
+        return np.asarray(tasks.of_inputs(self.tasks, data.Inputs(u, u), r, r))
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """σ(W x + b) of inputs x (n, d): (n, width)."""

@@ -20,6 +20,7 @@ from mtfl_jax.learning.algorithms.record import (
     products,
 )
 from mtfl_jax.learning.arithmetic import AUTO, EXACT
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -69,11 +70,12 @@ def _by_moments(c: View) -> bool:
     )
 
 
-@rule("nuisance_scale")
+@rule("nuisance_scale", "data")
 def _rows(c: View) -> frozenset[str]:
-    # The scale of what is orthogonal to the directions tells their number apart, unless it is 1.
+    # The scale of what is orthogonal to the directions tells their number apart, unless it is 1; and so do some laws.
     own = {field.name for family in FAMILIES.values() for field in family.settings}
-    return frozenset(own | {"tasks", "width", "num_tasks"} | ({"r"} if c.nuisance_scale == 1 else set()))
+    alike = c.nuisance_scale == 1 and "r" not in LAWS[c.data].sizes
+    return frozenset(own | {"tasks", "width", "num_tasks"} | ({"r"} if alike else set()))
 
 
 ALGORITHMS.register(

@@ -12,6 +12,8 @@ from jaxtyping import Int
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
 from mtfl_jax.learning import updates
+from mtfl_jax.learning.activations import of_network
+from mtfl_jax.learning.arithmetic import EXACT
 from mtfl_jax.learning.drawing import BATCHES, FIXED
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.network import Params
@@ -127,6 +129,12 @@ def _plain_where_inputs_are_own(c: View) -> None:
             raise ConfigError(key, getattr(c, key), f"allowed with shared_inputs=false: {only}")
 
 
+@rule("network", "kernel")
+def _plain_where_kernels_lack_the_activation(c: View) -> None:
+    if c.kernel != EXACT.kernel and not of_network(c.network).in_kernels:
+        raise ConfigError("kernel", c.kernel, f"allowed with network={c.network}: {EXACT.kernel}")
+
+
 @rule("algorithm", "weight_decay")
 def _decay_is_a_number(c: View) -> None:
     if c.weight_decay is None:
@@ -156,7 +164,7 @@ def _batches_are_parts(c: View) -> None:
         raise ConfigError("batch", c.batch, f"allowed: from 1 to n2={c.n2}")
 
 
-TRAINED_RULES = (_plain_where_inputs_are_own,)
+TRAINED_RULES = (_plain_where_inputs_are_own, _plain_where_kernels_lack_the_activation)
 STEPPED_RULES = (*TRAINED_RULES, _decay_is_a_number, _bounded, _measured_within_the_steps, _batches_are_parts)
 
 
