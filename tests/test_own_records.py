@@ -34,6 +34,7 @@ from mtfl_jax.learning.activations import ACTIVATIONS, Activation
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.data import LAWS, Law
 from mtfl_jax.learning.losses import LOSSES, Loss
+from mtfl_jax.learning.tasks import FAMILIES, Family
 from mtfl_jax.records import REGISTRIES, registering
 from mtfl_jax.sweeps import compiling
 from mtfl_jax.sweeps.grid import Grid
@@ -44,6 +45,10 @@ def _blended(key, d, n, blend):
     """Coordinates between Gaussian ones and signs."""
     gaussian, sign = draws.normal(keys.named(key, "gaussian"), d, n), draws.sign(keys.named(key, "sign"), d, n)
     return jnp.sqrt(1 - blend) * gaussian + jnp.sqrt(blend) * sign
+
+
+def _any_task(key, num_tasks, r, max_r):
+    return jnp.ones((num_tasks, max_r))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -62,6 +67,9 @@ def _own():
             )
         )
         LAWS.register(Law("blended", "√(1 − blend) g + √blend s", _blended, seconds=4e-9, settings=(blend,)))
+        FAMILIES.register(
+            Family("threshold", "sign(u_1 − ½)", _any_task, lambda params, u: jnp.sign(u[:, :1] - 0.5), signs=False)
+        )
     compose._whole.cache_clear()
     config.refresh()
     yield
@@ -244,6 +252,14 @@ def test_kernels_of_an_activation_of_its_own(sizes, interpret):
 
 
 # The door
+
+
+def test_signs_of_what_is_no_table_share_no_moments_and_have_no_limit():
+    own = compose.from_keywords(tasks="threshold")
+    assert own.shared is None
+    assert compose.from_keywords(tasks="balanced").shared is not None
+    with pytest.raises(ConfigError, match=r"^tasks=threshold: allowed with algorithm=population: balanced, "):
+        compose.from_keywords(tasks="threshold", algorithm="population", data="gaussian", probe="none")
 
 
 def test_settings_of_their_own_bear_where_their_records_are_chosen():

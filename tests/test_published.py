@@ -33,7 +33,8 @@ def test_numbers_are_the_same_within_two_standard_errors(theirs, same):
 
 
 def test_without_numbers_of_ours_there_is_no_verdict():
-    assert Published("a", "b", 1.0, 0.1).agrees(describe.estimate(pd.Series([math.nan]))) is None
+    for ours in ([math.nan], [1.0]):
+        assert Published("a", "b", 1.0, 0.1).agrees(describe.estimate(pd.Series(ours))) is None
 
 
 def test_the_table_says_all_of_it():

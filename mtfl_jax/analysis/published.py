@@ -41,8 +41,10 @@ class Published(NamedTuple):
         return f"{_SIDES[self.side]}{describe.number(self.value)}{spread}"
 
     def agrees(self, ours: describe.Estimate) -> bool | None:
-        """Whether our number is the source's within `ERRORS` standard errors of both; None where we have none."""
-        if not ours.n:
+        """Whether our number is the source's within `ERRORS` standard errors of both; None where it is of fewer than
+        two runs, which say nothing of their scatter.
+        """
+        if ours.n < 2:
             return None
         of_a_run = ours.error * math.sqrt(ours.n)
         spread = of_a_run / math.sqrt(self.runs) if self.spread is None else self.spread

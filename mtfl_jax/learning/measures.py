@@ -164,7 +164,9 @@ def _cosines(h: Float[Array, "max_n width"], n: IntLike) -> Float[Array, "max_n 
 def contrastive_loss(
     h: Float[Array, "max_n width"], y: Float[Array, "max_n max_tasks"], num_tasks: IntLike, n: IntLike | None = None
 ) -> Float[Array, ""]:
-    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples, in [−1, 1]; the first n (default: all) rows count.
+    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples; the first n (default: all) rows count.
+
+    In [−1, 1] for labels ±1.
 
     K_{zz'} = (1/T) Σ_t y_t y'_t over the first `num_tasks` tasks: low where features of samples align that share their
     labels. After a head step from A = 0 the linear loss is, up to a constant, −Σ K_{zz'} h·h'; the cosine frees it of

@@ -69,6 +69,11 @@ class Family:
     uses: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
 
+    @property
+    def tabular(self) -> bool:
+        """Whether a task is a table of ±1 over the orthants, which is what moments and limits are of."""
+        return self.signs and not self.real
+
 
 FAMILIES: Registry[Family] = Registry("tasks")
 

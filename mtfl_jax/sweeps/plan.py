@@ -195,8 +195,8 @@ def _require_moments(configs: Sequence[Config]) -> None:
             raise ConfigError(
                 "moments",
                 "always",
-                "allowed for one_step with labels ±1, the linear loss, shared inputs, no label noise, weight_decay"
-                " null, a bias that is not trained, float32 and plain, and small r; here"
+                "allowed for one_step with labels ±1 of signs, the linear loss, shared inputs, no label noise,"
+                " weight_decay null, a bias that is not trained, float32 and plain, and small r; here"
                 f" algorithm={own.algorithm} tasks={own.tasks} loss={own.loss} shared_inputs={own.shared_inputs}"
                 f" label_noise={own.label_noise:g} weight_decay={own.weight_decay} bias={own.bias}"
                 f" precision={own.precision} kernel={own.kernel} r={own.r}",

@@ -22,8 +22,8 @@ it is our choice.
 """
 SOURCE = "SutroYaro, docs/findings/exp_sgd_speed.md"
 DIFFERS = (
-    "first layer from N(0, 1/n) and heads from 0, in the source N(0, 2/n) and N(0, 2/width); the output has no bias,"
-    " and biases do not decay"
+    "first layer from N(0, 1/n) and heads from 0, in the source N(0, 2/n) and N(0, 2/width); the output has no bias;"
+    " only the first layer's weights decay, in the source heads and biases too"
 )
 EPOCHS = {(200, 1000): 7.0, (100, 500): 18.0, (64, 500): 21.0}
 """Epochs to solve the parity of 3 of 20 bits by (width, samples), as the source has them."""

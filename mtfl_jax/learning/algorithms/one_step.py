@@ -58,7 +58,7 @@ def _cost(p: Program, step: Any) -> Cost:
 def _by_moments(c: View) -> bool:
     forgotten = c.weight_decay is None and c.label_noise == 0 and c.bias != "trained"
     linear = c.shared_inputs and set(loss_names(c)) == {"linear"}
-    signs = not FAMILIES[c.tasks].real
+    signs = FAMILIES[c.tasks].tabular
     padded = not of_network(c.network).exact and c.r <= moments.MAX_R
     return bool(
         signs

@@ -41,8 +41,8 @@ def _where_the_limit_is_known(c: View) -> None:
     for key, allowed in (("loss", "linear"), ("shared_inputs", True)):
         if getattr(c, key) != allowed:
             raise ConfigError(key, getattr(c, key), f"allowed with algorithm=population: {allowed}")
-    if FAMILIES[c.tasks].real:
-        signs = ", ".join(name for name, family in FAMILIES.items() if not family.real)
+    if not FAMILIES[c.tasks].tabular:
+        signs = ", ".join(name for name, family in FAMILIES.items() if family.tabular)
         raise ConfigError("tasks", c.tasks, f"allowed with algorithm=population: {signs}")
     if of_network(c.network).gaussian is None:
         closed = ", ".join(PREFIX + name for name, record in ACTIVATIONS.items() if record.gaussian)
