@@ -478,10 +478,9 @@ def r2(F, y):
     return 1 - np.mean((F - y) ** 2, axis=0).sum() / np.var(y, axis=0).sum()
 
 
-def ridge_probe_error(*given, **more):
-    """Test error of `ridge_probe`, its last labels given too."""
-    *fitted, y_test, penalties = given
-    return task_error(ridge_probe(*fitted, penalties, **more), y_test)
+def ridge_probe_error(W, c, x, y, x_test, y_test, penalties, activation="relu"):
+    """Test error of `ridge_probe`."""
+    return task_error(ridge_probe(W, c, x, y, x_test, penalties, activation), y_test)
 
 
 def ridge_probe(W, c, x, y, x_test, penalties, activation="relu"):

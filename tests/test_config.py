@@ -120,7 +120,7 @@ BAD = [
     ({"r": 40, "tasks": "parity", "probe_tasks": "balanced"}, "r=40", "probe_tasks=balanced"),
     ({"dimension": 3}, "dimension=3", "unknown key"),
     ({"numtasks": 3}, "numtasks=3", "did you mean num_tasks?"),
-    ({"data": "cauchy"}, "data=cauchy", "gaussian, rademacher"),
+    ({"data": "cauchy"}, "data=cauchy", "gaussian, "),
     ({"loss": "l1"}, "loss=l1", "hinge"),
     ({"loss": "mixture", "losses": ["hinge", "l1"]}, "losses=l1", "hinge"),
     ({"optimizer": "adamm"}, "optimizer=adamm", "did you mean adam?"),

@@ -393,10 +393,10 @@ def test_label_noise_reaches_the_training_labels_of_the_probe():
     p, c = program(), cell(label_noise=0.2)
     of = drawing.draw_tasks(p, c)
     x = inputs(KEY, "gaussian", 256, D, r=R, d=D, nuisance_scale=1.0)
-    z = data.orthants(x, R, R)
-    clean = drawing.draw_labels(p, c, of, KEY, z, noisy=False)
-    same(clean, tasks.labels(of, z))
-    assert np.any(np.asarray(drawing.draw_labels(p, c, of, KEY, z, noisy=True)) != np.asarray(clean))
+    drawn = data.Inputs(x, x)
+    clean = drawing.draw_labels(p, c, of, KEY, drawn, noisy=False)
+    same(clean, tasks.labels(of, data.orthants(x, R, R)))
+    assert np.any(np.asarray(drawing.draw_labels(p, c, of, KEY, drawn, noisy=True)) != np.asarray(clean))
 
 
 # Compilation: the same bits however a draw is compiled or batched

@@ -250,7 +250,7 @@ def test_the_ridge_probe_is_a_regression():
     def drawn_task(cell, own, x):
         task = drawing.sample_tasks(p, cell, "downstream/task", "single_index", 1, own)
         noise_key = keys.stream(cell.seed, "downstream/label_noise")
-        return task, drawing.draw_labels(p, cell, task, noise_key, x, noisy=True)[:, 0]
+        return task, drawing.draw_labels(p, cell, task, noise_key, data.Inputs(x, x), noisy=True)[:, 0]
 
     task, noisy = drawn_task(cell, own, jnp.pad(x, ((0, 0), (0, p.d - x.shape[1]))))
     v = np.asarray(task.params)[0, 5:].reshape(-1, p.r)[:, : int(cell.r)] @ directions(cell).T
