@@ -1,5 +1,6 @@
 """`mtfl_jax.train`: one row's network, tasks and data."""
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -107,12 +108,19 @@ def test_of_settings_and_of_a_row_of_a_sweep_that_pads():
     # What is measured follows from what is given.
     energy = np.sum((found.W @ found.M) ** 2) / np.sum(found.W**2)
     np.testing.assert_allclose(energy, row["feature_energy"], rtol=1e-4)
-    values = LOSSES["linear"].of(found.outputs(found.x_test), found.labels(found.x_test))
+    values = LOSSES["linear"].of(jnp.asarray(found.outputs(found.x_test)), jnp.asarray(found.labels(found.x_test)))
     np.testing.assert_allclose(values.mean(), row["test_loss"], rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.outputs(found.x_test), found.features(found.x_test) @ found.A.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if not family.signs))
+def test_tasks_that_vary_within_an_orthant_have_no_truth_table(name):
+    found = mtfl_jax.train(**SMALL, tasks=name, loss="mse", probe="none", algorithm="random_features")
+    with pytest.raises(ValueError, match=f"^tasks={name}: labels that vary within an orthant have no table; allowed: "):
+        _ = found.truth_table
+
+
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.signs))
 def test_the_truth_table_is_the_tasks(name):
     settings = {**SMALL, "tasks": name, "r": 3, "measure": "recovery", "probe": "none", "algorithm": "random_features"}
     found = mtfl_jax.train(**settings)
