@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import jaxlib.version
@@ -40,9 +41,37 @@ def pytest_addoption(parser):
     )
 
 
+LONG = ("every_example", "kill_nine", "many_real_trainings")
+"""Names of tests that take minutes."""
+
+
+def is_long(item):
+    """Whether a test is one of those."""
+    return any(name in item.name for name in LONG)
+
+
 def pytest_collection_modifyitems(items):
     """Start the longest tests first, so that none runs alone at the end."""
-    items.sort(key=lambda item: not any(name in item.name for name in ("example_of_the_readme", "kill_nine")))
+    items.sort(key=lambda item: not is_long(item))
+
+
+NO_TIME = "not begun: no time is left before MTFL_TESTS_UNTIL"
+
+
+def pytest_runtest_setup(item):
+    """Begin no test that may not end before MTFL_TESTS_UNTIL, a time in seconds: a run of them all has a limit."""
+    until = float(os.environ.get("MTFL_TESTS_UNTIL", "inf"))
+    if time.time() + (1000 if is_long(item) else 200) > until:
+        pytest.skip(NO_TIME)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which were not begun."""
+    left = [report.nodeid for report in terminalreporter.stats.get("skipped", []) if NO_TIME in str(report.longrepr)]
+    if left:
+        terminalreporter.write_line(f"{len(left)} tests {NO_TIME}:")
+        for name in left:
+            terminalreporter.write_line(f"  {name}")
 
 
 def pytest_collection_finish():
