@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import collections
 import gc
 import os
 import signal
@@ -66,12 +67,12 @@ def pytest_runtest_setup(item):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Say which were not begun."""
+    """Say how many tests of which were not begun."""
     left = [report.nodeid for report in terminalreporter.stats.get("skipped", []) if NO_TIME in str(report.longrepr)]
     if left:
-        terminalreporter.write_line(f"{len(left)} tests {NO_TIME}:")
-        for name in left:
-            terminalreporter.write_line(f"  {name}")
+        counts = collections.Counter(name.partition("[")[0] for name in left)
+        named = ", ".join(f"{name} × {count}" for name, count in counts.items())
+        terminalreporter.write_line(f"{len(left)} tests {NO_TIME}: {named}")
 
 
 def pytest_collection_finish():
