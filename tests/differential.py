@@ -370,9 +370,9 @@ FLIPPED = 3
 
 
 def closely(row: Mapping[str, Any], alone: Mapping[str, Any], own: Config) -> list[str]:
-    """Every number to 1e-4 of its value, or to 1e-5, where sines of angles end; an error, which counts samples, and what
-    is of the tangent kernel, which takes ReLU's slope at samples that may lie on its kink, to a few of them; everything
-    else as it is.
+    """Every number to 1e-4 of its value, or to 1e-5, where sines of angles end; an error, which counts samples, and
+    what is of the tangent kernel, which takes ReLU's slope at samples that may lie on its kink, to a few of them;
+    everything else as it is.
     """
     wrong = []
     for name, value in alone.items():
