@@ -187,7 +187,7 @@ def _of_family(c: View, family: str, prefix: str = "") -> tuple[tuple[str, Any],
 
 
 def _row(shared: Rule) -> Rule:
-    own = frozenset(field.name for family in FAMILIES.values() for field in family.settings)
+    own = frozenset(field.name for family in FAMILIES.values() if not family.real for field in family.settings)
 
     def row(c: View) -> tuple[Any, ...]:
         return (c.tasks, c.r, c.width, c.num_tasks, _of_family(c, c.tasks)) if shared.within(c) else ()
@@ -206,7 +206,7 @@ def _probed() -> Rule:
 
 def _checks() -> Iterable[Rule]:
     """The checks of every cell, and those of what it chooses."""
-    yield settings.r_at_most_d
+    yield from settings.CHECKS
     for kind in KINDS:
         for record in kind.registry.values():
             own = tuple(getattr(record, "rules", ()))

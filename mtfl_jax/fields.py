@@ -95,7 +95,8 @@ def number(low: float, high: float = math.inf, examples: Sequence[float] = (0.0,
     """Finite numbers from `low` to `high`. Raises ValueError where there are none."""
     if low > high:
         raise ValueError(f"number({low:g}, {high:g}): there is none; allowed: low <= high")
-    allowed = f"a finite number from {low:g}" + (f" to {high:g}" if high < math.inf else "")
+    allowed = "a finite number" + (f" from {low:g}" if low > -math.inf else "")
+    allowed += f" to {high:g}" if high < math.inf else ""
 
     def parse(key: str, value: Any) -> float:
         good = isinstance(value, int | float | np.number) and not isinstance(value, bool)
@@ -148,6 +149,11 @@ def optional(inner: Type) -> Type:
         examples=lambda: (None, *inner.examples()),
         allowed=lambda: f"null, or {inner.allowed()}",
     )
+
+
+def word(numbers: Mapping[str, int]) -> Type:
+    """One of some words, which a traced knob has as the integers given."""
+    return dataclasses.replace(one_of(*numbers), names=None, number=lambda value: numbers[value], whole=True)
 
 
 def integer_or(low: int, words: Mapping[str, int]) -> Type:

@@ -95,7 +95,7 @@ def _powers(steps: int) -> tuple[int, ...]:
 PARTS = {
     "losses": Part(("loss", "losses"), rule("loss", "losses")(loss_names)),
     "noisy": Part(("label_noise",), rule("label_noise")(lambda c: c.label_noise > 0)),
-    "fixed_samples": Part(("samples",), rule("samples")(lambda c: c.samples == "fixed")),
+    "target_noisy": Part(("target_noise",), rule("target_noise")(lambda c: bool(c.target_noise))),
     "rotated": Part(("basis",), rule("basis")(lambda c: c.basis == "haar")),
     "arithmetic": Part(
         ("network", "precision", "kernel"),

@@ -2,6 +2,7 @@
 are in conf/.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mtfl_jax.fields import (
@@ -21,8 +22,10 @@ from mtfl_jax.fields import (
 )
 from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX
 from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.algorithms.record import loss_names
 from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
 from mtfl_jax.learning.data import LAWS
+from mtfl_jax.learning.drawing import SAMPLES
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.measures import MEASURES, sets
 from mtfl_jax.learning.network import BIASES
@@ -62,6 +65,12 @@ def _measure_at() -> Type:
     return Type(parse, None, lambda: ("log", "last", (1,), (1, 2)), listed=True, allowed=lambda: allowed)
 
 
+@rule("tasks", "probe", "probe_tasks")
+def _real(c: View) -> bool:
+    """Whether some labels are real, of the trained tasks or of the downstream one."""
+    return FAMILIES[c.tasks].real or (c.probe != NONE and FAMILIES[c.probe_tasks].real)
+
+
 def _size(name: str, doc: str, examples: tuple[int, ...]) -> Field:
     return Field(name, "shape", integer(1, examples=examples), doc, padded=True)
 
@@ -88,6 +97,14 @@ ALWAYS = (
         "probability that a training label is flipped",
     ),
     Field("tasks", "choice", of(FAMILIES), "task family"),
+    Field("target_scale", "knob", number(1e-6), "what real labels are multiplied by", when=_real),
+    Field(
+        "target_noise",
+        "knob",
+        number(0),
+        "standard deviation of the normal noise of real labels that are trained or fitted on",
+        when=_real,
+    ),
     Field("network", "choice", _networks(), "two layers and the activation between them"),
     Field("bias", "choice", one_of(*BIASES), "biases of the hidden layer"),
     Field(
@@ -98,7 +115,7 @@ ALWAYS = (
         when=rule("bias")(lambda c: c.bias == "random"),
     ),
     Field("algorithm", "choice", of(ALGORITHMS), "how the representation is made"),
-    Field("loss", "choice", of(LOSSES, MIXTURE), "loss of the margin"),
+    Field("loss", "choice", of(LOSSES, MIXTURE), "loss of the outputs and the labels"),
     Field(
         "losses",
         "choice",
@@ -141,7 +158,13 @@ USED = (
         optional(number(0, examples=(0.0, 0.3, 1.0))),
         "λ_w; null in one_step means 1/lr_w",
     ),
-    Field("samples", "choice", one_of("fresh", "fixed"), "new samples every step, or one training set"),
+    Field(
+        "samples",
+        "choice",
+        one_of(*SAMPLES),
+        "new samples every step, one training set, or batches of one in a new random order every epoch",
+    ),
+    Field("batch", "shape", integer(1, examples=(1, 2, 3)), "samples of a step where samples=batches"),
     Field("precision", "choice", one_of(*PRECISIONS), "precision of the factors of the training's matrix products"),
     Field(
         "kernel",
@@ -161,8 +184,43 @@ USED = (
 """Settings that bear where something that the cell chooses uses them by name."""
 
 
+def _names(registry: Mapping[str, Any], meant: Callable[[Any], bool]) -> str:
+    return ", ".join(name for name, record in registry.items() if meant(record))
+
+
+@rule("tasks", "loss", "losses")
+def losses_of_real_labels(c: View) -> None:
+    """Losses of the margin are of labels ±1."""
+    margins = [name for name in loss_names(c) if LOSSES[name].margin]
+    if FAMILIES[c.tasks].real and margins:
+        key, value = ("losses", list(c.losses)) if c.loss == MIXTURE else ("loss", c.loss)
+        allowed = _names(LOSSES, lambda loss: not loss.margin)
+        raise ConfigError(key, value, f"{margins[0]} is of labels ±1; allowed with tasks={c.tasks}: {allowed}")
+
+
+@rule("tasks", "label_noise")
+def no_flips_of_real_labels(c: View) -> None:
+    """Real labels have no sign to flip."""
+    if FAMILIES[c.tasks].real and c.label_noise:
+        raise ConfigError("label_noise", c.label_noise, f"allowed with tasks={c.tasks}: 0, or target_noise")
+
+
+@rule("probe", "probe_tasks")
+def probe_of_real_labels(c: View) -> None:
+    """Classifiers are of labels ±1."""
+    if c.probe != NONE and FAMILIES[c.probe_tasks].real and not PROBES[c.probe].real:
+        allowed = _names(PROBES, lambda probe: probe.real)
+        raise ConfigError(
+            "probe", c.probe, f"a classifier; allowed with probe_tasks={c.probe_tasks}: {allowed}, {NONE}"
+        )
+
+
 @rule("r", "d")
 def r_at_most_d(c: View) -> None:
     """There are no more directions than dimensions."""
     if c.r > c.d:
         raise ConfigError("r", c.r, f"allowed: at most d={c.d}")
+
+
+CHECKS = (r_at_most_d, losses_of_real_labels, no_flips_of_real_labels, probe_of_real_labels)
+"""What every cell must meet."""

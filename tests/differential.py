@@ -22,7 +22,8 @@ from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.arithmetic import AUTO, EXACT, Arithmetic
-from mtfl_jax.learning.measures import MEASURES, Measure, in_set
+from mtfl_jax.learning.data import LAWS
+from mtfl_jax.learning.measures import MEASURES, Measure, of_probe, of_program
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS
@@ -616,6 +617,7 @@ class Truth:
         self.fields = dict(FIELDS)
         self.algorithms: dict[str, Algorithm] = dict(ALGORITHMS)
         self.families = {name: tuple(field.name for field in family.settings) for name, family in FAMILIES.items()}
+        self.laws = {name: law.sizes for name, law in LAWS.items()}
         self.sizes = [name for name, field in self.fields.items() if field.padded]
 
     def traced(self, name: str) -> bool:
@@ -689,22 +691,26 @@ class StandIn:
             own[name] = np.asarray(value).item()
         missing = [name for name in ("d", "r", "width", "num_tasks", "nuisance_scale", "seed") if name not in own]
         assert not missing, f"a program without {missing}"
-        own["inputs"] = own["r"] if own["nuisance_scale"] != 1 else 0
+        own["inputs"] = own["r"] if self._told_r(own) else 0
         return own
+
+    def _told_r(self, own: Mapping[str, Any]) -> bool:
+        """Whether inputs depend on r."""
+        return own["nuisance_scale"] != 1 or "r" in self.truth.laws[own["data"]]
 
     def _row(self, p: Program, cell: Mapping[str, Any], own: Mapping[str, Any], step: int) -> dict[str, np.ndarray]:
         text = _told(own) + f";step={step}"
         out: dict[str, np.ndarray] = {}
-        for record in in_set(p.measure):
+        for record in of_program(p):
             out[record.name] = _measurement(f"{text};{record.name}", record, own["r"], p.r)
         if p.probes:
-            errors = np.empty((len(p.probes), len(p.n_down)))
+            errors = {of_probe(family).name: np.full((len(p.probes), len(p.n_down)), np.nan) for _, family in p.probes}
             for i, (probe, family) in enumerate(p.probes):
                 named = {name: np.asarray(cell[PROBED + name][i]).item() for name in self.truth.families[family]}
                 for k, n in enumerate(cell["n_down"].tolist()):
                     assert n <= p.n_down[k], f"n_down={n} in a program of {p.n_down}"
-                    errors[i, k] = _unit(f"{text};{probe};{family};{_told(named)};n_down={n}")
-            out["downstream_error"] = errors
+                    errors[of_probe(family).name][i, k] = _unit(f"{text};{probe};{family};{_told(named)};n_down={n}")
+            out |= errors
         # Some trainings diverge at some step, whatever they are recorded at.
         at = int(_unit(_told(own) + ";diverged") * 40) + 1
         out["diverged_step"] = np.asarray(at if at <= step else 0)
@@ -728,7 +734,7 @@ class StandIn:
             "arithmetic": Arithmetic(activation=p.arithmetic.activation),
             "bias": "zero" if p.bias == "trained" else p.bias,
             "weight_decay": math.nan,
-            "inputs": int(cell["r"][0]) if own["nuisance_scale"] != 1 else 0,
+            "inputs": int(cell["r"][0]) if self._told_r(own) else 0,
         }
         return self._row(p, row, own, 1)
 

@@ -1,19 +1,47 @@
 """An independent NumPy float64 reference of the definitions: plain loops, gradients derived by hand, no autodiff.
 
 A loss is a name, or a pair of a name and the value of its knob. A sample is a pair (x, y): x (n, d) shared by the tasks
-or (T, n, d) of each task's own, y (n, T) in ±1. Parameters are {"W": (width, d), "b": (width,), "A": (T, width)}.
-M (d, r) has orthonormal columns.
+or (T, n, d) of each task's own, y (n, T) in ±1 or real. Parameters are {"W": (width, d), "b": (width,),
+"A": (T, width)}. M (d, r) has orthonormal columns.
 """
 
 import itertools
 import math
 
 import numpy as np
+import scipy.special
 
 LOSS_NAMES = ("linear", "hinge", "logistic", "squared", "exponential")
+"""Those that the margin gives."""
+
+REAL_LOSSES = ("linear", "mse", ("huber", 0.7), "mae")
+"""Those of any target, each with the value of its knob where it has one."""
 
 SLOPE_AT_ZERO = {"linear": 1.0, "hinge": 1.0, "logistic": 0.5, "squared": 1.0, "exponential": 1.0}
 """−ℓ'(0): what the first head step of a loss is, over that of the linear one."""
+
+
+def pointwise(name, F, y):
+    """ℓ(F, y) of outputs and targets of one shape."""
+    if name == "mse":
+        return (F - y) ** 2 / 2
+    if name == "mae":
+        return np.where(y < F, F - y, y - F)
+    if isinstance(name, tuple) and name[0] == "huber":
+        delta = name[1]
+        return np.where(abs(F - y) <= delta, (F - y) ** 2 / 2, delta * abs(F - y) - delta**2 / 2)
+    return loss(name, y * F)
+
+
+def by_output(name, F, y):
+    """∂ℓ/∂F."""
+    if name == "mse":
+        return F - y
+    if name == "mae":
+        return np.sign(F - y)
+    if isinstance(name, tuple) and name[0] == "huber":
+        return np.clip(F - y, -name[1], name[1])
+    return y * slope(name, y * F)
 
 
 def loss(name, m):
@@ -62,9 +90,33 @@ def inputs_of(x, t):
     return x if x.ndim == 2 else x[t]
 
 
+def _normal(t):
+    """The density of N(0, 1)."""
+    return np.exp(-(t**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _hermite(k):
+    """He_k/√k! by its coefficients, and its derivative √k He_{k−1}/√(k−1)!."""
+    polynomial = np.polynomial.HermiteE.basis(k) / math.sqrt(math.factorial(k))
+    return polynomial, polynomial.deriv()
+
+
 ACTIVATIONS = {
     "relu": (lambda t: np.where(t > 0, t, 0.0), lambda t: np.where(t > 0, 1.0, 0.0)),
+    "leaky_relu": (lambda t: np.maximum(t, t / 100), lambda t: np.where(t > 0, 1.0, 0.01)),
+    "truncated_relu": (lambda t: np.clip(t, 0, 1), lambda t: np.where((t > 0) & (t < 1), 1.0, 0.0)),
     "tanh": (np.tanh, lambda t: 1.0 / np.cosh(t) ** 2),
+    "arctan": (np.arctan, lambda t: 1.0 / (1 + t**2)),
+    "erf": (scipy.special.erf, lambda t: 2 / math.sqrt(math.pi) * np.exp(-(t**2))),
+    "gelu": (lambda t: t * scipy.special.ndtr(t), lambda t: scipy.special.ndtr(t) + t * _normal(t)),
+    "silu": (
+        lambda t: t * scipy.special.expit(t),
+        lambda t: scipy.special.expit(t) + t * scipy.special.expit(t) * scipy.special.expit(-t),
+    ),
+    "quadratic": (np.square, lambda t: 2 * t),
+    "he2": _hermite(2),
+    "he3": _hermite(3),
+    "he4": _hermite(4),
 }
 """σ and σ'."""
 
@@ -81,10 +133,10 @@ def outputs(params, x, activation="relu"):
 
 
 def task_losses(params, sample, names, activation="relu"):
-    """L_t, (T,): the mean over samples of ℓ_t(y F_t), where ℓ_t is names[t mod k]."""
+    """L_t, (T,): the mean over samples of ℓ_t(F_t, y_t), where ℓ_t is names[t mod k]."""
     x, y = sample
-    margins = y * outputs(params, x, activation)
-    return np.array([loss(names[t % len(names)], margins[:, t]).mean() for t in range(y.shape[1])])
+    F = outputs(params, x, activation)
+    return np.array([pointwise(names[t % len(names)], F[:, t], y[:, t]).mean() for t in range(y.shape[1])])
 
 
 def objective(params, sample, names, activation="relu"):
@@ -95,14 +147,14 @@ def objective(params, sample, names, activation="relu"):
 def task_gradients(params, sample, names, t, activation="relu"):
     """The gradients of L_t in a_t, W and b.
 
-    L_t = (1/n) Σ_i ℓ(y_i F_i), so ∂L_t/∂F_i = ℓ'(y_i F_i) y_i / n; F_i = Σ_j a_j σ(p_ij) and p_ij = w_j·x_i + b_j.
+    L_t = (1/n) Σ_i ℓ(F_i, y_i), so ∂L_t/∂F_i = ∂ℓ/∂F / n; F_i = Σ_j a_j σ(p_ij) and p_ij = w_j·x_i + b_j.
     """
     x, y = inputs_of(sample[0], t), sample[1][:, t]
     pre, h = hidden(params, x, activation)
     a = params["A"][t]
-    by_output = slope(names[t % len(names)], y * (h @ a)) * y / len(y)
-    by_pre = by_output[:, None] * a * ACTIVATIONS[activation][1](pre)
-    return by_output @ h, by_pre.T @ x, by_pre.sum(axis=0)
+    slopes = by_output(names[t % len(names)], h @ a, y) / len(y)
+    by_pre = slopes[:, None] * a * ACTIVATIONS[activation][1](pre)
+    return slopes @ h, by_pre.T @ x, by_pre.sum(axis=0)
 
 
 def gradients(params, sample, names, activation="relu"):
@@ -259,6 +311,29 @@ def joint(
     return history
 
 
+def input_moments(law, d, r, **settings):
+    """The mean (d,) and the covariance (d, d) of a law's inputs; 0 and I of a law that is not named here."""
+    k, mean, covariance = np.arange(d), np.zeros(d), np.eye(d)
+    if law == "biased" and not settings["centred"]:
+        p = settings["bias_probability"]
+        return mean + p - (1 - p), 4 * p * (1 - p) * covariance
+    if law == "spiked":
+        c = settings["spike_overlap"]
+        v = c * (k == 0) + math.sqrt(1 - c**2) * (k == r)
+        return mean, covariance + settings["spike_strength"] * np.outer(v, v)
+    if law == "power_law":
+        eigenvalues = (k + 1.0) ** -settings["power_law_exponent"]
+        return mean, np.diag(eigenvalues) * d / eigenvalues.sum()
+    if law == "dictionary":
+        there = k < settings["num_patterns"]
+        read = (k < r) & there
+        together = settings["pattern_agreement"] * np.outer(read, read)
+        return mean, np.where(np.eye(d, dtype=bool), np.diag(there), together)
+    if law == "clusters":
+        return mean, np.diag(k < r) + settings["cluster_spread"] ** 2 * covariance
+    return mean, covariance
+
+
 def oracle(params, M):
     """The network with each row projected on span(M), rescaled from variance 1/d to 1/r a direction."""
     d, r = M.shape
@@ -398,8 +473,18 @@ def task_error(F, y):
     return float(np.mean(np.where(F >= 0, 1, -1) != y))
 
 
+def r2(F, y):
+    """1 − Σ_t MSE_t/Σ_t Var_t of outputs and labels (n, T)."""
+    return 1 - np.mean((F - y) ** 2, axis=0).sum() / np.var(y, axis=0).sum()
+
+
 def ridge_probe_error(W, c, x, y, x_test, y_test, penalties, activation="relu"):
-    """Test error of ridge regression with intercept on σ(V x + c), λ by leave-one-out, each fit done explicitly.
+    """Test error of `ridge_probe`."""
+    return task_error(ridge_probe(W, c, x, y, x_test, penalties, activation), y_test)
+
+
+def ridge_probe(W, c, x, y, x_test, penalties, activation="relu"):
+    """Ridge regression with intercept on σ(V x + c), λ by leave-one-out, each fit done explicitly: values at x_test.
 
     V: rows of W normalised, 0 for a zero row, scaled so that V x has unit mean square on the sample (x, y).
     Minimises Σ_i (y_i − φ_i·β − β₀)² + λ n ‖β‖² on the n samples that are left, with the full sample's penalty λ n.
@@ -422,7 +507,36 @@ def ridge_probe_error(W, c, x, y, x_test, y_test, penalties, activation="relu"):
         sum((y[i] - design(x)[i] @ fit(everything != i, penalty)) ** 2 for i in everything) for penalty in penalties
     ]
     theta = fit(everything >= 0, penalties[int(np.argmin(errors))])
-    return task_error(design(x_test) @ theta, y_test)
+    return design(x_test) @ theta
+
+
+def index_target(u, frame, coefficients, product=0.0):
+    """Σ_k c_k (1/√I) Σ_i he_k(u·v_i) + c Π_i u·v_i over √(Σ c_k² + c²), v_i the rows of frame; he_k = He_k/√k!."""
+    s = u @ frame.T
+    total = product * s.prod(axis=1)
+    for k, c in enumerate(coefficients, start=1):
+        series = [0.0] * k + [1.0]
+        he = np.polynomial.hermite_e.hermeval(s, series) / math.sqrt(math.factorial(k))
+        total = total + c * he.sum(axis=1) / math.sqrt(len(frame))
+    return total / math.sqrt(sum(c**2 for c in coefficients) + product**2)
+
+
+def teacher_target(u, a, V):
+    """Σ_k a_k max(0, u·v_k)."""
+    return sum(a_k * np.maximum(u @ v, 0) for a_k, v in zip(a, V, strict=True))
+
+
+def staircase_target(z, order):
+    """(z_1 + z_1 z_2 + …)/√D, D = len(order), the coordinates in that order."""
+    return sum(z[:, list(order[: j + 1])].prod(axis=1) for j in range(len(order))) / math.sqrt(len(order))
+
+
+def walsh(table):
+    """The coefficients c_S of f(z) = Σ_S c_S Π_{k∈S} z_k of its values at the orthants, S and z little-endian."""
+    r = int(math.log2(len(table)))
+    z = np.array([[1 if z >> k & 1 else -1 for k in range(r)] for z in range(2**r)])
+    members = [[k for k in range(r) if S >> k & 1] for S in range(2**r)]
+    return np.array([np.mean(table * z[:, own].prod(axis=1)) for own in members])
 
 
 class Counter:

@@ -33,7 +33,7 @@ BAD = [
     (["dd=3"], "dd=3", "allowed"),
     (["+dd=3"], "dd=3", "allowed"),
     (["~d"], "d=(missing)", "required"),
-    (["data=cauchy"], "data=cauchy", "gaussian, rademacher"),
+    (["data=cauchy"], "data=cauchy", "allowed: "),
     (["study=all"], "study=all", "quickstart"),
     (["size=huge"], "size=huge", "default, large"),
     (["study=quickstart", "size=large"], "size=large", "allowed with study=quickstart: default"),

@@ -16,6 +16,7 @@ from mtfl_jax.compose import cell_values, conf_dir, from_keywords
 from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.measures import MEASURES
+from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS, OTHER_KEYS, SWEEP_KEYS
 
 CHOICES = sorted(
@@ -119,7 +120,7 @@ BAD = [
     ({"r": 40, "tasks": "parity", "probe_tasks": "balanced"}, "r=40", "probe_tasks=balanced"),
     ({"dimension": 3}, "dimension=3", "unknown key"),
     ({"numtasks": 3}, "numtasks=3", "did you mean num_tasks?"),
-    ({"data": "cauchy"}, "data=cauchy", "gaussian, rademacher"),
+    ({"data": "cauchy"}, "data=cauchy", "gaussian, "),
     ({"loss": "l1"}, "loss=l1", "hinge"),
     ({"loss": "mixture", "losses": ["hinge", "l1"]}, "losses=l1", "hinge"),
     ({"optimizer": "adamm"}, "optimizer=adamm", "did you mean adam?"),
@@ -159,13 +160,20 @@ def test_knobs_leave_the_program_alone_and_shapes_change_it():
     bases = [
         from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", split_batch=True),
         from_keywords(algorithm="joint", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum"),
+        from_keywords(algorithm="joint", samples="batches"),
+        *(from_keywords(data=law, label_noise=0.1) for law in FIELDS["data"].type.names()),
+    ]
+    bases += [
+        from_keywords(algorithm="joint", tasks=name, probe_tasks=name, loss="huber", target_noise=0.1)
+        for name, family in FAMILIES.items()
+        if family.real
     ]
     for name, field in FIELDS.items():
-        own = [base for base in bases if name in base.used]
+        own = [base for base in bases if name in base.used and (name != "label_noise" or base.label_noise)]
         if field.kind == "knob":
             assert own, name
-            # 0 is another program for label_noise alone: labels without noise draw none.
-            values = [value for value in field.type.examples() if value or name != "label_noise"]
+            # 0 is another program for noise alone: labels without it draw none.
+            values = [value for value in field.type.examples() if value or not name.endswith("_noise")]
             assert {base.replace(**{name: value}).program() for base in own for value in values} == {
                 base.program() for base in own
             }
@@ -230,8 +238,11 @@ def test_a_refused_value_says_what_was_meant(name):
 
 @pytest.mark.parametrize("name", sorted(name for name, field in FIELDS.items() if field.type.column is int))
 def test_an_integer_may_be_written_as_a_float(name):
-    whole = FIELDS[name].type.parse(name, 1000)
-    for value in (1e3, np.float32(1000), np.int64(1000)):
+    try:
+        whole, number = FIELDS[name].type.parse(name, 1000), 1000
+    except ConfigError:
+        whole, number = FIELDS[name].type.parse(name, 3), 3
+    for value in (float(number), np.float32(number), np.int64(number)):
         found = FIELDS[name].type.parse(name, value)
         assert found == whole
         assert all(type(one) is int for one in (found if isinstance(found, tuple) else [found]))

@@ -17,7 +17,8 @@ from mtfl_jax.learning.arithmetic import EXACT
 from mtfl_jax.learning.program import Cell, Program
 
 KEY = keys.named(keys.root(7), "test_draws")
-LAWS = tuple(data.LAWS)
+LAWS = tuple(name for name, law in data.LAWS.items() if law.prefix and not law.settings)
+"""Those of independent coordinates of one law; of the others, test_inputs.py and test_records.py."""
 N, D, R, WIDTH, TASKS = 33, 7, 2, 5, 3
 SEED = 11
 
@@ -285,8 +286,34 @@ def test_distinct_draws_differ():
     # cell() scales the columns from R on, alike in all.
     for one, other in itertools.combinations(drawn, 2):
         assert not np.any(one == other)
-    for fixed in (True, False):
-        same(step_batch(p.replace(fixed_samples=fixed), cell(), "heads", 5), batch(p, cell(), "heads", 5 * (not fixed)))
+    for kind, step in (("fresh", 5), ("fixed", 0)):
+        same(step_batch(p.replace(samples=kind), cell(), "heads", 5), batch(p, cell(), "heads", step))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize(("size", "padded"), [(1, 12), (3, 7), (3, 12), (7, 12)])
+def test_batches_of_an_epoch_are_the_set_in_an_order_of_its_own(size, padded, shared):
+    n = 7
+    p = program(n1=padded, samples="batches", batch=size, shared_inputs=shared)
+    whole = batch(program(n1=padded, shared_inputs=shared), cell(n1=n), "heads", 0)
+    inputs = np.asarray(whole.x)[..., :n, :]
+    orders = []
+    for epoch in range(3):
+        order = []
+        for i, start in enumerate(range(0, n, size)):
+            own = step_batch(p, cell(n1=n), "heads", epoch * -(-n // size) + i)
+            count = int(own.n)
+            assert count == min(size, n - start)
+            assert not np.any(np.asarray(own.counted)[count:])
+            assert not np.any(np.asarray(own.y)[count:])
+            for k in range(count):
+                at = [j for j in range(n) if np.array_equal(inputs[..., j, :], np.asarray(own.x)[..., k, :])]
+                assert len(at) == 1
+                np.testing.assert_array_equal(own.y[k], whole.y[at[0]])
+                order += at
+        assert sorted(order) == list(range(n))
+        orders.append(tuple(order))
+    assert len(set(orders)) == 3
 
 
 MANY_SAMPLES = {"n1": NEURONS, "n2": NEURONS, "num_tasks": 6}
@@ -366,9 +393,10 @@ def test_label_noise_reaches_the_training_labels_of_the_probe():
     p, c = program(), cell(label_noise=0.2)
     of = drawing.draw_tasks(p, c)
     x = inputs(KEY, "gaussian", 256, D, r=R, d=D, nuisance_scale=1.0)
-    clean = drawing.draw_labels(p, c, of, KEY, x, noisy=False)
+    drawn = data.Inputs(x, x)
+    clean = drawing.draw_labels(p, c, of, KEY, drawn, noisy=False)
     same(clean, tasks.labels(of, data.orthants(x, R, R)))
-    assert np.any(np.asarray(drawing.draw_labels(p, c, of, KEY, x, noisy=True)) != np.asarray(clean))
+    assert np.any(np.asarray(drawing.draw_labels(p, c, of, KEY, drawn, noisy=True)) != np.asarray(clean))
 
 
 # Compilation: the same bits however a draw is compiled or batched

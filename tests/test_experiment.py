@@ -25,8 +25,9 @@ from trainings import (
 
 from mtfl_jax import compose
 from mtfl_jax.config import FIELDS
-from mtfl_jax.learning import drawing, experiment, measures, measuring, updates
+from mtfl_jax.learning import data, drawing, experiment, measures, measuring, tasks, updates
 from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.losses import LOSSES
 from mtfl_jax.learning.measures import MEASURES, SIMILARITY_SAMPLES, in_set
 from mtfl_jax.learning.probe import PROBES
 
@@ -58,6 +59,8 @@ VALUES = {
         "lr_a": 0.1,
         "lr_w": 0.1,
     },
+    "alternating split, in batches": {**ALTERNATING, "split_batch": True, "samples": "batches", "batch": 9},
+    "joint in batches": {**JOINT, "samples": "batches", "batch": 10, "optimizer": "sgd", "shared_inputs": False},
     "joint nesterov fixed": {
         **JOINT,
         "optimizer": "nesterov",
@@ -133,6 +136,7 @@ def test_experiment_with_a_probe():
         "random_features",
         "alternating fixed",
         "alternating split",
+        "alternating split, in batches",
         "joint adamw, axis",
     ],
 )
@@ -309,7 +313,12 @@ def counted_costs(p, steps):
     counter, seen = reference.Counter(), {}
 
     def draw(purpose, step):
-        n, step = (p.n1 if purpose == "heads" else p.n2), 0 if "fixed_samples" in p and p.fixed_samples else step
+        n = p.n1 if purpose == "heads" else p.n2
+        if (kind := p.samples if "samples" in p else "fresh") == "batches":
+            starts = range(0, n, p.batch)
+            start = starts[step % len(starts)]
+            n, step = min(p.batch, n - start), start
+        step = 0 if kind == "fixed" else step
         if (purpose, step) not in seen:
             x = rng.standard_normal((n, d) if p.shared_inputs else (T, n, d))
             seen[purpose, step] = x, rng.choice([-1.0, 1.0], (n, T))
@@ -396,12 +405,19 @@ def test_costs_of_the_population_limit():
 
 
 def test_cases_show_every_number_that_a_program_has_traced():
-    """Each bears on some case, at another value than its default, which would hide it; sizes are padded in all."""
-    traced = {name for name, field in FIELDS.items() if field.padded or field.kind == "knob"}
+    """Each bears on some case, at another value than its default, which would hide it; sizes are padded in all.
+
+    Those of laws are shown in test_inputs.py, those of real labels and their losses in test_targets.py.
+    """
+    real = [family for family in tasks.FAMILIES.values() if family.real]
+    records = [*data.LAWS.values(), *real, *(loss for loss in LOSSES.values() if not loss.margin)]
+    own = {field.name for record in records for field in record.settings} | {"target_scale", "target_noise"}
+    elsewhere = own | {f"probe_{name}" for name in own}
+    traced = {name for name, field in FIELDS.items() if field.padded or field.kind == "knob"} - elsewhere
     defaults, shown = compose.composed({}), set()
     for p, cell in CASES.values():
         held = {name for name in traced if name in cell}
         for name in {name for name in PADDED if name in cell}:
             assert np.all(np.asarray(getattr(p, name)) > getattr(cell, name))
         shown |= {name for name in held if np.all(getattr(cell, name) != number(name, defaults[name]))}
-    assert shown == traced
+    assert shown - elsewhere == traced

@@ -23,6 +23,7 @@ from mtfl_jax.analysis.studies import STUDIES
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.activations import ACTIVATIONS, Activation
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.names import BOOKKEEPING, OTHER_KEYS
 from mtfl_jax.records import REGISTRIES
 from mtfl_jax.sweeps.grid import Grid
@@ -36,7 +37,7 @@ OURS = {
     "data": "laplace",
     "tasks": "random_quadratic",
     "loss": "smoothed_hinge",
-    "network": "two_layer_tanh",
+    "network": "two_layer_arctan",
     "probe": "nearest_centroid",
     "probe_tasks": "random_quadratic",
 }
@@ -118,7 +119,7 @@ def test_settings_of_extensions_are_checked_like_built_in_ones():
     for values, said in (
         ({"norm_power": 2}, "norm_power=2: allowed: a finite number from 0 to 1"),
         ({"norm_powr": 1}, "norm_powr=1: unknown key (did you mean norm_power?)"),
-        ({"data": "laplase"}, "data=laplase: allowed: gaussian, rademacher, laplace (did you mean laplace?)"),
+        ({"data": "laplase"}, f"data=laplase: allowed: {', '.join(LAWS)} (did you mean laplace?)"),
         ({"algorithm": OURS["algorithm"], "loss": "linear"}, "loss=linear: the linear loss is unbounded"),
     ):
         with pytest.raises(ConfigError) as refused:
@@ -333,7 +334,7 @@ def test_a_failed_import_of_what_was_there_leaves_the_rest_intact(mine):
     with pytest.raises(ConfigError, match="ZeroDivisionError"):
         extend.load(str(mine))
     assert "mine" not in ACTIVATIONS
-    assert "tanh" in ACTIVATIONS
+    assert "arctan" in ACTIVATIONS
     assert "norm_power" in FIELDS
 
 

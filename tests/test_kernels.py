@@ -14,6 +14,7 @@ import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import experiment, kernels, keys, network
+from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.arithmetic import PRECISIONS, Arithmetic
 from mtfl_jax.sweeps import compiling
 from mtfl_jax.sweeps.grid import Grid
@@ -22,6 +23,11 @@ from mtfl_jax.sweeps.plan import plan
 
 SIZES = [(100, 20, 70, 5), (64, 16, 64, 16), (130, 33, 65, 1)]
 """n, d, width, T: tiles that are full, or not."""
+
+
+TARGET = {"cuda": AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"), "tpu": None}
+CUSTOM = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
+"""Of the platforms that are not here, and what a kernel of ours is called there."""
 
 
 def draws(n, d, width, num_tasks, seed=0):
@@ -132,6 +138,30 @@ def test_kernels_batch_and_refuse_the_gradient_they_lack():
         jax.grad(lambda x: jnp.sum(kernels.outputs(W, b, A, x)))(x)
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_kernels_of_every_activation_that_they_have_lower_for_a_gpu_and_a_tpu(name):
+    """Outputs and all gradients; the others are refused before they are asked for."""
+    if not ACTIVATIONS[name].in_kernels:
+        for kernel in ("pallas", "auto"):
+            with pytest.raises(ConfigError, match=f"^kernel={kernel}: allowed with network=two_layer_{name}: plain$"):
+                compose.from_keywords(network=f"two_layer_{name}", kernel=kernel)
+        return
+
+    @jax.jit
+    def run(W, b, A, x):
+        return jax.value_and_grad(
+            lambda W, b, A: jnp.sum(kernels.outputs(W, b, A, x, "float32", False, name)), (0, 1, 2)
+        )(W, b, A)
+
+    arrays = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in draws(*SIZES[0])[:4]]
+    checks = [export.DisabledSafetyCheck.custom_call(call) for call in CUSTOM.values()]
+    for on, call in CUSTOM.items():
+        with use_abstract_mesh(AbstractMesh((), (), abstract_device=TARGET[on])):
+            lowered = export.export(run, platforms=[on], disabled_checks=checks)(*arrays)
+        assert call in lowered.mlir_module()
+
+
 # In a sweep
 
 SMALL = {"d": 8, "r": 2, "width": 16, "n1": 64, "n2": 64, "n_test": 64, "n_down": 16, "num_tasks": 4, "steps": 3}
@@ -182,10 +212,6 @@ PROGRAMS = [
     {"algorithm": "random_features", "measure": "contrastive"},
     {"d": 128, "width": 128, "measure": "recovery"},
 ]
-TARGET = {"cuda": AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu"), "tpu": None}
-CUSTOM = {"cuda": "__gpu$xla.gpu.triton", "tpu": "tpu_custom_call"}
-
-
 # A program without our kernels is traced once for both: it asks nobody which device it is for.
 ON = [
     pytest.param(values, on, id=" ".join(map(str, [*values.values(), *on])))

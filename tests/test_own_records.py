@@ -34,6 +34,7 @@ from mtfl_jax.learning.activations import ACTIVATIONS, Activation
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.data import LAWS, Law
 from mtfl_jax.learning.losses import LOSSES, Loss
+from mtfl_jax.learning.tasks import FAMILIES, Family
 from mtfl_jax.records import REGISTRIES, registering
 from mtfl_jax.sweeps import compiling
 from mtfl_jax.sweeps.grid import Grid
@@ -46,13 +47,17 @@ def _blended(key, d, n, blend):
     return jnp.sqrt(1 - blend) * gaussian + jnp.sqrt(blend) * sign
 
 
+def _any_task(key, num_tasks, r, max_r):
+    return jnp.ones((num_tasks, max_r))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _own():
     """The records, as an extension brings them; they are gone afterwards."""
     smoothing = Field("smoothing", "knob", number(0), "width of the kink", default=0.5)
     blend = Field("blend", "knob", number(0, 1), "share of the signs", default=0.25)
     with registering("test:0"):
-        ACTIVATIONS.register(Activation("tanh", "tanh t", jnp.tanh, lambda t: 1 - jnp.tanh(t) ** 2))
+        ACTIVATIONS.register(Activation("arctan", "arctan t", jnp.arctan, lambda t: 1 / (1 + t**2)))
         LOSSES.register(
             Loss(
                 "smoothed_hinge",
@@ -62,6 +67,9 @@ def _own():
             )
         )
         LAWS.register(Law("blended", "√(1 − blend) g + √blend s", _blended, seconds=4e-9, settings=(blend,)))
+        FAMILIES.register(
+            Family("threshold", "sign(u_1 − ½)", _any_task, lambda params, u: jnp.sign(u[:, :1] - 0.5), signs=False)
+        )
     compose._whole.cache_clear()
     config.refresh()
     yield
@@ -70,15 +78,15 @@ def _own():
     compose._whole.cache_clear()
     config.refresh()
     assert not {"smoothing", "blend"} & set(FIELDS)
-    assert "tanh" not in ACTIVATIONS
+    assert "arctan" not in ACTIVATIONS
 
 
-TANH = {"network": "two_layer_tanh", "bias": "random"}
+ARCTAN = {"network": "two_layer_arctan", "bias": "random"}
 ALTERNATING = {"algorithm": "alternating", "lr_a": 0.4, "lr_w": 0.3, "weight_decay": 0.2}
 CASES = {
-    "tanh one_step": {**TANH, "loss": "squared", "weight_decay": 0.3, "label_noise": 0.1, "probe": "ridge"},
-    "tanh alternating": {
-        **TANH,
+    "arctan one_step": {**ARCTAN, "loss": "squared", "weight_decay": 0.3, "label_noise": 0.1, "probe": "ridge"},
+    "arctan alternating": {
+        **ARCTAN,
         **ALTERNATING,
         "loss": "logistic",
         "bias": "trained",
@@ -86,8 +94,8 @@ CASES = {
         "split_batch": True,
         "head_steps": 2,
     },
-    "tanh joint": {**TANH, "algorithm": "joint", "loss": "squared", "basis": "haar", "weight_decay": 0.2},
-    "tanh oracle": {**TANH, "algorithm": "oracle", "loss": "hinge"},
+    "arctan joint": {**ARCTAN, "algorithm": "joint", "loss": "squared", "basis": "haar", "weight_decay": 0.2},
+    "arctan oracle": {**ARCTAN, "algorithm": "oracle", "loss": "hinge"},
     "smoothed hinge": {**ALTERNATING, "loss": "smoothed_hinge", "smoothing": 0.3, "bias": "random"},
     "smoothed hinge in a mixture": {
         "loss": "mixture",
@@ -109,14 +117,14 @@ def test_representations(case):
     assert_networks(p, cell, networks(p, cell), learn(p, cell)[0])
 
 
-@pytest.mark.parametrize("case", ["tanh one_step", "tanh oracle", "smoothed hinge in a mixture"])
+@pytest.mark.parametrize("case", ["arctan one_step", "arctan oracle", "smoothed hinge in a mixture"])
 @float64
 def test_experiment(case):
     """Every measurement, and the ridge probe of a network that is not homogeneous."""
     p, cell = training(**CASES[case])
     found, (expected, trained_on) = whole(p, cell), learn(p, cell)
     assert_measurements(p, cell, found, expected, trained_on, **CLOSE)
-    assert bool(p.probes) == (case == "tanh one_step")
+    assert bool(p.probes) == (case == "arctan one_step")
     if p.probes:
         assert_ridge_probe(p, cell, found, expected[0])
 
@@ -159,12 +167,11 @@ def test_loss_of_its_own_and_its_slope():
 @float64
 def test_activation_of_its_own_differentiates_to_its_slope():
     t = jnp.linspace(-5, 5, 101)
-    record = ACTIVATIONS["tanh"]
-    value, slope = reference.ACTIVATIONS["tanh"]
+    record = ACTIVATIONS["arctan"]
+    value, slope = reference.ACTIVATIONS["arctan"]
     np.testing.assert_allclose(record.value(t), value(np.asarray(t)), rtol=1e-13)
-    # 1 − tanh² cancels to 2e-4 of its terms at most.
-    np.testing.assert_allclose(record.slope(t), slope(np.asarray(t)), rtol=1e-11)
-    np.testing.assert_allclose(jax.vmap(jax.grad(record.value))(t), slope(np.asarray(t)), rtol=1e-11)
+    np.testing.assert_allclose(record.slope(t), slope(np.asarray(t)), rtol=1e-13)
+    np.testing.assert_allclose(jax.vmap(jax.grad(record.value))(t), slope(np.asarray(t)), rtol=1e-13)
 
 
 # Moments
@@ -173,10 +180,10 @@ def test_activation_of_its_own_differentiates_to_its_slope():
 @float64
 def test_moments_of_an_activation_of_its_own():
     """Σ_z (K h)_z S_z of the tables is the reference's."""
-    p, cell = training(**TANH)
+    p, cell = training(**ARCTAN)
     of, params, tables = draw_tasks(p, cell), draw_network(p, cell), tables_of(p, cell)
     (heads, _), (features, _) = (draw_sample(p, cell, of, purpose, 0) for purpose in ("heads", "features"))
-    how, orthants, M = Arithmetic(activation="tanh"), tables.shape[1], np.eye(7)[:, :2]
+    how, orthants, M = Arithmetic(activation="arctan"), tables.shape[1], np.eye(7)[:, :2]
     index = [jnp.asarray(reference.orthant_indices(x, M)) for x in (heads, features)]
     given = jax.tree.map(jnp.asarray, params)
     blocks = moments.by_orthant(index[1], len(features), orthants)
@@ -187,7 +194,7 @@ def test_moments_of_an_activation_of_its_own():
         ),
     )
     found = moments.kernel_step(table, tasks.contrastive_kernel(jnp.asarray(tables)))
-    expected = reference.kernel_step(params, tables, heads, features, M, "tanh")
+    expected = reference.kernel_step(params, tables, heads, features, M, "arctan")
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(found, expected, **CLOSE)
 
@@ -196,7 +203,7 @@ def test_moments_of_an_activation_of_its_own():
 def test_rows_of_a_shared_pass_of_an_activation_of_its_own():
     """Every measurement of every row, of two families, widths and numbers of tasks."""
     # Numbers that float32 holds, in which a sweep hands them over.
-    values = {**VALUES, **TANH, "nuisance_scale": 0.75, "lr_a": 0.75, "lr_w": 1.25, "bias_scale": 0.5}
+    values = {**VALUES, **ARCTAN, "nuisance_scale": 0.75, "lr_a": 0.75, "lr_w": 1.25, "bias_scale": 0.5}
     values |= {"n_down": 10, "measure_at": "last", "seed": 5}
     varied = {"width": [3, 8], "num_tasks": [1, 4], "tasks": ["balanced", "majority"]}
     grid = Grid({**values, **varied}, compose.composed)
@@ -232,13 +239,13 @@ def test_kernels_of_an_activation_of_its_own(sizes, interpret):
     x, g = rng.standard_normal((n, d)), rng.standard_normal((n, num_tasks))
 
     def outputs(W, b, A):
-        return kernels.outputs(W, b, A, jnp.asarray(x), "float32", interpret, "tanh")
+        return kernels.outputs(W, b, A, jnp.asarray(x), "float32", interpret, "arctan")
 
     found, pull = jax.vjp(outputs, *(jnp.asarray(leaf) for leaf in params.values()))
-    pre, h = reference.hidden(params, x, "tanh")
-    back = (g @ params["A"]) * reference.ACTIVATIONS["tanh"][1](pre)
+    pre, h = reference.hidden(params, x, "arctan")
+    back = (g @ params["A"]) * reference.ACTIVATIONS["arctan"][1](pre)
     # Float64 sums of at most 100 terms of order 1.
-    np.testing.assert_allclose(found, reference.outputs(params, x, "tanh"), **CLOSE)
+    np.testing.assert_allclose(found, reference.outputs(params, x, "arctan"), **CLOSE)
     for one, expected in zip(pull(jnp.asarray(g)), (back.T @ x, back.sum(axis=0), g.T @ h), strict=True):
         assert one.dtype == np.float64
         np.testing.assert_allclose(one, expected, **CLOSE)
@@ -247,10 +254,18 @@ def test_kernels_of_an_activation_of_its_own(sizes, interpret):
 # The door
 
 
+def test_signs_of_what_is_no_table_share_no_moments_and_have_no_limit():
+    own = compose.from_keywords(tasks="threshold")
+    assert own.shared is None
+    assert compose.from_keywords(tasks="balanced").shared is not None
+    with pytest.raises(ConfigError, match=r"^tasks=threshold: allowed with algorithm=population: balanced, "):
+        compose.from_keywords(tasks="threshold", algorithm="population", data="gaussian", probe="none")
+
+
 def test_settings_of_their_own_bear_where_their_records_are_chosen():
     """And are checked."""
     assert "smoothing" in compose.from_keywords(loss="mixture", losses=["hinge", "smoothed_hinge"]).used
     assert "smoothing" not in compose.from_keywords(loss="mixture", losses=["hinge"], data="blended").used
     with pytest.raises(ConfigError, match=r"^blend=1\.5: allowed: a finite number from 0 to 1$"):
         compose.from_keywords(data="blended", blend=1.5)
-    assert compose.from_keywords(network="two_layer_tanh", smoothing=3.0).values["smoothing"] == 3.0
+    assert compose.from_keywords(network="two_layer_arctan", smoothing=3.0).values["smoothing"] == 3.0

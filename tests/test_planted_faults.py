@@ -62,7 +62,7 @@ def cells():
     values = []
     for i in range(1600):
         generator = Generator(i, large if i % 4 > 1 else {})
-        names = list(FIELDS) if i % 2 else ["algorithm", *generator.random.sample(list(FIELDS), 3)]
+        names = list(FIELDS) if i % 2 else ["algorithm", "tasks", *generator.random.sample(list(FIELDS), 3)]
         values.append(resolve({name: generator.random.choice(generator.values(name)) for name in names}).values)
     return values
 

@@ -274,7 +274,7 @@ def test_constant_features_give_the_majority(name, n, label):
 # The whole: features of W, their scale, the fit, the test error
 
 D, WIDTH = 5, 12
-downstream = jax.jit(probe.downstream_errors, static_argnames=("probe", "sizes", "accelerator"))
+downstream = jax.jit(probe.downstream, static_argnames=("probe", "sizes", "accelerator"))
 
 
 @functools.cache
@@ -306,7 +306,7 @@ def features_by_definition(W, c, x, n):
 
 @pytest.fixture
 def seen(monkeypatch):
-    """What downstream_errors hands to a probe, which answers with a fixed classifier."""
+    """What downstream hands to a probe, which answers with a fixed classifier."""
     calls = []
 
     def spy(phi, y, n):
@@ -322,7 +322,7 @@ def test_features_and_error_by_definition(x64, seen):
     W, c, x, y, x_test, y_test = task()
     W = W.copy()
     W[3] = 0
-    (found,) = probe.downstream_errors(
+    (found,) = probe.downstream(
         "spy", *map(jnp.asarray, (W, c, x, y, [30])), (MAX_N,), WIDTH, *map(jnp.asarray, (x_test, y_test))
     )
     ((phi, labels, n),) = seen
@@ -340,7 +340,7 @@ def test_preactivations_have_unit_mean_square_on_the_sample(x64, seen):
     """Biases of 1000 keep every feature active and so show V x."""
     W, _, x, y, x_test, y_test = task()
     for n in (30, 7):
-        probe.downstream_errors(
+        probe.downstream(
             "spy",
             *map(jnp.asarray, (W, np.full(WIDTH, 1000.0), x, y, [n])),
             (MAX_N,),

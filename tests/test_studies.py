@@ -19,7 +19,7 @@ from mtfl_jax.records import registering
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
 
-STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "scaling")
+STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "scaling", "sparse_parity")
 
 
 def test_these_are_the_studies():
@@ -162,6 +162,11 @@ TINY = {
         "sweep.grids=[{measure:recovery,n1:64,n2:[64,128,256,512],d:8},"
         "{algorithm:joint,samples:fixed,n2:[32,64,128,256],d:8},{algorithm:joint,samples:fresh,n2:64,d:8}]",
     ],
+    "sparse_parity": [
+        "sweep.axes.seed=[0,1]",
+        "sweep.grids=[{samples:batches,r:3,d:20,width:64,n2:200,steps:14,measure_at:[[7,14]]},"
+        "{samples:fresh,r:1,d:[2,3,4],width:16,lr:0.5,steps:64,measure_at:[[16,32,64]]}]",
+    ],
 }  # fmt: skip
 FIGURES = {
     "recovery": ["recovery", "recovery-families", "recovery-cures"],
@@ -170,6 +175,7 @@ FIGURES = {
     "contrastive": ["contrastive-kernel", "contrastive-features"],
     "training": ["training-rates", "training"],
     "scaling": ["scaling"],
+    "sparse_parity": ["sparse_parity", "sparse_parity-steps"],
 }
 
 
@@ -252,6 +258,41 @@ def test_complexity_verdicts():
     found = verdicts("complexity", never)
     assert of(found, "Random features, ", "r = 2", "samples") is None
     assert any("never reach 10%" in text for text in found)
+
+
+def sparse_parity_rows(epochs, steps):
+    """Errors that fall to 0 at epochs[width, n2] epochs of a set, and at steps(d, k) steps on new samples."""
+    out = []
+    for (width, n), at in epochs.items():
+        rows = product(width=width, n2=n, seed=range(6), epoch=list(range(1, 41)))
+        solved = rows["epoch"] >= at + rows["seed"] % 3 - 1
+        rows = rows.assign(samples="batches", d=20, r=3, batch=32, task_error=np.where(solved, 0.0, 0.4))
+        out.append(rows.assign(step=(rows["epoch"] * -(-n // 32)).astype(int)).drop(columns="epoch"))
+    for k in (2, 3, 4):
+        rows = product(d=[10, 15, 20, 25, 30], seed=range(6), j=list(range(60)))
+        at = steps(rows["d"], k) * (1 + 0.05 * np.random.default_rng(k).standard_normal(6)[rows["seed"]])
+        rows = rows.assign(step=(10 * 1.2 ** rows["j"]).astype(int), r=k, width=100, n2=32, samples="fresh")
+        out.append(rows.assign(task_error=np.where(rows["step"] >= at, 0.0, 0.5)).drop(columns="j"))
+    table = pd.concat(out, ignore_index=True)
+    return table.assign(algorithm="joint", tasks="parity", lr=0.1, subspace_distance=0.5)
+
+
+def test_sparse_parity_verdicts():
+    theirs = {(200, 1000): 7, (100, 500): 18, (64, 500): 21, (64, 200): 99}
+    found = verdicts("sparse_parity", sparse_parity_rows(theirs, lambda d, k: 5.0 * d ** (0.4 * k)))
+    assert len(found) == 4 + 3 + 1
+    assert all(found.values())
+    assert of(found, "n^(αk)", "at k = 4") is True
+    others = {(200, 1000): 14, (100, 500): 9, (64, 500): 21, (64, 200): 30}
+    found = verdicts("sparse_parity", sparse_parity_rows(others, lambda d, k: 5.0 * d ** (1.2 / k)))
+    assert of(found, "width 200") is False
+    assert of(found, "width 100") is False
+    assert of(found, "width 64, 500") is True
+    assert of(found, "width 64, 200") is False
+    assert of(found, "n^(αk)") is False
+    never = sparse_parity_rows({}, lambda d, k: 1e9 + 0 * d)
+    found = verdicts("sparse_parity", never)
+    assert set(found.values()) == {None}
 
 
 def downstream_rows(**errors):
@@ -449,6 +490,7 @@ MADE = {
     "contrastive": lambda: contrastive_rows(0, 0.8),
     "training": lambda: training_rows(0.1, 0.2, 0.1),
     "scaling": lambda: scaling_rows(-0.5),
+    "sparse_parity": lambda: sparse_parity_rows({(200, 1000): 7, (64, 200): 99}, lambda d, k: 5.0 * d ** (0.4 * k)),
 }
 
 

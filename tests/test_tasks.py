@@ -21,7 +21,8 @@ sample = jax.jit(tasks.sample, static_argnames=("family", "num_tasks", "max_r"))
 truth_tables = jax.jit(tasks.truth_tables, static_argnames="max_r")
 
 # Every (family, size) at r = 3; a size only means something to parity.
-ALL = [(family, 0) for family in tasks.FAMILIES] + [("parity", 1), ("parity", 2), ("parity", 3)]
+SIGNS = [name for name, family in tasks.FAMILIES.items() if not family.real]
+ALL = [(family, 0) for family in SIGNS] + [("parity", 1), ("parity", 2), ("parity", 3)]
 
 
 def sized(family, size):
@@ -277,13 +278,13 @@ def test_table_families_refuse_a_large_r(family):
 
 
 def test_which_families_need_a_table():
-    assert [family for family in tasks.FAMILIES if tasks.FAMILIES[family].table] == list(TABLES)
+    assert [family for family in SIGNS if tasks.FAMILIES[family].table] == list(TABLES)
 
 
 # Growing and padding
 
 
-@pytest.mark.parametrize("family", tasks.FAMILIES)
+@pytest.mark.parametrize("family", SIGNS)
 def test_padding_r_and_drawing_fewer_tasks_change_nothing(family):
     """Nine tasks of arrays of the true size have the labels and tables of the first nine of DRAWS in arrays padded to
     MAX_R coordinates, with r traced.
@@ -346,7 +347,9 @@ def test_kernel_limit_closed_forms():
 
 
 def test_an_unknown_family_is_refused():
-    with pytest.raises(LookupError, match=r"^tasks=fourier: allowed: balanced, uniform, halfspace, parity, majority$"):
+    with pytest.raises(
+        LookupError, match=r"^tasks=fourier: allowed: balanced, uniform, halfspace, parity, majority, .*$"
+    ):
         tasks.FAMILIES["fourier"]
 
 
@@ -357,7 +360,7 @@ def test_a_setting_of_another_family_is_refused():
         tasks.sample(KEY, "parity", 1, r=3)
 
 
-@pytest.mark.parametrize("family", tasks.FAMILIES)
+@pytest.mark.parametrize("family", SIGNS)
 def test_contrastive_kernel(family):
     """Sums of 7 terms ±1 are exact in float32; the division rounds once (eps 1.2e-7)."""
     tables = tables_of(family, 3)[:7]

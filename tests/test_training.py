@@ -1,5 +1,6 @@
 """`mtfl_jax.train`: one row's network, tasks and data."""
 
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -9,6 +10,7 @@ from differential import SAMPLES, Generator, _times, composed, examples, resolve
 
 import mtfl_jax
 from mtfl_jax.config import FIELDS
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.losses import LOSSES
 from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.learning.tasks import FAMILIES
@@ -68,7 +70,10 @@ def check(given):
     if row["status"] == "ok" and np.linalg.matrix_rank(found.W) >= own.r:
         distance, _, energy, _ = reference.recovery(found.W.astype(float), found.M)
         np.testing.assert_allclose([row["subspace_distance"], row["feature_energy"]], [distance, energy], atol=1e-3)
-    if found.x is not None:
+    if found.x is not None and LAWS[own.data].hidden is not None:
+        with pytest.raises(ValueError, match=f"^data={own.data}: "):
+            found.labels(found.x)
+    elif found.x is not None:
         per_task = [found.x] * own.num_tasks if found.x.ndim == 2 else found.x
         labels = np.stack([found.labels(x)[:, t] for t, x in enumerate(per_task)], axis=1)
         assert found.y.shape == labels.shape == (own.n2 if "n2" in own.used else own.n1, own.num_tasks)
@@ -103,12 +108,19 @@ def test_of_settings_and_of_a_row_of_a_sweep_that_pads():
     # What is measured follows from what is given.
     energy = np.sum((found.W @ found.M) ** 2) / np.sum(found.W**2)
     np.testing.assert_allclose(energy, row["feature_energy"], rtol=1e-4)
-    margins = found.labels(found.x_test) * found.outputs(found.x_test)
-    np.testing.assert_allclose(LOSSES["linear"].value(margins).mean(), row["test_loss"], rtol=1e-3, atol=1e-6)
+    values = LOSSES["linear"].of(jnp.asarray(found.outputs(found.x_test)), jnp.asarray(found.labels(found.x_test)))
+    np.testing.assert_allclose(values.mean(), row["test_loss"], rtol=1e-3, atol=1e-6)
     np.testing.assert_allclose(found.outputs(found.x_test), found.features(found.x_test) @ found.A.T, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if not family.signs))
+def test_tasks_that_vary_within_an_orthant_have_no_truth_table(name):
+    found = mtfl_jax.train(**SMALL, tasks=name, loss="mse", probe="none", algorithm="random_features")
+    with pytest.raises(ValueError, match=f"^tasks={name}: labels that vary within an orthant have no table; allowed: "):
+        _ = found.truth_table
+
+
+@pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.signs))
 def test_the_truth_table_is_the_tasks(name):
     settings = {**SMALL, "tasks": name, "r": 3, "measure": "recovery", "probe": "none", "algorithm": "random_features"}
     found = mtfl_jax.train(**settings)

@@ -22,6 +22,11 @@ CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 MAX_N, MAX_D, MAX_WIDTH, MAX_T = 40, 12, 12, 6
 MIXTURE = ("logistic", "hinge", "squared", "exponential")
 LOSSES = [(name,) for name in reference.LOSS_NAMES] + [("squared", "hinge"), MIXTURE]
+HUBER = functools.partial(losses.LOSSES["huber"].of, huber_delta=0.7)
+OURS = {("huber", 0.7): HUBER}
+"""A loss with its knob, by what the reference calls it."""
+REAL = [("linear",), ("mse",), (("huber", 0.7),), ("mae",), ("mse", ("huber", 0.7), "linear", "mae")]
+"""Losses of any target, as the reference names them."""
 
 # Compilation is most of what these tests cost.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -42,10 +47,17 @@ def draw_params(rng, d, width, num_tasks, zero_heads=False):
     }
 
 
-def draw_sample(rng, n, d, num_tasks, shared=True):
-    """Gaussian inputs and random labels (x, y)."""
+def draw_sample(rng, n, d, num_tasks, shared=True, real=False):
+    """Gaussian inputs and random labels (x, y), ±1 or real, of which some are zero."""
     x = rng.standard_normal((n, d) if shared else (num_tasks, n, d))
+    if real:
+        return x, rng.choice([0.0, 0.6, 1.0, 2.0], (n, num_tasks)) * rng.standard_normal((n, num_tasks))
     return x, rng.choice([-1.0, 1.0], (n, num_tasks))
+
+
+def ours(names):
+    """Losses as the program takes them."""
+    return tuple(OURS.get(name, name) for name in names)
 
 
 def exact(sample):
@@ -99,12 +111,12 @@ def draw_sizes(rng):
 
 
 @pytest.mark.parametrize("activation", reference.ACTIVATIONS)
-@given(seed=seeds, names=st.sampled_from([*LOSSES, (("smoothed_hinge", 0.5),)]), shared=st.booleans())
-@settings(deadline=None, derandomize=True, max_examples=20, database=None)
+@given(seed=seeds, names=st.sampled_from([*LOSSES, (("smoothed_hinge", 0.5),), *REAL]), shared=st.booleans())
+@settings(deadline=None, derandomize=True, max_examples=30, database=None)
 def test_reference_gradients_are_finite_differences(activation, seed, names, shared):
     """The hand-derived gradients are those of the hand-written objective."""
     rng = np.random.default_rng(seed)
-    params, sample = draw_params(rng, 4, 5, 3), draw_sample(rng, 9, 4, 3, shared)
+    params, sample = draw_params(rng, 4, 5, 3), draw_sample(rng, 9, 4, 3, shared, names in REAL)
     grads = reference.gradients(params, sample, names, activation)
     for name, leaf in params.items():
         towards = rng.standard_normal(leaf.shape)
@@ -123,33 +135,52 @@ def test_reference_gradients_are_finite_differences(activation, seed, names, sha
 @pytest.mark.parametrize("name", reference.LOSS_NAMES)
 def test_loss_and_slope(name):
     """ℓ and ℓ′ on margins large and small; neither overflows where ℓ itself does not."""
-    assert set(losses.LOSSES) == set(reference.LOSS_NAMES)
     m = np.concatenate([np.linspace(-30, 30, 121) + 0.01, [0.0, 1e-9, -1e-9, 700.0, -700.0]])
     with jax.enable_x64(True):
         # Elementwise functions, one or two of them in a row: some units in the last place. 1 − m of a margin near 1
         # loses nothing. e^{-m} has a condition number of 700.
         tolerance = {"rtol": 1e-12, "atol": 1e-300}
-        found = losses.LOSSES[name].value(jnp.asarray(m))
+        found = losses.LOSSES[name].of(jnp.asarray(m), jnp.ones(len(m)))
         np.testing.assert_allclose(found, reference.loss(name, m), **tolerance)
-        derivative = jax.vmap(jax.grad(losses.LOSSES[name].value))(jnp.asarray(m))
+        derivative = jax.vmap(jax.grad(losses.LOSSES[name].of), in_axes=(0, None))(jnp.asarray(m), jnp.asarray(1.0))
         np.testing.assert_allclose(derivative, reference.slope(name, m), **tolerance)
 
 
-@given(seed=seeds, names=st.lists(st.sampled_from(reference.LOSS_NAMES), min_size=1, max_size=7))
+def test_losses_of_any_target():
+    """ℓ(F, y) and ∂ℓ/∂F at errors small, large and none; the squared error of ±1 targets is `squared`."""
+    known = {name if isinstance(name, str) else name[0] for name in (*reference.LOSS_NAMES, *reference.REAL_LOSSES)}
+    assert set(losses.LOSSES) == known
+    rng = np.random.default_rng(0)
+    y = np.concatenate([3 * rng.standard_normal(80), np.zeros(20), [1e6, -1e6, 1.0]])
+    F = np.concatenate([3 * rng.standard_normal(100), [-1e6, -1e6, 1.0]])
+    with jax.enable_x64(True):
+        for name in reference.REAL_LOSSES:
+            of = losses.LOSSES[name].of if isinstance(name, str) else HUBER
+            # A few roundings of the two terms of each.
+            np.testing.assert_allclose(of(jnp.asarray(F), jnp.asarray(y)), reference.pointwise(name, F, y), rtol=1e-13)
+            found = jax.vmap(jax.grad(of))(jnp.asarray(F), jnp.asarray(y))
+            np.testing.assert_allclose(found, reference.by_output(name, F, y), rtol=1e-13)
+        signs = np.where(y >= 0, 1.0, -1.0)
+        values = [losses.LOSSES[name].of(jnp.asarray(F), jnp.asarray(signs)) for name in ("mse", "squared")]
+        np.testing.assert_allclose(*values, rtol=1e-13)
+
+
+@given(seed=seeds, names=st.lists(st.sampled_from([*reference.LOSS_NAMES, "mse", "mae"]), min_size=1, max_size=7))
 @checked(10)
 def test_mixture_gives_task_t_the_loss_t_mod_k(seed, names):
     """Also where there are more losses than tasks, or a loss twice."""
-    margins = np.random.default_rng(seed).standard_normal((7, 5))
-    expected = [reference.loss(names[t % len(names)], margins[:, t]) for t in range(5)]
+    rng = np.random.default_rng(seed)
+    F, y = rng.standard_normal((7, 5)), rng.choice([-1.0, 1.0], (7, 5))
+    expected = [reference.pointwise(names[t % len(names)], F[:, t], y[:, t]) for t in range(5)]
     # Elementwise, as above.
-    found = quick_jit(losses.margin_losses, static_argnums=0)(tuple(names), margins)
+    found = quick_jit(losses.pointwise, static_argnums=0)(tuple(names), F, y)
     np.testing.assert_allclose(found, np.stack(expected, 1), rtol=1e-13)
 
 
 def test_a_loss_never_sees_margins_of_other_tasks():
     """e^{-m} overflows float32 at m = −200, where the logistic loss of that task has slope −1."""
     m = jnp.asarray([[1.0, -200.0]])
-    gradient = jax.grad(lambda m: losses.margin_losses(("exponential", "logistic"), m).sum())(m)
+    gradient = jax.grad(lambda F: losses.pointwise(("exponential", "logistic"), F, jnp.ones_like(F)).sum())(m)
     # float32: one exponential, then one unit in the last place.
     np.testing.assert_allclose(gradient, [[-np.exp(-1), -1.0]], rtol=3e-7)
 
@@ -230,6 +261,34 @@ def test_steps_in_arrays_of_the_true_size(seed):
         heads, features = steps_of_true_size(numeric(params), inputs, y, MIXTURE)
         assert_params(heads, reference.head_step(params, (x, y), MIXTURE, 0.5))
         assert_params(features, reference.representation_step(params, (x, y), MIXTURE, 0.5, 0.2))
+
+
+@pytest.mark.parametrize(("names", "shared"), [(("mse",), True), (REAL[-1], True), (REAL[-1], False)])
+@given(seed=seeds, lr=rates, decay=st.floats(0, 1))
+@checked(10)
+def test_steps_of_real_targets_in_padded_arrays(names, shared, seed, lr, decay):
+    """As above, of targets of which some are zero and count all the same; and in parts."""
+    rng = np.random.default_rng(seed)
+    n, d, width, num_tasks = draw_sizes(rng)
+    params = draw_params(rng, d, width, num_tasks)
+    sample = draw_sample(rng, n, d, num_tasks, shared, real=True)
+    found = every_step(numeric(pad_params(params)), padded(rng, sample), lr, lr * decay, ours(names))
+    np.testing.assert_allclose(found["losses"][:num_tasks], reference.task_losses(params, sample, names), **CLOSE)
+    assert not np.any(found["losses"][num_tasks:])
+    assert_params(found["heads"], reference.head_step(params, sample, names, lr))
+    assert_params(found["fixed"], reference.representation_step(params, sample, names, lr, decay))
+    parted = in_parts_of_seven(numeric(pad_params(params)), padded(rng, sample), lr, lr * decay, ours(names))
+    for step in ("heads", "fixed"):
+        assert_params(parted[step], found[step])
+
+
+@functools.partial(quick_jit, static_argnames=("names",))
+def in_parts_of_seven(params, batch, lr, shrink, names):
+    parts = updates.in_parts(batch, 7)
+    return {
+        "heads": updates.head_step(params, parts, names, lr),
+        "fixed": updates.representation_step(params, parts, names, lr, shrink),
+    }
 
 
 # One step.

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
@@ -108,13 +109,13 @@ def _of(whole, names):
     return type(whole)(**{name: getattr(whole, name) for name in names})
 
 
-def _own(*records):
-    return [field.name for record in records for field in record.settings]
+def _own(record, kind="knob"):
+    return [field.name for field in record.settings if (field.kind == "knob") == (kind == "knob")]
 
 
 def draw_tasks(p, cell):
     """The training tasks."""
-    own = _own(tasks.FAMILIES[p.tasks])
+    own = [*_own(tasks.FAMILIES[p.tasks]), *(["target_scale"] if tasks.FAMILIES[p.tasks].real else [])]
     return _tasks(_of(p, ("tasks", "num_tasks", "r")), _of(cell, ("seed", "r", *own)))
 
 
@@ -122,12 +123,18 @@ def draw_sample(p, cell, of, purpose, step):
     """The samples of one step, of true size, as the reference takes them."""
     size = {"heads": "n1", "features": "n2"}[purpose]
     sizes, law = ("d", "r", "num_tasks", size), _own(data.LAWS[p.data])
-    fixed = ("fixed_samples",) * ALGORITHMS[p.algorithm].stepped
-    some = _of(p, (*sizes, "data", "shared_inputs", "noisy", *fixed))
-    numbers = _of(cell, (*sizes, "seed", "nuisance_scale", "label_noise", *law))
-    batch = (_step_batch if fixed else _batch)(some, numbers, of, purpose, step)
+    noisy, noise = ("target_noisy", "target_noise") if tasks.FAMILIES[p.tasks].real else ("noisy", "label_noise")
+    stepped = ALGORITHMS[p.algorithm].stepped
+    kind = ("samples", *(("batch",) * ("batch" in p))) if stepped else ()
+    some = _of(p, (*sizes, "data", *_own(data.LAWS[p.data], "choice"), "shared_inputs", noisy, *kind))
+    numbers = _of(cell, (*sizes, "seed", "nuisance_scale", noise, *law))
+    batch = (_step_batch if stepped else _batch)(some, numbers, of, purpose, step)
     n, d, num_tasks = int(batch.n), int(cell.d), int(cell.num_tasks)
-    assert (n, int(batch.num_tasks)) == (getattr(cell, size), num_tasks)
+    whole = int(getattr(cell, size))
+    if "batch" in p:
+        starts = range(0, whole, p.batch)
+        whole = min(p.batch, whole - starts[step % len(starts)])
+    assert (n, int(batch.num_tasks)) == (whole, num_tasks)
     x = np.asarray(batch.x)[..., :n, :d]
     assert not np.any(np.asarray(batch.y)[n:])
     assert not np.any(np.asarray(batch.y)[:, num_tasks:])
@@ -147,7 +154,9 @@ def draw_network(p, cell):
 def draw_points(p, cell, key, n):
     """Inputs for a measurement, of true dimension."""
     numbers = _of(cell, ("r", "d", "nuisance_scale", *_own(data.LAWS[p.data])))
-    return np.asarray(_inputs(_of(p, ("data", "d")), numbers, key, n))[:, : int(cell.d)]
+    return np.asarray(_inputs(_of(p, ("data", "d", *_own(data.LAWS[p.data], "choice"))), numbers, key, n))[
+        :, : int(cell.d)
+    ]
 
 
 def directions(cell):
@@ -179,7 +188,7 @@ def learn(p, cell):
         rates = (float(cell.lr_a), float(cell.lr_w))
         return [reference.one_step(params, heads, features, losses, *rates, decay, train_bias, **how)], [features]
     features = [sample("features", step) for step in range(p.steps)]
-    assert np.array_equal(features[0][0], features[1][0]) == p.fixed_samples
+    assert np.array_equal(features[0][0], features[1][0]) == (p.samples == "fixed")
     if p.algorithm == "alternating":
         heads = [sample("heads", step) for step in range(p.steps)] if p.split_batch else features
         rounds, rates = zip(heads, features, strict=True), (float(cell.lr_a), float(cell.lr_w))
@@ -210,15 +219,24 @@ def learn(p, cell):
 def tables_of(p, cell):
     """Truth tables of the training tasks, of true size."""
     of = draw_tasks(p, cell)
-    tables = of.params if tasks.FAMILIES[p.tasks].table else tasks.truth_tables(of, int(cell.r), p.r)
+    tables = of.params * of.scale if tasks.FAMILIES[p.tasks].table else tasks.truth_tables(of, int(cell.r), p.r)
     return np.asarray(tables)[: int(cell.num_tasks), : 2 ** int(cell.r)]
+
+
+def labels_of(p, cell, x):
+    """Labels of inputs without noise, looked up in the tasks' tables where they have some."""
+    if tasks.FAMILIES[p.tasks].signs:
+        return tables_of(p, cell)[:, reference.orthant_indices(x, directions(cell))].T
+    r, num_tasks = int(cell.r), int(cell.num_tasks)
+    u = np.pad(x @ directions(cell), ((0, 0), (0, p.r - r)))
+    return np.asarray(tasks.labels(draw_tasks(p, cell), jnp.asarray(u)))[:, :num_tasks]
 
 
 def measured(p, cell, params, trained_on):
     """The reference's measurements of one network; labels looked up in the tasks' tables."""
     M, losses, activation = directions(cell), losses_of(p, cell), p.arithmetic.activation
     x = draw_points(p, cell, keys.stream(cell.seed, "test"), p.n_test)[: int(cell.n_test)]
-    y = tables_of(p, cell)[:, reference.orthant_indices(x, M)].T
+    y = labels_of(p, cell, x)
     F = reference.outputs(params, x, activation)
     values = dict(
         zip(
@@ -240,7 +258,7 @@ def measured(p, cell, params, trained_on):
     return values | {
         "train_loss": reference.objective(params, trained_on, losses, activation),
         "test_loss": reference.objective(params, (x, y), losses, activation),
-        "task_error": reference.task_error(F, y),
+        **({"r2": reference.r2(F, y)} if tasks.FAMILIES[p.tasks].real else {"task_error": reference.task_error(F, y)}),
         "contrastive_loss": reference.contrastive_loss(h, y[: len(h)]),
         "feature_similarity": np.concatenate([similarity, np.full(p.r - int(cell.r), np.nan)]),
     }
@@ -264,7 +282,7 @@ def assert_measurements(p, cell, found, expected, trained_on, **tolerance):
     assert all(len(value) == len(p.record) for value in found.values())
     for k, params in enumerate(expected):
         values = measured(p, cell, params, trained_on[k])
-        assert set(found) - {"downstream_error", "diverged_step"} == set(values)
+        assert set(found) - {"downstream_error", "downstream_r2", "diverged_step"} == set(values)
         for name, value in values.items():
             np.testing.assert_allclose(found[name][k], value, err_msg=name, **tolerance)
 

@@ -182,7 +182,7 @@ def curves(
     legend is the caller's (`ax.legend(title=…)`). among: the table that this is a part of, of which each value of `by`
     has its look, and each x its place.
     """
-    _apart(table, [x] if by is None else [x, by], y)
+    apart(table, [x] if by is None else [x, by], y)
     every = table if among is None else among
     own = every.index.isin(table.index)
     words = not describe.numeric(every[x]) or bool(every[x].isna().any())
@@ -309,7 +309,7 @@ def _guessing(ax: Axes, value: float) -> None:
     )
 
 
-def _apart(table: pd.DataFrame, names: Sequence[str], y: str) -> None:
+def apart(table: pd.DataFrame, names: Sequence[str], y: str) -> None:
     """Raise ValueError where the rows of a point do not differ in their seed."""
     if "seed" not in table or len(set(describe.groups(table, [*names, "seed"]))) == len(table):
         return

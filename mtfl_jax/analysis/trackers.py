@@ -24,7 +24,7 @@ from mtfl_jax.names import OK
 MOST = 1000
 """Trainings that a tracker takes, unless it is told how many: of more runs its pages are slow, and hardly read."""
 TRACKERS = ("tensorboard", "mlflow", "wandb")
-BY_SAMPLES = "downstream_error"
+BY_SAMPLES = ("downstream_error", "downstream_r2")
 """The measurement that is of a number of samples, `n_down`."""
 TAG = "mtfl_jax.training"
 """The tag of a run of MLflow that says of which training it is."""
@@ -94,7 +94,7 @@ def trainings(rows: pd.DataFrame) -> Iterator[Training]:
                 at = measured.setdefault(columns["step"][i], {})
                 for name in numbers:
                     if (value := columns[name][i]) is not None:
-                        samples = columns["n_down"][i] if name == BY_SAMPLES and "n_down" in columns else None
+                        samples = columns["n_down"][i] if name in BY_SAMPLES and "n_down" in columns else None
                         at[name if samples is None else f"{name}/n_down_{samples}"] = float(value)
         bad = [columns["status"][i] for i in places if columns["status"][i] != OK]
         key = hashlib.blake2b(json.dumps(known, sort_keys=True).encode(), digest_size=6).hexdigest()

@@ -1,6 +1,8 @@
 """What a training draws, each from the seed and the name of its purpose: tasks, network, inputs, labels, batches."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,26 +10,40 @@ from jax import Array
 from jaxtyping import Float, Integer, Key
 
 from mtfl_jax.learning import data, draws, keys, network, tasks
-from mtfl_jax.learning.losses import LOSSES, Margins
+from mtfl_jax.learning.data import Inputs
+from mtfl_jax.learning.losses import LOSSES, Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
 from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 from mtfl_jax.learning.updates import Batch, Parts, Samples, in_parts, split
 
+FRESH, FIXED, BATCHES = SAMPLES = ("fresh", "fixed", "batches")
+"""Where a training in steps has its samples from: new ones every step; one set; or `batch` of one set at a time, each
+once an epoch in a random order of its own, the last batch of an epoch having what is left.
+"""
 PART = 256
 """Samples whose hidden layer an accelerator holds at a time, so that those of a batch of trainings stay on the chip."""
 
 
-def losses_of(p: Program, cell: Cell) -> tuple[Margins, ...]:
+def losses_of(p: Program, cell: Cell) -> tuple[Pointwise, ...]:
     """The losses of the tasks in turn, with their settings."""
-    return tuple(functools.partial(LOSSES[name].value, **own(p, cell, LOSSES[name].settings)) for name in p.losses)
+    return tuple(functools.partial(LOSSES[name].of, **own(p, cell, LOSSES[name].settings)) for name in p.losses)
 
 
 def draw_tasks(p: Program, cell: Cell) -> Tasks:
     """The cell's training tasks."""
-    key, settings = keys.stream(cell.seed, "tasks"), own(p, cell, FAMILIES[p.tasks].settings)
-    return tasks.sample(key, p.tasks, p.num_tasks, r=cell.r, max_r=p.r, **settings)
+    settings = own(p, cell, FAMILIES[p.tasks].settings)
+    return sample_tasks(p, cell, "tasks", p.tasks, p.num_tasks, settings)
+
+
+def sample_tasks(
+    p: Program, cell: Cell, purpose: str, family: str, num_tasks: int, settings: Mapping[str, Any]
+) -> Tasks:
+    """Tasks of a family for a purpose; what tasks have in common is the same for all purposes."""
+    key, common = (keys.stream(cell.seed, name) for name in (purpose, "tasks/common"))
+    more = {"scale": cell.target_scale} if FAMILIES[family].real else {}
+    return tasks.sample(key, family, num_tasks, r=cell.r, max_r=p.r, common=common, **more, **settings)
 
 
 def draw_network(p: Program, cell: Cell) -> Params:
@@ -46,25 +62,55 @@ def draw_inputs(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Ar
     return data.inputs(key, p.data, n, p.d, r=cell.r, d=cell.d, nuisance_scale=cell.nuisance_scale, settings=settings)
 
 
+def draw_read(
+    p: Program,
+    cell: Cell,
+    key: Key[Array, ""],
+    n: int | Integer[Array, " n"],
+    x: Float[Array, "n d"] | None = None,
+) -> Float[Array, "n _"]:
+    """The coordinates whose signs labels read, p.r or more, of the inputs that `draw_inputs` draws: x, where that is
+    given.
+    """
+    law = data.LAWS[p.data]
+    hidden = data.hidden(key, p.data, n, p.r, r=cell.r, d=cell.d, settings=own(p, cell, law.settings))
+    if hidden is not None:
+        return hidden
+    return draw_inputs(p.replace(d=p.r) if law.prefix else p, cell, key, n) if x is None else x
+
+
+def read(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Array, " n"], x: Float[Array, "n d"]) -> Inputs:
+    """The inputs x that `draw_inputs` draws from the same key, with what labels read of them."""
+    return Inputs(x, draw_read(p, cell, key, n, x))
+
+
 def draw_labels(
     p: Program,
     cell: Cell,
     of: Tasks,
     key: Key[Array, ""],
-    x: Float[Array, "n d"],
+    inputs: Inputs,
     *,
     noisy: bool,
     which: Integer[Array, " n"] | None = None,
 ) -> Float[Array, "n T"]:
-    """Labels of inputs, of the samples `which` (default: the first), each flipped with probability label_noise where
-    `noisy`.
+    """Labels of inputs, of the samples `which` (default: the first); where `noisy`, with noise: each flipped with
+    probability label_noise, or a real one with a normal number of standard deviation target_noise added.
     """
-    y = tasks.labels(of, data.orthants(x, cell.r, p.r))
+    y = tasks.of_inputs(of, inputs, cell.r, p.r)
     if not noisy:
         return y
     n, num_tasks = y.shape
-    u = draws.uniform(key, num_tasks, n if which is None else which).T
+    columns = n if which is None else which
+    if FAMILIES[of.family].real:
+        return y + cell.target_noise * draws.normal(key, num_tasks, columns).T
+    u = draws.uniform(key, num_tasks, columns).T
     return jnp.where(u < cell.label_noise, -y, y)
+
+
+def noise(p: Program, of: Tasks) -> bool:
+    """Whether labels of a family are drawn with noise where they are trained or fitted on."""
+    return bool(p.target_noisy if FAMILIES[of.family].real else p.noisy)
 
 
 def inputs_key(cell: Cell, purpose: str, step: IntLike) -> Key[Array, ""]:
@@ -84,21 +130,22 @@ def draw_batch(
     at = max_n if which is None else which
     if p.shared_inputs:
         x = draw_inputs(p, cell, key, at)
-        y = draw_labels(p, cell, of, noise_key, x, noisy=p.noisy, which=which)
+        y = draw_labels(p, cell, of, noise_key, read(p, cell, key, at, x), noisy=noise(p, of), which=which)
     else:
-        x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(keys.indexed(key, p.num_tasks))
-        noise_keys = keys.indexed(noise_key, p.num_tasks)
+        own_keys, noise_keys = keys.indexed(key, p.num_tasks), keys.indexed(noise_key, p.num_tasks)
+        x = jax.vmap(lambda key: draw_inputs(p, cell, key, at))(own_keys)
+        inputs = jax.vmap(lambda key, x: read(p, cell, key, at, x))(own_keys, x)
 
-        def own_labels(
-            task: Float[Array, " _"], key: Key[Array, ""], x: Float[Array, "max_n d"]
-        ) -> Float[Array, " max_n"]:
-            return draw_labels(p, cell, Tasks(of.family, task[None]), key, x, noisy=p.noisy, which=which)[:, 0]
+        def own_labels(task: Float[Array, " _"], key: Key[Array, ""], inputs: Inputs) -> Float[Array, " max_n"]:
+            return draw_labels(
+                p, cell, Tasks(of.family, task[None], of.scale), key, inputs, noisy=noise(p, of), which=which
+            )[:, 0]
 
-        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, x)
+        y = jax.vmap(own_labels, out_axes=1)(of.params, noise_keys, inputs)
     counted = ((jnp.arange(max_n) if which is None else which) < n)[:, None] & (
         jnp.arange(p.num_tasks) < cell.num_tasks
     )
-    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks)
+    return Batch(x, jnp.where(counted, y, 0), n, cell.num_tasks, counted)
 
 
 def _sizes(p: Program, cell: Cell, purpose: str) -> tuple[int, IntLike]:
@@ -121,6 +168,23 @@ def once_batch(p: Program, cell: Cell, of: Tasks, purpose: str) -> Samples:
 
 
 def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Samples:
-    """The samples of a step of a training in steps: new ones each, or those of the first where they are fixed."""
-    batch = draw_batch(p, cell, of, purpose, 0 if p.fixed_samples else step)
+    """The samples of a step of a training in steps, as `SAMPLES` has them."""
+    if p.samples == BATCHES:
+        which, count = _in_epochs(p, cell, purpose, step)
+        batch = draw_batch(p, cell, of, purpose, 0, which)._replace(n=count)
+    else:
+        batch = draw_batch(p, cell, of, purpose, 0 if p.samples == FIXED else step)
     return batch if _whole(p) else in_parts(batch, PART)
+
+
+def _in_epochs(
+    p: Program, cell: Cell, purpose: str, step: IntLike
+) -> tuple[Integer[Array, " {p.batch}"], Integer[Array, ""]]:
+    """Which samples of the set a step takes, and how many they are; the others are none of the set's."""
+    max_n, n = _sizes(p, cell, purpose)
+    epoch, i = jnp.divmod(jnp.asarray(step), -(-jnp.asarray(n) // p.batch))
+    u = draws.uniform(keys.at(keys.stream(cell.seed, f"{purpose}/order"), epoch), 1, max_n)[0]
+    order = jnp.argsort(jnp.where(jnp.arange(max_n) < n, u, jnp.inf))
+    place = i * p.batch + jnp.arange(p.batch)
+    which = jnp.where(place < n, order[jnp.minimum(place, max_n - 1)], max_n)
+    return which, jnp.minimum(p.batch, n - i * p.batch)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.stats import norm
 from jaxtyping import Float, Float64, Key
 
 from mtfl_jax.learning import draws
 from mtfl_jax.learning import tasks as families
+from mtfl_jax.learning.activations import ACTIVATIONS, Activation
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.scalars import IntLike, RealLike
 
@@ -70,14 +70,20 @@ def population_step(
     signal: RealLike = 1.0,
     lr_a: RealLike = 1.0,
     lr_w: RealLike = 1.0,
+    activation: Activation = ACTIVATIONS["relu"],
 ) -> Params:
     """`one_step` with the linear loss on Gaussian inputs as n1, n2 → ∞, initial weights forgotten.
 
     tables: truth tables, zero where padded; signal: E[y f_t(z)], i.e. 1 − 2·label_noise. With
-    u = Mᵀx and ρ_j = nuisance_scale·‖w_⊥‖, w·x + b is μ + ρ ξ with μ = w_∥·u + b, whence the means over ξ
+    u = Mᵀx and ρ_j = nuisance_scale·‖w_⊥‖, w·x + b is μ + ρ ξ with μ = w_∥·u + b. The means of σ, σ' and σ' ξ over ξ
+    are those of the activation's record, for ReLU
       E σ = μ Φ(μ/ρ) + ρ φ(μ/ρ),  E 1[active] = Φ(μ/ρ),  E 1[active] ξ = φ(μ/ρ);
     the average over u runs orthant by orthant over `half_normal_nodes`, so its cost does not depend on d.
+    Raises ValueError for an activation whose means are not known.
     """
+    means = activation.gaussian
+    if means is None:
+        raise ValueError(f"activation={activation.name}: its means over a Gaussian have no closed form")
     W, b = params["W"], params["b"]
     along = jnp.arange(W.shape[1]) < r
     parallel = jnp.where(along, W, 0)[:, :max_r]
@@ -92,11 +98,8 @@ def population_step(
         z: Float[Array, " max_r"],
     ) -> tuple[Float[Array, " width"], Float[Array, "width max_r"], Float[Array, " width"]]:
         u = size * z
-        mu = u @ parallel.T + b
-        ratio = mu / jnp.where(rho > 0, rho, 1)
-        active = jnp.where(rho > 0, norm.cdf(ratio), (mu > 0).astype(mu.dtype))
-        density = jnp.where(rho > 0, norm.pdf(ratio), 0)
-        return weight @ (mu * active + rho * density), jnp.einsum("p,pj,pk->jk", weight, active, u), weight @ density
+        value, slope, across = means(u @ parallel.T + b, rho)
+        return weight @ value, jnp.einsum("p,pj,pk->jk", weight, slope, u), weight @ across
 
     h, s_parallel, s_across = jax.lax.map(orthant, families.all_orthants(r, max_r))
     heads = lr_a * signal * tables @ h

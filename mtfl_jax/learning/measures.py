@@ -12,17 +12,17 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Key, Num
 
 from mtfl_jax.fields import ConfigError, Field, Rule, UndeclaredError, View, rule
-from mtfl_jax.learning import data, network, probe, recovery, representation, tasks, updates
+from mtfl_jax.learning import data, keys, network, probe, recovery, representation, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import PART, draw_network, losses_of
-from mtfl_jax.learning.losses import Margins
+from mtfl_jax.learning.drawing import PART, draw_network, losses_of, read
+from mtfl_jax.learning.losses import Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.scalars import IntLike
-from mtfl_jax.learning.tasks import Tasks
+from mtfl_jax.learning.tasks import FAMILIES, Tasks
 from mtfl_jax.learning.updates import Batch, Samples
 from mtfl_jax.records import Registry
 
@@ -32,6 +32,11 @@ ROUNDING = 16
 """A feature vector is rounding where its entries are below so many machine epsilons of the largest of all."""
 MAX_KERNEL_R = 6
 """Largest r whose contrastive kernel of 4^r numbers is measured."""
+
+
+def test_key(cell: Cell) -> Key[Array, ""]:
+    """The key of the fresh inputs that networks are measured on."""
+    return keys.stream(cell.seed, "test")
 
 
 class Seen:
@@ -70,16 +75,22 @@ class Seen:
         return self._x
 
     @functools.cached_property
+    def inputs(self) -> data.Inputs:
+        """Them, with what labels read."""
+        return read(self.p, self.cell, test_key(self.cell), self.p.n_test, self.x)
+
+    @functools.cached_property
     def z(self) -> Float[Array, "max_test max_r"]:
         """Their orthants."""
-        return data.orthants(self.x, self.cell.r, self.p.r)
+        return data.orthants(self.inputs.s, self.cell.r, self.p.r)
 
     @functools.cached_property
     def test(self) -> Batch:
         """The trained tasks on them."""
         p, cell = self.p, self.cell
         counted = (jnp.arange(p.n_test) < cell.n_test)[:, None] & (jnp.arange(p.num_tasks) < cell.num_tasks)
-        return Batch(self.x, jnp.where(counted, tasks.labels(self.of, self.z), 0), cell.n_test, cell.num_tasks)
+        y = jnp.where(counted, tasks.of_inputs(self.of, self.inputs, cell.r, p.r), 0)
+        return Batch(self.x, y, cell.n_test, cell.num_tasks, counted)
 
     @functools.cached_property
     def few(self) -> tuple[Float[Array, "few width"], Float[Array, "few max_tasks"], Int[Array, ""]]:
@@ -133,7 +144,7 @@ class Seen:
         return network.outputs(self.params, self.x, self.how)
 
     @functools.cached_property
-    def losses(self) -> tuple[Margins, ...]:
+    def losses(self) -> tuple[Pointwise, ...]:
         """The losses of the tasks in turn."""
         return losses_of(self.p, self.cell)
 
@@ -153,7 +164,9 @@ def _cosines(h: Float[Array, "max_n width"], n: IntLike) -> Float[Array, "max_n 
 def contrastive_loss(
     h: Float[Array, "max_n width"], y: Float[Array, "max_n max_tasks"], num_tasks: IntLike, n: IntLike | None = None
 ) -> Float[Array, ""]:
-    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples, in [−1, 1]; the first n (default: all) rows count.
+    """−mean of K_{zz'} cos(h, h') over pairs of distinct samples; the first n (default: all) rows count.
+
+    In [−1, 1] for labels ±1.
 
     K_{zz'} = (1/T) Σ_t y_t y'_t over the first `num_tasks` tasks: low where features of samples align that share their
     labels. After a head step from A = 0 the linear loss is, up to a constant, −Σ K_{zz'} h·h'; the cosine frees it of
@@ -200,6 +213,26 @@ def task_error(
     return jnp.sum(wrong) / (jnp.asarray(n, outputs.dtype) * num_tasks)
 
 
+def r2(
+    outputs: Float[Array, "max_n max_tasks"],
+    y: Float[Array, "max_n max_tasks"],
+    num_tasks: IntLike,
+    n: IntLike | None = None,
+) -> Float[Array, ""]:
+    """1 − Σ_t MSE_t/Σ_t Var_t over the first n (default: all) samples and the first `num_tasks` tasks; NaN where no
+    label varies.
+
+    Source: the coefficient of determination, tasks weighted by their variance.
+    """
+    max_n, max_tasks = y.shape
+    n = max_n if n is None else n
+    counted = (jnp.arange(max_n) < n)[:, None] & (jnp.arange(max_tasks) < num_tasks)
+    error = jnp.where(counted, outputs - y, 0)
+    centred = jnp.where(counted, y - jnp.sum(jnp.where(counted, y, 0), axis=0) / n, 0)
+    total = jnp.sum(centred**2)
+    return jnp.where(total > 0, 1 - jnp.sum(error**2) / jnp.where(total > 0, total, 1), jnp.nan)
+
+
 @dataclasses.dataclass(frozen=True)
 class Measure:
     """A measurement, and its column.
@@ -207,8 +240,9 @@ class Measure:
     type: of a number, or of each number of a list. compute(seen): a scalar, or an array that holds the true one at its
     beginning, whose shape is shape(r). of: what it is measured of: the network by `compute`, the probe, or the cost of
     the training. sets: the values of the setting `measure` with which it is measured. uses: settings that bear on it
-    ("n_test" where it reads test samples), beside its own `settings`. label: what figures call it, where that is not
-    in `names.COLUMN_LABELS`.
+    ("n_test" where it reads test samples), beside its own `settings`. targets: of which labels it means something, of
+    the trained tasks or, of the probe's, of the downstream one; rows of others have none. label: what figures call it,
+    where that is not in `names.COLUMN_LABELS`.
     """
 
     name: str
@@ -218,10 +252,15 @@ class Measure:
     type: builtins.type = float
     shape: Callable[[int], tuple[int, ...]] | None = None
     sets: tuple[str, ...] = ("all", "contrastive", "representation")
+    targets: Literal["any", "signs", "real"] = "any"
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     label: str = ""
+
+    def means(self, family: str) -> bool:
+        """Whether it means something of the labels of a family."""
+        return self.targets in ("any", "real" if FAMILIES[family].real else "signs")
 
 
 MEASURES: Registry[Measure] = Registry("measurement")
@@ -242,6 +281,18 @@ def sets() -> tuple[str, ...]:
 def in_set(name: str) -> list[Measure]:
     """The measurements of a network in one set."""
     return [measure for measure in MEASURES.values() if measure.of == "network" and name in measure.sets]
+
+
+def of_program(p: Program) -> list[Measure]:
+    """The measurements of a network that a program makes; one of a shared pass has families beside `tasks`."""
+    families = p.families if p.groups else (p.tasks,)
+    return [measure for measure in in_set(p.measure) if all(map(measure.means, families))]
+
+
+def of_probe(family: str) -> Measure:
+    """What is measured of a probe on a family's task."""
+    (found,) = (measure for measure in MEASURES.values() if measure.of == "probe" and measure.means(family))
+    return found
 
 
 def _train_loss(seen: Seen) -> Float[Array, ""]:
@@ -271,8 +322,11 @@ def _feature_alignment(seen: Seen) -> Float[Array, ""]:
     return representation.alignment(h @ h.T, seen.target_kernel, n)
 
 
-@rule("measure", "r")
+@rule("measure", "r", "tasks")
 def _kernel_is_small(c: View) -> None:
+    if not FAMILIES[c.tasks].signs:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.signs)
+        raise ConfigError("tasks", c.tasks, f"allowed with measure={c.measure}: {known}")
     if c.r > MAX_KERNEL_R:
         raise ConfigError("r", c.r, f"allowed with measure={c.measure}: r <= {MAX_KERNEL_R}")
 
@@ -318,8 +372,25 @@ for _measure in (
         "share of wrong signs of the trained tasks on fresh samples",
         lambda seen: task_error(seen.outputs, seen.test.y, seen.cell.num_tasks, seen.cell.n_test),
         uses=("n_test",),
+        targets="signs",
     ),
-    Measure("downstream_error", "test error of the probe on a new task", of="probe", sets=ALL),
+    Measure(
+        "r2",
+        "1 − MSE/variance of the trained tasks on fresh samples, of real labels",
+        lambda seen: r2(seen.outputs, seen.test.y, seen.cell.num_tasks, seen.cell.n_test),
+        uses=("n_test",),
+        targets="real",
+        label="R² of trained tasks",
+    ),
+    Measure("downstream_error", "test error of the probe on a new task", of="probe", sets=ALL, targets="signs"),
+    Measure(
+        "downstream_r2",
+        "1 − MSE/variance of the probe on a new task of real labels",
+        of="probe",
+        sets=ALL,
+        targets="real",
+        label="downstream R²",
+    ),
     Measure("num_params", "numbers that the learner holds", of="cost", type=int, sets=ALL),
     Measure("train_samples", "distinct inputs seen", of="cost", type=int, sets=ALL),
     Measure("train_flops", "operations of the updates' matrix products", of="cost", sets=ALL),

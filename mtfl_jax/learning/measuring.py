@@ -8,8 +8,8 @@ from jaxtyping import Float
 
 from mtfl_jax.learning import keys, probe, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
-from mtfl_jax.learning.drawing import draw_inputs, draw_labels
-from mtfl_jax.learning.measures import Seen, in_set
+from mtfl_jax.learning.drawing import draw_inputs, draw_labels, noise, read, sample_tasks
+from mtfl_jax.learning.measures import Seen, of_probe, of_program, test_key
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -25,7 +25,7 @@ class Fresh(NamedTuple):
 
 def draw_fresh(p: Program, cell: Cell) -> Fresh:
     """Fresh inputs."""
-    test = draw_inputs(p, cell, keys.stream(cell.seed, "test"), p.n_test) if "n_test" in p else None
+    test = draw_inputs(p, cell, test_key(cell), p.n_test) if "n_test" in p else None
     if not p.probes:
         return Fresh(test, None)
     return Fresh(test, draw_inputs(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down)))
@@ -34,7 +34,8 @@ def draw_fresh(p: Program, cell: Cell) -> Fresh:
 def measure(
     p: Program, cell: Cell, of: Tasks, params: Params, batch: Samples | None, fresh: Fresh | None = None
 ) -> dict[str, Array]:
-    """The measurements of a network by name, of padded shapes; and downstream_error (probes, k) where there are probes.
+    """The measurements of a network by name, of padded shapes; and where there are probes downstream_error or
+    downstream_r2 or both, (probes, k), NaN where the other is meant.
 
     `batch`: the samples of its last update, for train_loss (NaN without). On an accelerator `mended` says what
     `Recovery.mended` says.
@@ -42,26 +43,29 @@ def measure(
     fresh = draw_fresh(p, cell) if fresh is None else fresh
     seen = Seen(p, cell, of, params, batch, fresh.test)
     out = {}
-    for record in in_set(p.measure):
+    for record in of_program(p):
         assert record.compute is not None
         out[record.name] = record.compute(seen)
     if p.probes:
-        errors = [_probe(seen, fresh, i) for i in range(len(p.probes))]
-        out["downstream_error"] = jnp.stack(errors)
+        found = [(of_probe(family).name, _probe(seen, fresh, i)) for i, (_, family) in enumerate(p.probes)]
+        for name in dict.fromkeys(name for name, _ in found):
+            out[name] = jnp.stack([values if own == name else jnp.full_like(values, jnp.nan) for own, values in found])
     if p.accelerator and "recovery" in vars(seen):
         out["mended"] = seen.recovery.mended
     return out
 
 
 def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
-    """Downstream test error of the i-th probe at every n_down."""
+    """What is measured of the i-th probe at every n_down: its test error, or R² of real labels."""
     p, cell, x = seen.p, seen.cell, fresh.downstream
     assert x is not None
     name, family = p.probes[i]
     settings = {field.name: getattr(cell, f"probe_{field.name}")[i] for field in FAMILIES[family].settings}
-    task = tasks.sample(keys.stream(cell.seed, "downstream/task"), family, 1, r=cell.r, max_r=p.r, **settings)
-    y = draw_labels(p, cell, task, keys.stream(cell.seed, "downstream/label_noise"), x, noisy=p.noisy)[:, 0]
-    return probe.downstream_errors(
+    task = sample_tasks(p, cell, "downstream/task", family, 1, settings)
+    noise_key = keys.stream(cell.seed, "downstream/label_noise")
+    inputs = read(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down), x)
+    y = draw_labels(p, cell, task, noise_key, inputs, noisy=noise(p, task))[:, 0]
+    return probe.downstream(
         name,
         seen.params["W"],
         probe.biases(keys.stream(cell.seed, "downstream/biases"), p.width),
@@ -71,8 +75,9 @@ def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
         p.n_down,
         cell.width,
         seen.x,
-        tasks.labels(task, seen.z)[:, 0],
+        tasks.of_inputs(task, seen.inputs, cell.r, p.r)[:, 0],
         cell.n_test,
+        real=FAMILIES[family].real,
         activation=ACTIVATIONS[p.arithmetic.activation],
         accelerator=p.accelerator,
     )

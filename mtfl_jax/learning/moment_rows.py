@@ -9,8 +9,8 @@ from jaxtyping import Float, Int, Key, Num
 
 from mtfl_jax.learning import data, moments, tasks, updates
 from mtfl_jax.learning.arithmetic import Arithmetic
-from mtfl_jax.learning.drawing import PART, draw_inputs, draw_network, draw_tasks, inputs_key
-from mtfl_jax.learning.measures import in_set
+from mtfl_jax.learning.drawing import PART, draw_inputs, draw_network, draw_read, draw_tasks, inputs_key
+from mtfl_jax.learning.measures import of_program
 from mtfl_jax.learning.measuring import draw_fresh, measure
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -32,8 +32,7 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
     how = Arithmetic(activation=p.arithmetic.activation)
 
     def index(key: Key[Array, ""], n: int) -> Int[Array, " {n}"]:
-        x = draw_inputs(p.replace(d=p.r), first, key, n)
-        return tasks.orthant_index(data.orthants(x, p.r, p.r))
+        return tasks.orthant_index(data.orthants(draw_read(p, first, key, n), p.r, p.r))
 
     key = inputs_key(cell, "heads", 0)
     part = PART if p.accelerator else None
@@ -45,7 +44,7 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
     S = moments.feature_table(params, sorted_x, blocks, cell.n2, orthants, how, batched=p.accelerator)
     table = moments.Moments(h, S)
     fresh = draw_fresh(p, first)
-    with_loss = any(record.name == "train_loss" for record in in_set(p.measure))
+    with_loss = any(record.name == "train_loss" for record in of_program(p))
     x = draw_inputs(p, first, key, p.n2) if with_loss else None
 
     def tables(own: Cell, family: str) -> Float[Array, "T orthants"]:

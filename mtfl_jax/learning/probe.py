@@ -1,4 +1,5 @@
-"""The downstream probe: a linear classifier with intercept on frozen features σ(V x + c) of a representation W.
+"""The downstream probe: a linear classifier with intercept on frozen features σ(V x + c) of a representation W; of a
+task with real labels, a linear regression.
 
 V holds the rows of W normalised (0 for a zero row), scaled so that V x has unit mean square on the probe's
 sample; c_j is uniform on [−1.5, 1.5]. The penalty λ n is chosen on one fixed grid the same way for every feature
@@ -256,7 +257,7 @@ def _centred(
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A linear classifier with intercept.
+    """A linear classifier with intercept. real: it fits real labels too, and is then a regression.
 
     fit(phi, y, n): of features and labels, of which the first n rows count, to (β, β₀). Rows beyond are any finite
     numbers, and columns of zeros get the weight 0. fit_on_accelerator: the same where a batch of them is fitted at once
@@ -268,6 +269,7 @@ class Probe:
     fit: Fit
     rules: tuple[Rule, ...] = ()
     fit_on_accelerator: Fit | None = None
+    real: bool = False
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -285,13 +287,14 @@ PROBES.register(
         "ridge regression on the labels, penalty by leave-one-out",
         ridge,
         fit_on_accelerator=ridge_by_factors,
+        real=True,
     )
 )
 PROBES.register(Probe("logistic", "logistic regression, penalty by a held-out quarter", logistic))
 PROBES.register(Probe("svm", "linear SVM (squared hinge), penalty by a held-out quarter", svm))
 
 
-def downstream_errors(
+def downstream(
     probe: str,
     W: Float[Array, "max_width d"],
     c: Float[Array, " max_width"],
@@ -306,8 +309,10 @@ def downstream_errors(
     activation: Activation = ACTIVATIONS["relu"],
     *,
     accelerator: bool = False,
+    real: bool = False,
 ) -> Float[Array, " k"]:
-    """Test errors of the probe fitted on the first n_k rows of (x, y), for every k.
+    """Test errors of the probe fitted on the first n_k rows of (x, y), for every k; of `real` labels R²,
+    1 − MSE/variance, NaN where no test label varies.
 
     Each n_k is at most sizes[k] <= max_n; the first n_test (default: all) test samples count. accelerator: by
     `fit_on_accelerator`.
@@ -344,5 +349,11 @@ def downstream_errors(
     decided = jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK)
     max_test = len(x_test)
     n_test = jnp.asarray(max_test if n_test is None else n_test, v.dtype)
-    wrong = ((decided >= 0) != (y_test >= 0)[:, None]) & (jnp.arange(max_test) < n_test)[:, None]
+    counted = (jnp.arange(max_test) < n_test)[:, None]
+    if real:
+        target = jnp.where(counted, y_test[:, None], 0)
+        error = jnp.sum(jnp.where(counted, decided - target, 0) ** 2, axis=0)
+        total = jnp.sum(jnp.where(counted, target - jnp.sum(target) / n_test, 0) ** 2)
+        return jnp.where(total > 0, 1 - error / jnp.where(total > 0, total, 1), jnp.nan)
+    wrong = ((decided >= 0) != (y_test >= 0)[:, None]) & counted
     return jnp.sum(wrong, axis=0) / n_test

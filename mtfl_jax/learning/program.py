@@ -15,8 +15,9 @@ class Program:
     """Names and sizes of arrays, hashable; sizes are at least the true ones of its cells.
 
     Settings of kind `shape` and `choice` by their names (`mtfl_jax.config`), and what follows from settings:
-    losses (names, in turn over tasks), noisy, fixed_samples, rotated, arithmetic, record (update counts measured at),
-    probes (pairs of a classifier and the family of its task; each is fitted on every n_down).
+    losses (names, in turn over tasks), noisy and target_noisy (labels ±1 and real ones), rotated, arithmetic, record
+    (update counts measured at), probes (pairs of a classifier and the family of its task; each is fitted on every
+    n_down).
     `groups`, where not empty, make it a program of a shared pass: a training gives a row for each of several (task
     family, r, width, num_tasks); a group (width, k) says that the next k of them have at most that width, and their
     families are among `families`. `accelerator`: it is for a device that wants what a batch can share, not for a core.

@@ -1,15 +1,15 @@
-"""Task families: binary labels y_t = f_t(z) of the orthant z = sign(Mᵀx) in {±1}^r.
+"""Task families: labels y_t = f_t(z) of the orthant z = sign(Mᵀx) in {±1}^r, or f_t(u) of u = Mᵀx itself.
 
 Families drawn as truth tables (`balanced`, `uniform`) hold the 2^r values of each task, indexed by orthant
 little-endian (bit k set when z_k = +1). Families with a formula (`halfspace`, `parity`, `majority`) hold one
-number per (task, coordinate) and work for any r. Task t depends on the key and t alone.
+number per (task, coordinate) and work for any r. Task t depends on the key and t alone. Labels are ±1, or real
+(`targets`).
 
 Source: the families are ours; the abstract of arXiv 2307.06887 says only that the labels of all tasks depend
 on the same r directions.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,8 +21,8 @@ from jax import Array
 from jaxtyping import Bool, Float, Float64, Int, Key, Real, Shaped
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, integer_or, rule
-from mtfl_jax.learning import draws, kernel_limits, keys
-from mtfl_jax.learning.scalars import IntLike
+from mtfl_jax.learning import data, draws, kernel_limits, keys, targets
+from mtfl_jax.learning.scalars import IntLike, RealLike
 from mtfl_jax.records import Registry
 
 MAX_TABLE_R = 16
@@ -32,17 +32,16 @@ MAX_TABLE_R = 16
 # their order, and so labels do not depend on padding or on the backend.
 _HALFSPACE_GRID = 2.0**16
 
-# Tables of more values than this are sorted to be drawn and looked up to be read. Comparing all values of a shorter
-# one, and multiplying it by the orthants' indicators, is exact too and several times as fast.
-_LOOKED_UP = 64
-
 
 @struct.dataclass
 class Tasks:
-    """Tasks of one family. `params`: 2^r values ±1 a task for a table family, else r weights or members."""
+    """Tasks of one family. `params`: 2^r values a task for a table family, else what its labels are made of. `scale`:
+    what real labels are multiplied by.
+    """
 
     family: str = struct.field(pytree_node=False)
     params: Float[Array, "*batch T _"]
+    scale: float | Float[Array, "*batch"] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,9 +49,11 @@ class Family:
     """A family of tasks.
 
     sample(key, num_tasks, r, max_r, **settings): the params of all tasks, of which the first depend on no later one
-    and, where r is below max_r, not on max_r. labels(params, z): y of orthants z, which are zero beyond r. limit(r,
-    **settings): K as T → ∞, the expectation over one task; None where it is not known. table: a task is a table
-    of 2^r values, so that r is at most MAX_TABLE_R.
+    and, where r is below max_r, not on max_r. labels(params, z): y of orthants z, which are zero beyond r. real: y is
+    real, with E y² = 1, else ±1. signs: labels depend on the orthant alone; else they are given u in the place of z.
+    limit(r, **settings): K as T → ∞, the expectation over one task; None where it is not known. table: a task is a
+    table of 2^r values, so that r is at most MAX_TABLE_R. common: sample takes a key `common` too, which is the same
+    for the trained tasks and the downstream one.
     """
 
     name: str
@@ -61,26 +62,25 @@ class Family:
     labels: Callable[[Float[Array, "T _"], Float[Array, "n max_r"]], Float[Array, "n T"]]
     limit: Callable[..., Float64[np.ndarray, "orthants orthants"]] | None = None
     table: bool = False
+    real: bool = False
+    signs: bool = True
+    common: bool = False
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
+
+    @property
+    def tabular(self) -> bool:
+        """Whether a task is a table of ±1 over the orthants, which is what moments and limits are of."""
+        return self.signs and not self.real
 
 
 FAMILIES: Registry[Family] = Registry("tasks")
 
 
-def _ranks(u: Float[Array, "*rows k"]) -> Int[Array, "*rows k"]:
-    """The rank of each entry of u within its row; equal entries rank in order."""
-    k = jnp.arange(u.shape[-1])
-    if len(k) > _LOOKED_UP:
-        return jnp.argsort(jnp.argsort(u, axis=-1), axis=-1)
-    before = (u[..., None, :] < u[..., :, None]) | ((u[..., None, :] == u[..., :, None]) & (k < k[:, None]))
-    return jnp.sum(before, axis=-1)
-
-
 def _balanced(key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int) -> Int[Array, "{num_tasks} {2**max_r}"]:
     u = jnp.where(jnp.arange(2**max_r) < 2**r, draws.uniform(key, 2**max_r, num_tasks).T, jnp.inf)
-    return jnp.where(_ranks(u) < 2**r // 2, 1, -1)
+    return jnp.where(targets.ranks(u) < 2**r // 2, 1, -1)
 
 
 def _uniform(key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int) -> Int[Array, "{num_tasks} {2**max_r}"]:
@@ -103,7 +103,7 @@ def _parity(
     first = jnp.where(tries == 0, 0, jax.lax.population_count((tries & -tries) - 1))
     any_size = jnp.where(tries == 0, k == 0, (words >> first) & 1 == 1)
     u = jnp.where(k < r, draws.uniform(keys.named(key, "order"), max_r, num_tasks).T, jnp.inf)
-    of_size = _ranks(u) < jnp.where(jnp.asarray(parity_size) < 0, r, parity_size)
+    of_size = targets.ranks(u) < jnp.where(jnp.asarray(parity_size) < 0, r, parity_size)
     return jnp.where(jnp.asarray(parity_size) == 0, any_size, of_size)
 
 
@@ -121,21 +121,13 @@ def orthant_index(z: Real[Array, "*n r"]) -> Int[Array, "*n"]:
 
 def _table_labels(params: Float[Array, "T orthants"], z: Float[Array, "n r"]) -> Float[Array, "n T"]:
     index, orthants = orthant_index(z), params.shape[1]
-    if orthants > _LOOKED_UP:
+    if orthants > targets.LOOKED_UP:
         return jnp.take(params, index, axis=1).T
-    return _dot((index[:, None] == jnp.arange(orthants)).astype(z.dtype), params.T)
-
-
-def _parity_labels(params: Float[Array, "T r"], z: Float[Array, "n r"]) -> Float[Array, "n T"]:
-    negative = _dot((z < 0).astype(z.dtype), params.T)
-    return 1 - 2 * (negative % 2)
+    return targets.dot((index[:, None] == jnp.arange(orthants)).astype(z.dtype), params.T)
 
 
 def _sign_labels(params: Float[Array, "T r"], z: Float[Array, "n r"]) -> Float[Array, "n T"]:
-    return jnp.where(_dot(z, params.T) >= 0, 1.0, -1.0).astype(z.dtype)
-
-
-_dot = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    return jnp.where(targets.dot(z, params.T) >= 0, 1.0, -1.0).astype(z.dtype)
 
 
 def _parity_limit(r: int, parity_size: int) -> kernel_limits.Kernel:
@@ -176,7 +168,7 @@ FAMILIES.register(
         "parity",
         "product over a subset, uniform over the non-empty ones or over those of parity_size elements",
         _parity,
-        _parity_labels,
+        targets.parity_labels,
         limit=_parity_limit,
         settings=(
             Field(
@@ -198,27 +190,119 @@ FAMILIES.register(
         kernel_limits.LIMITS["majority"],
     )
 )
+FAMILIES.register(
+    Family(
+        "single_index",
+        "Σ_k c_k he_k(u·v), v a unit vector, c the hermite_k over their length",
+        targets.single_index,
+        targets.index_labels,
+        real=True,
+        signs=False,
+        settings=(*targets.HERMITE, targets.DIRECTIONS),
+        rules=(targets.some_hermite,),
+    )
+)
+FAMILIES.register(
+    Family(
+        "multi_index",
+        "Σ_i Σ_k c_k he_k(u·v_i)/√I + c Π_i u·v_i over I = indices orthonormal v_i",
+        targets.multi_index,
+        targets.index_labels,
+        real=True,
+        signs=False,
+        settings=(*targets.HERMITE, targets.PRODUCT, targets.DIRECTIONS, targets.INDICES),
+        rules=(targets.indices_fit,),
+    )
+)
+FAMILIES.register(
+    Family(
+        "teacher",
+        "a two-layer ReLU network of u with teacher_units units, teacher_shared of them those of all tasks",
+        targets.teacher,
+        targets.teacher_labels,
+        real=True,
+        signs=False,
+        common=True,
+        settings=(targets.UNITS, targets.SHARED),
+        rules=(targets.shared_fit,),
+    )
+)
+for _name, _doc, _sample, _labels, _table in (
+    (
+        "staircase",
+        "(z_1 + z_1 z_2 + … + z_1⋯z_D)/√D of a random order of the coordinates, D = degree",
+        targets.staircase,
+        targets.staircase_labels,
+        False,
+    ),
+    (
+        "monomial",
+        "the product of `degree` random coordinates of z, as a real label",
+        targets.monomial,
+        targets.parity_labels,
+        False,
+    ),
+    (
+        "polynomial",
+        "a random multilinear polynomial of z of at most that degree, its coefficients normal",
+        targets.polynomial,
+        _table_labels,
+        True,
+    ),
+):
+    FAMILIES.register(
+        Family(
+            _name,
+            _doc,
+            _sample,
+            _labels,
+            table=_table,
+            real=True,
+            settings=(targets.DEGREE,),
+            rules=(targets.degree_fits,),
+        )
+    )
 
 
 def sample(
-    key: Key[Array, ""], family: str, num_tasks: int, *, r: IntLike, max_r: int | None = None, **settings: Any
+    key: Key[Array, ""],
+    family: str,
+    num_tasks: int,
+    *,
+    r: IntLike,
+    max_r: int | None = None,
+    common: Key[Array, ""] | None = None,
+    scale: RealLike = 1.0,
+    **settings: Any,
 ) -> Tasks:
     """Draw `num_tasks` independent tasks on r coordinates.
 
     `max_r` (default r, needed where r is traced) is the padded number of coordinates; `settings` are the family's own,
-    as traced (parity_size: 0 for any non-empty subset, −1 for all coordinates).
+    as traced (parity_size: 0 for any non-empty subset, −1 for all coordinates). `common`: the key of what tasks share
+    with those of another call, in families that have such (default: from `key`). `scale`: of real labels.
     Raises ValueError where a table of 2^max_r values does not fit (max_r > MAX_TABLE_R).
     """
     max_r = int(r) if max_r is None else max_r
     if FAMILIES[family].table and max_r > MAX_TABLE_R:
         raise ValueError(f"r={max_r}: {family} tasks hold a table of 2^r values; allowed: r <= {MAX_TABLE_R}")
+    if FAMILIES[family].common:
+        settings["common"] = keys.named(key, "common") if common is None else common
     params = FAMILIES[family].sample(key, num_tasks, r, max_r, **settings)
-    return Tasks(family, params.astype(jnp.result_type(float)))
+    real = jnp.result_type(float)
+    return Tasks(family, params.astype(real), jnp.asarray(scale, real) if FAMILIES[family].real else 1.0)
 
 
 def labels(tasks: Tasks, z: Float[Array, "n r"]) -> Float[Array, "n T"]:
-    """Labels y_t = f_t(z), in {±1}."""
-    return FAMILIES[tasks.family].labels(tasks.params, z)
+    """Labels y_t = f_t(z), ±1 or real; of a family that reads u, which then is `z`."""
+    found = FAMILIES[tasks.family].labels(tasks.params, z)
+    return found * tasks.scale if FAMILIES[tasks.family].real else found
+
+
+def of_inputs(tasks: Tasks, inputs: data.Inputs, r: IntLike, max_r: int) -> Float[Array, "n T"]:
+    """Labels of inputs: of the orthants of s, or of u = Mᵀx, the first r coordinates of x."""
+    if FAMILIES[tasks.family].signs:
+        return labels(tasks, data.orthants(inputs.s, r, max_r))
+    return labels(tasks, jnp.where(jnp.arange(max_r) < r, inputs.x[:, :max_r], 0))
 
 
 def all_orthants(r: IntLike, max_r: int | None = None) -> Float[Array, "orthants max_r"]:
@@ -229,7 +313,13 @@ def all_orthants(r: IntLike, max_r: int | None = None) -> Float[Array, "orthants
 
 
 def truth_tables(tasks: Tasks, r: IntLike, max_r: int | None = None) -> Float[Array, "T orthants"]:
-    """Values of each task at every orthant of max_r coordinates; orthants that r does not have are zero."""
+    """Values of each task at every orthant of max_r coordinates; orthants that r does not have are zero.
+
+    Raises ValueError for a family whose labels are no function of the orthant.
+    """
+    if not FAMILIES[tasks.family].signs:
+        known = ", ".join(name for name, family in FAMILIES.items() if family.signs)
+        raise ValueError(f"tasks={tasks.family}: labels that vary within an orthant have no table; allowed: {known}")
     z = all_orthants(r, max_r)
     return jnp.where(jnp.arange(z.shape[0]) < 2**r, labels(tasks, z).T, 0)
 

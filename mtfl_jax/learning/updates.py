@@ -1,6 +1,6 @@
 """The multitask objective and the algorithms that decrease it.
 
-L = (1/T) Σ_t L_t with L_t the mean over samples of ℓ_t(y F_t). `how` is how its matrix products are computed.
+L = (1/T) Σ_t L_t with L_t the mean over samples of ℓ_t(F_t, y_t). `how` is how its matrix products are computed.
 
 Source: arXiv 2307.06887v1: a simple gradient-based multitask algorithm on a two-layer ReLU network. That the heads are
 updated first is our reading; so are the formulas.
@@ -18,25 +18,35 @@ from jaxtyping import Bool, Float, Int
 
 from mtfl_jax.learning import network
 from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
-from mtfl_jax.learning.losses import Margins, margin_losses
+from mtfl_jax.learning.losses import Pointwise, pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.scalars import IntLike, RealLike
 
-Losses = Sequence[str | Margins]
-"""The losses of the tasks in turn: names, or functions of the margin."""
+Losses = Sequence[str | Pointwise]
+"""The losses of the tasks in turn: names, or functions of outputs and targets."""
 
 
 class Batch(NamedTuple):
     """Samples of all tasks.
 
-    x: inputs shared by the tasks, or of each task's own; y: labels ±1. Where sizes are padded, `n` and `num_tasks` are
-    the true ones and y is zero beyond them, which keeps padding out of every loss and gradient.
+    x: inputs shared by the tasks, or of each task's own; y: labels, ±1 or real. Where sizes are padded, `n` and
+    `num_tasks` are the true ones and y is zero beyond them. counted: which entries of y count; None: the first n rows
+    and num_tasks columns.
     """
 
     x: Float[Array, "max_n d"] | Float[Array, "max_tasks max_n d"]
     y: Float[Array, "max_n max_tasks"]
     n: IntLike
     num_tasks: IntLike
+    counted: Bool[Array, "max_n max_tasks"] | None = None
+
+
+def counted(batch: Batch) -> Bool[Array, "max_n max_tasks"]:
+    """Which labels of a batch count."""
+    if batch.counted is not None:
+        return batch.counted
+    max_n, max_tasks = batch.y.shape
+    return (jnp.arange(max_n) < batch.n)[:, None] & (jnp.arange(max_tasks) < batch.num_tasks)
 
 
 class Parts(NamedTuple):
@@ -65,10 +75,12 @@ def in_parts(batch: Batch, size: int) -> Samples:
         return batch
     more = [(0, size * count - max_n), (0, 0)]
     x, y = jnp.pad(batch.x, [(0, 0)] * (batch.x.ndim - 2) + more), jnp.pad(batch.y, more)
+    used = jnp.pad(counted(batch), more)
 
     def of(i: IntLike) -> Batch:
         own = jax.lax.dynamic_slice_in_dim(x, i * size, size, axis=x.ndim - 2)
-        return Batch(own, jax.lax.dynamic_slice_in_dim(y, i * size, size), batch.n, batch.num_tasks)
+        labels, rows = (jax.lax.dynamic_slice_in_dim(of_all, i * size, size) for of_all in (y, used))
+        return Batch(own, labels, batch.n, batch.num_tasks, rows)
 
     return Parts(of, count, batch.num_tasks)
 
@@ -95,7 +107,7 @@ def task_losses(params: Params, batch: Samples, names: Losses, how: Arithmetic =
 
 def losses_of(F: Float[Array, "max_n max_tasks"], batch: Batch, names: Losses) -> Float[Array, " max_tasks"]:
     """L_t of every task for outputs F; zero for padded tasks."""
-    return jnp.sum(jnp.where(batch.y != 0, margin_losses(names, batch.y * F), 0), axis=0) / batch.n
+    return jnp.sum(jnp.where(counted(batch), pointwise(names, F, batch.y), 0), axis=0) / batch.n
 
 
 def objective(params: Params, batch: Samples, names: Losses, how: Arithmetic = EXACT) -> Float[Array, ""]:

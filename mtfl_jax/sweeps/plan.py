@@ -115,7 +115,8 @@ class _Kind:
         names = {name for _, _, own in self.probes for name, _ in own}
         for name in sorted(names):
             number = FIELDS[PROBED + name].type.number
-            found[PROBED + name] = [number(dict(own).get(name, 0)) for _, _, own in self.probes]
+            each = [dict(own) for _, _, own in self.probes]
+            found[PROBED + name] = [number(own[name]) if name in own else 0 for own in each]
         return found
 
 
@@ -194,9 +195,9 @@ def _require_moments(configs: Sequence[Config]) -> None:
             raise ConfigError(
                 "moments",
                 "always",
-                "allowed for one_step with the linear loss, shared inputs, no label noise, weight_decay null, a bias"
-                " that is not trained, float32 and plain, and small r; here"
-                f" algorithm={own.algorithm} loss={own.loss} shared_inputs={own.shared_inputs}"
+                "allowed for one_step with labels ±1 of signs, the linear loss, shared inputs, no label noise,"
+                " weight_decay null, a bias that is not trained, float32 and plain, and small r; here"
+                f" algorithm={own.algorithm} tasks={own.tasks} loss={own.loss} shared_inputs={own.shared_inputs}"
                 f" label_noise={own.label_noise:g} weight_decay={own.weight_decay} bias={own.bias}"
                 f" precision={own.precision} kernel={own.kernel} r={own.r}",
             )

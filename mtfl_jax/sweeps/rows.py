@@ -9,7 +9,7 @@ import pyarrow as pa
 from mtfl_jax import config
 from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, keys
-from mtfl_jax.learning.measures import MEASURES, Measure, in_set
+from mtfl_jax.learning.measures import MEASURES, Measure, of_probe, of_program
 from mtfl_jax.names import BOOKKEEPING, COLUMN_LABELS, DIVERGED, OK
 from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
 from mtfl_jax.sweeps.plan import Bucket
@@ -110,12 +110,13 @@ def rows_of(
     diverged = measured["diverged_step"][lane, s]
     finite, r = diverged == 0, grid.column("r", index)
     values = {
-        record.name: _measured(record, measured[record.name][lane, s], r, finite) for record in in_set(program.measure)
+        record.name: _measured(record, measured[record.name][lane, s], r, finite) for record in of_program(program)
     }
     if program.probes:
-        probing = bucket.probe[cell] >= 0
-        errors = measured["downstream_error"][lane, s, bucket.probe[cell], bucket.slot[cell]]
-        values["downstream_error"] = pa.array(errors.astype(float), mask=~(probing & finite))
+        found = np.asarray([*(of_probe(family).name for _, family in program.probes), ""])[bucket.probe[cell]]
+        for name in set(found) - {""}:
+            scores = measured[name][lane, s, bucket.probe[cell], bucket.slot[cell]]
+            values[name] = pa.array(scores.astype(float), mask=~((found == name) & finite))
     values |= {
         "status": np.where(finite, OK, DIVERGED),
         "diverged_step": pa.array(diverged, pa.int64(), mask=finite),

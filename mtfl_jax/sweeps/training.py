@@ -73,7 +73,7 @@ class Training:
     @property
     def truth_table(self) -> np.ndarray:
         """The labels of all tasks in every orthant, (num_tasks, 2^r); bit k of a column's number is set where z_k = +1.
-        Raises ValueError where r is above 16.
+        Raises ValueError where r is above 16, and for tasks that vary within an orthant.
         """
         r = self.settings["r"]
         if r > MAX_TABLE_R:
@@ -81,9 +81,13 @@ class Training:
         return np.asarray(tasks.truth_tables(self.tasks, r, r))
 
     def labels(self, x: np.ndarray) -> np.ndarray:
-        """The labels without noise of inputs x (n, d), for all tasks: (n, num_tasks)."""
-        r = self.settings["r"]
-        return np.asarray(tasks.labels(self.tasks, data.orthants(self._array(x), r, r)))
+        """The labels without noise of inputs x (n, d), for all tasks: (n, num_tasks). Raises ValueError where labels
+        read what x does not show.
+        """
+        r, law, u = self.settings["r"], self.settings["data"], self._array(x)
+        if data.LAWS[law].hidden is not None and FAMILIES[self.tasks.family].signs:
+            raise ValueError(f"data={law}: labels are of hidden coordinates, which x does not show; allowed: y")
+        return np.asarray(tasks.of_inputs(self.tasks, data.Inputs(u, u), r, r))
 
     def features(self, x: np.ndarray) -> np.ndarray:
         """σ(W x + b) of inputs x (n, d): (n, width)."""
@@ -234,13 +238,13 @@ def _trained(grid: Grid, step: int) -> Training:
     }
     p = bucket.program.replace(arithmetic=compiling.settled(bucket.program, chunk))
     with jax.default_matmul_precision(MATMUL_PRECISION):
-        drawn = jax.device_get(jax.jit(functools.partial(_drawn, p))(cell, np.int32(step)))
-    batch, x_test, params, initial = drawn
+        sizes = {"r": config.r, "num_tasks": config.num_tasks}
+        drawn = jax.device_get(jax.jit(functools.partial(_drawn, p, sizes))(cell, np.int32(step)))
+    batch, x_test, of, initial = drawn
     x = y = None
     if batch is not None:
         x, y = batch.x[..., : batch.n, : config.d], batch.y[: batch.n, : config.num_tasks]
         x = x[: config.num_tasks] if x.ndim == 3 else x
-    size = 2**config.r if FAMILIES[config.tasks].table else config.r
     return Training(
         settings={name: config.values[name] for name in FIELDS if name in config.used},
         table=table,
@@ -250,7 +254,7 @@ def _trained(grid: Grid, step: int) -> Training:
         x=x,
         y=y,
         x_test=None if x_test is None else x_test[: config.n_test, : config.d],
-        tasks=Tasks(p.tasks, jax.numpy.asarray(params[: config.num_tasks, :size])),
+        tasks=Tasks(p.tasks, *map(jax.numpy.asarray, of)),
         arithmetic=p.arithmetic,
     )
 
@@ -264,7 +268,8 @@ def _one_lane(grid: Grid, bucket: Bucket, job: Job, chunk: Chunk) -> tuple[dict[
     return jax.device_get(jax.tree.map(lambda leaf: leaf[:1], outputs)), made.chunk
 
 
-def _drawn(p: Program, cell: Cell, step: Any) -> tuple[Any, Any, Any, Any]:
-    """The samples of a step, those measured on, the parameters of the tasks, the first network; of padded sizes."""
+def _drawn(p: Program, sizes: Mapping[str, int], cell: Cell, step: Any) -> tuple[Any, Any, Any, Any]:
+    """The samples of a step, those measured on, the first network, of padded sizes; the tasks, of their true ones."""
     test = measuring.draw_fresh(p, cell).test
-    return experiment.samples(p, cell, step), test, drawing.draw_tasks(p, cell).params, drawing.draw_network(p, cell)
+    of = drawing.draw_tasks(p.replace(**sizes), cell)
+    return experiment.samples(p, cell, step), test, (of.params, of.scale), drawing.draw_network(p, cell)

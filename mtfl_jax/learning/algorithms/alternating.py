@@ -5,18 +5,21 @@ from typing import Any
 from jax import Array
 from jaxtyping import Int
 
-from mtfl_jax.fields import Field, Rule, flag, integer, rule
+from mtfl_jax.fields import ConfigError, Field, Rule, View, flag, integer, rule
 from mtfl_jax.learning import updates
 from mtfl_jax.learning.algorithms.record import (
     ALGORITHMS,
     IN_STEPS,
     STEPPED_RULES,
+    WHEN_IN_STEPS,
     Algorithm,
     Cost,
+    Seen,
     Trained,
     products,
+    seen,
 )
-from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
+from mtfl_jax.learning.drawing import BATCHES, draw_network, losses_of, step_batch
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import Tasks
 
@@ -47,12 +50,18 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
 
 def _cost(p: Program, step: Any) -> Cost:
     hidden, head = products(p)
-    own = p.n1 if p.split_batch else 0
-    seen = p.n2 + own
+    features = seen(p, p.n2, step)
+    own = seen(p, p.n1, step) if p.split_batch else Seen(0, 0)
     # The hidden layer of the heads' samples, unless they are the representation's; then two products a head step.
-    heads = own * hidden + (own if p.split_batch else p.n2) * 2 * head * p.head_steps
-    flops = step * (p.n2 * (2 * hidden + 2 * head) + heads)
-    return Cost(seen if p.fixed_samples else seen * step, seen * step, flops)
+    heads = own.passed * hidden + (own if p.split_batch else features).passed * 2 * head * p.head_steps
+    flops = features.passed * (2 * hidden + 2 * head) + heads
+    return Cost(features.distinct + own.distinct, features.passed + own.passed, flops)
+
+
+@rule("samples", "batch", "split_batch", "n1")
+def _heads_have_batches(c: View) -> None:
+    if c.samples == BATCHES and c.split_batch and c.batch > c.n1:
+        raise ConfigError("batch", c.batch, f"allowed: from 1 to n1={c.n1}")
 
 
 SPLIT: Rule = rule("split_batch")(lambda c: c.split_batch)
@@ -69,8 +78,8 @@ ALGORITHMS.register(
             Field("split_batch", "choice", flag(), "whether the heads get n1 samples of their own"),
         ),
         uses=(*IN_STEPS, "lr_a", "lr_w", "n1"),
-        when={"n1": SPLIT},
-        rules=STEPPED_RULES,
+        when={**WHEN_IN_STEPS, "n1": SPLIT},
+        rules=(*STEPPED_RULES, _heads_have_batches),
         stepped=True,
         prefix=ALWAYS,
     )

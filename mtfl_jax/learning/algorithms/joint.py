@@ -11,10 +11,12 @@ from mtfl_jax.learning.algorithms.record import (
     ALGORITHMS,
     IN_STEPS,
     STEPPED_RULES,
+    WHEN_IN_STEPS,
     Algorithm,
     Cost,
     Trained,
     products,
+    seen,
 )
 from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
@@ -47,7 +49,8 @@ def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
 
 def _cost(p: Program, step: Any) -> Cost:
     hidden, head = products(p)
-    return Cost(p.n2 if p.fixed_samples else p.n2 * step, p.n2 * step, step * p.n2 * (2 * hidden + 3 * head))
+    distinct, passed = seen(p, p.n2, step)
+    return Cost(distinct, passed, passed * (2 * hidden + 3 * head))
 
 
 ALGORITHMS.register(
@@ -62,6 +65,7 @@ ALGORITHMS.register(
             Field("schedule", "choice", of(SCHEDULES), "learning-rate schedule of joint"),
         ),
         uses=IN_STEPS,
+        when=WHEN_IN_STEPS,
         rules=STEPPED_RULES,
         stepped=True,
         prefix=rule("schedule")(lambda c: not SCHEDULES[c.schedule].of_steps),

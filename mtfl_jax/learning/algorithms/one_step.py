@@ -20,6 +20,7 @@ from mtfl_jax.learning.algorithms.record import (
     products,
 )
 from mtfl_jax.learning.arithmetic import AUTO, EXACT
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -51,20 +52,30 @@ def _cost(p: Program, step: Any) -> Cost:
 
 
 @rule(
-    *("weight_decay", "label_noise", "bias", "shared_inputs", "loss", "losses", "precision", "kernel", "r", "network")
+    *("weight_decay", "label_noise", "bias", "shared_inputs", "loss", "losses", "precision", "kernel", "r", "network"),
+    "tasks",
 )
 def _by_moments(c: View) -> bool:
     forgotten = c.weight_decay is None and c.label_noise == 0 and c.bias != "trained"
     linear = c.shared_inputs and set(loss_names(c)) == {"linear"}
+    signs = FAMILIES[c.tasks].tabular
     padded = not of_network(c.network).exact and c.r <= moments.MAX_R
-    return bool(forgotten and linear and c.precision == EXACT.precision and c.kernel in (EXACT.kernel, AUTO) and padded)
+    return bool(
+        signs
+        and forgotten
+        and linear
+        and c.precision == EXACT.precision
+        and c.kernel in (EXACT.kernel, AUTO)
+        and padded
+    )
 
 
-@rule("nuisance_scale")
+@rule("nuisance_scale", "data")
 def _rows(c: View) -> frozenset[str]:
-    # The scale of what is orthogonal to the directions tells their number apart, unless it is 1.
+    # The scale of what is orthogonal to the directions tells their number apart, unless it is 1; and so do some laws.
     own = {field.name for family in FAMILIES.values() for field in family.settings}
-    return frozenset(own | {"tasks", "width", "num_tasks"} | ({"r"} if c.nuisance_scale == 1 else set()))
+    alike = c.nuisance_scale == 1 and "r" not in LAWS[c.data].sizes
+    return frozenset(own | {"tasks", "width", "num_tasks"} | ({"r"} if alike else set()))
 
 
 ALGORITHMS.register(

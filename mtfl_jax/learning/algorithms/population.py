@@ -6,10 +6,12 @@ import jax.numpy as jnp
 
 from mtfl_jax.fields import ConfigError, View, rule
 from mtfl_jax.learning import keys, limits, tasks
+from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX, of_network
 from mtfl_jax.learning.algorithms.record import ALGORITHMS, Algorithm, Cost, Trained, at_once
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network
 from mtfl_jax.learning.program import Cell, Program
-from mtfl_jax.learning.tasks import Tasks
+from mtfl_jax.learning.tasks import FAMILIES, Tasks
 
 
 def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
@@ -26,16 +28,25 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
         signal=1 - 2 * cell.label_noise,
         lr_a=cell.lr_a,
         lr_w=cell.lr_w,
+        activation=ACTIVATIONS[p.arithmetic.activation],
     )
     return at_once(params, None)
 
 
-@rule("data", "loss", "network", "shared_inputs", "bias", "r")
+@rule("data", "loss", "network", "shared_inputs", "bias", "r", "tasks")
 def _where_the_limit_is_known(c: View) -> None:
-    known = (("data", "gaussian"), ("loss", "linear"), ("network", "two_layer_relu"), ("shared_inputs", True))
-    for key, allowed in known:
+    if not LAWS[c.data].standard_normal:
+        known = ", ".join(name for name, law in LAWS.items() if law.standard_normal)
+        raise ConfigError("data", c.data, f"allowed with algorithm=population: {known}")
+    for key, allowed in (("loss", "linear"), ("shared_inputs", True)):
         if getattr(c, key) != allowed:
             raise ConfigError(key, getattr(c, key), f"allowed with algorithm=population: {allowed}")
+    if not FAMILIES[c.tasks].tabular:
+        signs = ", ".join(name for name, family in FAMILIES.items() if family.tabular)
+        raise ConfigError("tasks", c.tasks, f"allowed with algorithm=population: {signs}")
+    if of_network(c.network).gaussian is None:
+        closed = ", ".join(PREFIX + name for name, record in ACTIVATIONS.items() if record.gaussian)
+        raise ConfigError("network", c.network, f"allowed with algorithm=population: {closed}")
     if c.bias == "trained":
         raise ConfigError("bias", c.bias, "allowed with algorithm=population: zero, random")
     if c.r > limits.MAX_POPULATION_R:

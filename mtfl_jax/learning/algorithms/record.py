@@ -6,11 +6,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Int
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
 from mtfl_jax.learning import updates
+from mtfl_jax.learning.activations import of_network
+from mtfl_jax.learning.arithmetic import EXACT
+from mtfl_jax.learning.drawing import BATCHES, FIXED
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
@@ -41,7 +45,7 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """A pass over the samples of one training that gives the rows of many cells.
+    """A pass over the samples of one training that gives the rows of many cells, their labels ±1.
 
     holds: whether it gives a cell's row. rows: the settings in which the cells of one pass may differ, their tasks,
     r, width, num_tasks and the settings of families among them. run(p, cell): measurements with a leading axis rows.
@@ -85,14 +89,32 @@ ALGORITHMS: Registry[Algorithm] = Registry("algorithm")
 
 TRAINED = ("shared_inputs", "precision", "kernel")
 """What bears on every algorithm that sees samples."""
-IN_STEPS = (*TRAINED, "n2", "steps", "measure_at", "samples", "weight_decay")
+IN_STEPS = (*TRAINED, "n2", "steps", "measure_at", "samples", "batch", "weight_decay")
 """What bears on every algorithm that takes steps."""
+WHEN_IN_STEPS: Mapping[str, Rule] = {"batch": rule("samples")(lambda c: c.samples == BATCHES)}
+"""When some of it does."""
 
 
 def at_once(params: Params, batch: Samples | None) -> Trained:
     """The outcome of an algorithm without steps."""
     diverged = jnp.where(updates.finite(params), 0, 1)
     return Trained(jax.tree.map(lambda leaf: leaf[None], params), diverged, lambda step: batch)
+
+
+class Seen(NamedTuple):
+    """Samples of a training in steps: distinct ones, and all that its updates take."""
+
+    distinct: Any
+    passed: Any
+
+
+def seen(p: Program, n: Any, step: Any) -> Seen:
+    """The samples that `step` updates see, of a set or of steps of n; both may be arrays."""
+    if p.samples != BATCHES:
+        return Seen(n if p.samples == FIXED else n * step, n * step)
+    epochs, rest = np.divmod(step, np.ceil(n / p.batch).astype(int))
+    passed = epochs * n + np.minimum(rest * p.batch, n)
+    return Seen(np.minimum(passed, n), passed)
 
 
 def loss_names(c: View) -> tuple[str, ...]:
@@ -105,6 +127,12 @@ def _plain_where_inputs_are_own(c: View) -> None:
     for key, only in (("precision", "float32"), ("kernel", "plain")):
         if not c.shared_inputs and getattr(c, key) != only:
             raise ConfigError(key, getattr(c, key), f"allowed with shared_inputs=false: {only}")
+
+
+@rule("network", "kernel")
+def _plain_where_kernels_lack_the_activation(c: View) -> None:
+    if c.kernel != EXACT.kernel and not of_network(c.network).in_kernels:
+        raise ConfigError("kernel", c.kernel, f"allowed with network={c.network}: {EXACT.kernel}")
 
 
 @rule("algorithm", "weight_decay")
@@ -130,8 +158,14 @@ def _measured_within_the_steps(c: View) -> None:
         raise ConfigError("measure_at", list(c.measure_at), f"allowed: steps from 1 to steps={c.steps}")
 
 
-TRAINED_RULES = (_plain_where_inputs_are_own,)
-STEPPED_RULES = (*TRAINED_RULES, _decay_is_a_number, _bounded, _measured_within_the_steps)
+@rule("samples", "batch", "n2")
+def _batches_are_parts(c: View) -> None:
+    if c.samples == BATCHES and c.batch > c.n2:
+        raise ConfigError("batch", c.batch, f"allowed: from 1 to n2={c.n2}")
+
+
+TRAINED_RULES = (_plain_where_inputs_are_own, _plain_where_kernels_lack_the_activation)
+STEPPED_RULES = (*TRAINED_RULES, _decay_is_a_number, _bounded, _measured_within_the_steps, _batches_are_parts)
 
 
 class Products(NamedTuple):

@@ -2,22 +2,22 @@
 
 from mtfl_extension_example import (
     alternating_normalised,
+    arctan,
     effective_rank,
     laplace,
     logarithmic,
     nearest_centroid,
     random_quadratic,
     smoothed_hinge,
-    tanh,
 )
 
 __all__ = [
     "alternating_normalised",
+    "arctan",
     "effective_rank",
     "laplace",
     "logarithmic",
     "nearest_centroid",
     "random_quadratic",
     "smoothed_hinge",
-    "tanh",
 ]
