@@ -5,6 +5,7 @@ Every seed is fixed, so a test that passes once passes always; 5 standard errors
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -314,6 +315,28 @@ def test_batches_of_an_epoch_are_the_set_in_an_order_of_its_own(size, padded, sh
         assert sorted(order) == list(range(n))
         orders.append(tuple(order))
     assert len(set(orders)) == 3
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 63, 64, 65, 1000, 4097])
+def test_a_shuffle_is_of_all_and_of_any_alone(n):
+    shuffled = jax.jit(draws.shuffled)
+    every = np.asarray(shuffled(keys.root(SEED), n, jnp.arange(n + 3)))
+    assert sorted(every) == list(range(n + 3))
+    assert list(every[n:]) == [n, n + 1, n + 2]
+    few = np.asarray([0, n // 2, n - 1])
+    np.testing.assert_array_equal(shuffled(keys.root(SEED), n, jnp.asarray(few)), every[few])
+
+
+@pytest.mark.parametrize(("n", "seen"), [(3, 3), (5, 3), (11, 2), (100, 1)])
+def test_orders_of_a_shuffle_are_equally_likely(n, seen):
+    """By χ² over the first `seen` entries of 20,000 orders."""
+    shuffled = jax.jit(jax.vmap(lambda key: draws.shuffled(key, n, jnp.arange(seen))))
+    orders = shuffled(keys.indexed(keys.root(SEED), 20_000))
+    _, counts = np.unique(np.asarray(orders), axis=0, return_counts=True)
+    assert len(counts) == math.perm(n, seen)
+    expected = 20_000 / len(counts)
+    chi2 = float(np.sum((counts - expected) ** 2) / expected)
+    assert abs(chi2 - (len(counts) - 1)) < 4 * math.sqrt(2 * (len(counts) - 1))
 
 
 MANY_SAMPLES = {"n1": NEURONS, "n2": NEURONS, "num_tasks": 6}

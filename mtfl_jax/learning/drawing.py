@@ -183,8 +183,7 @@ def _in_epochs(
     """Which samples of the set a step takes, and how many they are; the others are none of the set's."""
     max_n, n = _sizes(p, cell, purpose)
     epoch, i = jnp.divmod(jnp.asarray(step), -(-jnp.asarray(n) // p.batch))
-    u = draws.uniform(keys.at(keys.stream(cell.seed, f"{purpose}/order"), epoch), 1, max_n)[0]
-    order = jnp.argsort(jnp.where(jnp.arange(max_n) < n, u, jnp.inf))
     place = i * p.batch + jnp.arange(p.batch)
-    which = jnp.where(place < n, order[jnp.minimum(place, max_n - 1)], max_n)
+    order = keys.at(keys.stream(cell.seed, f"{purpose}/order"), epoch)
+    which = jnp.where(place < n, draws.shuffled(order, n, place), max_n)
     return which, jnp.minimum(p.batch, n - i * p.batch)
