@@ -138,8 +138,8 @@ ALWAYS = (
 """Settings that bear on every row, but where `when` says otherwise."""
 
 USED = (
-    _size("n1", "samples of a head step", _SAMPLES),
-    _size("n2", "samples of a representation step", _SAMPLES),
+    _size("n1", "samples of a head step, or of their set where samples=fixed or batches", _SAMPLES),
+    _size("n2", "samples of a representation step, or of the set where samples=fixed or batches", _SAMPLES),
     Field(
         "n_down",
         "shape",

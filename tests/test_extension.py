@@ -290,6 +290,14 @@ REFUSED = [
         "from mtfl_jax.analysis.studies import *\nSTUDIES.register(Study('mine', 'x', 3))",
         "study mine: findings=3; allowed: a function",
     ),
+    *(
+        (
+            "bad.py",
+            f"from mtfl_jax.learning.measures import *\nMEASURES.register(Measure('mine', 'x', {given}))",
+            f"measurement mine: of={of!r}; allowed: 'network', with a compute",
+        )
+        for given, of in (("of='probe'", "probe"), ("lambda seen: 1.0, of='cost'", "cost"), ("None", "network"))
+    ),
     ("bad.py", setting('"q q", "knob", number(0), "q", default=1.0'), "a setting called 'q q'; allowed: letters"),
     ("bad.py", setting('"q", "knob", number(0), "", default=1.0'), "setting q: it says nothing of itself"),
     ("bad.py", setting('"q", "nob", number(0), "q", default=1.0'), "setting q: kind=nob; allowed: shape, knob, choice"),

@@ -126,7 +126,7 @@ def test_the_moment_path_shares_one_pass_over_the_samples():
     for cell, lane, row in zip(bucket.cells, bucket.lane, bucket.row, strict=True):
         assert bucket.members[lane, row] == cell
     assert all(not other.program.groups for other in plan(grid, "never"))
-    with pytest.raises(ConfigError, match=r"moments=always: allowed for one_step with the linear loss.*loss=hinge"):
+    with pytest.raises(ConfigError, match=r"moments=always: allowed for one_step with .* the linear loss.*loss=hinge"):
         plan(grid_of(loss=["linear", "hinge"]), "always")
 
 

@@ -263,7 +263,16 @@ class Measure:
         return self.targets in ("any", "real" if FAMILIES[family].real else "signs")
 
 
-MEASURES: Registry[Measure] = Registry("measurement")
+_WHOLE: set[str] = set()
+"""Of what nothing more can be measured: it is not computed by a record."""
+
+
+def _check(measure: Measure) -> None:
+    if measure.of in _WHOLE or (measure.of == "network") != (measure.compute is not None):
+        raise ValueError(f"measurement {measure.name}: of={measure.of!r}; allowed: 'network', with a compute")
+
+
+MEASURES: Registry[Measure] = Registry("measurement", _check)
 
 ALL = ("all", "recovery", "contrastive", "representation")
 """The sets that a measurement of the first layer alone is in, and those of the probe and of costs."""
@@ -491,3 +500,4 @@ for _measure in (
     ),
 ):
     MEASURES.register(_measure)
+_WHOLE.update(("probe", "cost"))

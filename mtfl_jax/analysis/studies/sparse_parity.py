@@ -116,7 +116,8 @@ def _curves(sets: pd.DataFrame) -> Drawing:
     figures.curves(ax, rows, "epoch", "task_error", by="network")
     ax.set(xlabel="epoch", ylabel="test error")
     ax.legend(title="width, samples", fontsize=7)
-    caption = f"Parity of 3 of 20 bits from a fixed set: means of {describe.seeds(rows)}, bands: one standard error."
+    bits = " and ".join(f"{r} of {d} bits" for r, d in rows[["r", "d"]].drop_duplicates().itertuples(index=False))
+    caption = f"Parity of {bits} from a fixed set: means of {describe.seeds(rows)}, bands: one standard error."
     return Drawing("sparse_parity", figure, caption)
 
 
