@@ -15,6 +15,7 @@ from mtfl_jax.learning.losses import LOSSES
 from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
 from mtfl_jax.learning.probe import NONE, PROBES
+from mtfl_jax.learning.stopping import NEVER
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS
 from mtfl_jax.records import Registry
@@ -58,6 +59,12 @@ KINDS = (
     Kind(
         MEASURES,
         rule("measure")(lambda c: tuple(name for name, measure in MEASURES.items() if c.measure in measure.sets)),
+    ),
+    Kind(
+        MEASURES,
+        rule("algorithm", "stop_when")(
+            lambda c: tuple(name for name in _owned_by_algorithm("stop_when")(c) if name != NEVER)
+        ),
     ),
     Kind(PROBES, rule("probe")(lambda c: () if c.probe == NONE else (c.probe,)), "probe"),
     Kind(FAMILIES, rule("probe", "probe_tasks")(lambda c: () if c.probe == NONE else (c.probe_tasks,)), prefix=PROBED),

@@ -29,7 +29,7 @@ from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network, draw_tasks
 from mtfl_jax.learning.losses import LOSSES
-from mtfl_jax.learning.measures import MEASURES, Seen
+from mtfl_jax.learning.measures import MEASURES, Seen, of_program
 from mtfl_jax.learning.measuring import draw_fresh
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
 from mtfl_jax.learning.probe import PROBES
@@ -726,6 +726,7 @@ def measured(of_set, extra, family="balanced"):
         trained, test = ALGORITHMS[p.algorithm].run(p, own, of), draw_fresh(p, own).test if "n_test" in p else None
         seen, unseen = (Seen(p, own, of, params | {"A": A}, batch, test) for batch in (trained.batch(0), None))
         names = [name for name in MEASURES if of_set in sets_of(name) and MEASURES[name].means(family)]
+        names = [name for name in names if not MEASURES[name].needs]
         return [{name: MEASURES[name].compute(each) for name in names} for each in (seen, unseen)]
 
     return *jax.jit(run)(own), cell.r, p.r
@@ -743,6 +744,11 @@ def test_a_measurement_has_its_shape_and_is_the_same_padded(name):
         assert record.compute is None
         p = compose.from_keywords().program()
         assert name in (experiment.costs(p, 1) if record.of == "cost" else {"downstream_error", "downstream_r2"})
+        return
+    if record.needs:
+        # What it is of such a training is in tests of that.
+        assert record.name not in {other.name for other in of_program(compose.from_keywords().program())}
+        assert all(setting in FIELDS for setting in record.needs)
         return
     for of_set in record.sets[:1]:
         family = "staircase" if record.targets == "real" else "balanced"

@@ -14,7 +14,7 @@ from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning import data, drawing, experiment, keys, probe, tasks
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.losses import LOSSES
-from mtfl_jax.learning.measures import SIMILARITY_SAMPLES
+from mtfl_jax.learning.measures import MEASURES, SIMILARITY_SAMPLES
 from mtfl_jax.learning.program import Cell
 
 # Both sides are float64 (eps 2.2e-16), a few updates of about 30 · 7 · 8 operations each, and singular subspaces
@@ -213,7 +213,24 @@ def learn(p, cell):
             Q,
             **how,
         )
+    if "stop_when" in p:
+        history, features = stopped(p, cell, history, features)
     return [history[k - 1] for k in p.record], [features[k - 1] for k in p.record]
+
+
+def stopped(p, cell, history, features):
+    """Networks after each update, and the samples of each, of which those after a stop are those at it."""
+    at = stop(p, cell, history, features)
+    return ([*own[:at], *[own[at - 1]] * (len(own) - at)] if at else own for own in (history, features))
+
+
+def stop(p, cell, history, features):
+    """The number of updates after which the threshold is seen to be met, 0 if it is not."""
+    for k in range(p.stop_every, len(history) + 1, p.stop_every):
+        value = measured(p, cell, history[k - 1], features[k - 1])[p.stop_when]
+        if (value <= cell.stop_at) if MEASURES[p.stop_when].stops == "below" else (value >= cell.stop_at):
+            return k
+    return 0
 
 
 def tables_of(p, cell):

@@ -8,7 +8,7 @@ updated first is our reading; so are the formulas.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -217,11 +217,27 @@ def train(
     `record`: increasing update counts in [1, steps]. Returns the parameters after each of them, `Params` whose leaves
     have a leading axis len(record), and the first count whose parameters are not finite, 0 if none.
     """
+    return run(update, state, steps, record)[1:]
+
+
+def taken(stopped: Int[Array, ""], step: IntLike | Int[Array, " n"]) -> Int[Array, "*n"]:
+    """How many of `step` updates a training took that stopped after `stopped`, 0 for one that did not."""
+    return jnp.where(stopped > 0, jnp.minimum(stopped, step), step)
+
+
+AnyState = TypeVar("AnyState", bound=tuple[Params, Any])
+
+
+def run(
+    update: Callable[[AnyState, Int[Array, ""]], AnyState], state: AnyState, steps: int, record: Sequence[int]
+) -> tuple[AnyState, Params, Int[Array, ""]]:
+    """`train`, with the last state before what it returns."""
     slots = jnp.searchsorted(jnp.asarray(record), jnp.arange(1, steps + 1))
     kept = jax.tree.map(lambda leaf: jnp.zeros((len(record), *leaf.shape), leaf.dtype), state[0])
-    Carry = tuple[State, Params, Int[Array, ""]]
 
-    def body(carry: Carry, at: tuple[Int[Array, ""], Int[Array, ""]]) -> tuple[Carry, None]:
+    def body(
+        carry: tuple[AnyState, Params, Int[Array, ""]], at: tuple[Int[Array, ""], Int[Array, ""]]
+    ) -> tuple[tuple[AnyState, Params, Int[Array, ""]], None]:
         state, kept, diverged = carry
         step, slot = at
         state = update(state, step)
@@ -231,5 +247,5 @@ def train(
         return (state, kept, diverged), None
 
     start = (state, kept, jnp.zeros((), jnp.int32))
-    (_, kept, diverged), _ = jax.lax.scan(body, start, (jnp.arange(steps, dtype=jnp.int32), slots))
-    return kept, diverged
+    (last, kept, diverged), _ = jax.lax.scan(body, start, (jnp.arange(steps, dtype=jnp.int32), slots))
+    return last, kept, diverged

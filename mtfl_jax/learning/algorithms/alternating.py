@@ -16,11 +16,13 @@ from mtfl_jax.learning.algorithms.record import (
     Cost,
     Seen,
     Trained,
+    in_steps,
     products,
     seen,
 )
 from mtfl_jax.learning.drawing import BATCHES, draw_network, losses_of, step_batch
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
 
 
@@ -44,8 +46,9 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
         )
         return moved, state[1]
 
-    params, diverged = updates.train(update, (draw_network(p, cell), ()), p.steps, p.record)
-    return Trained(params, diverged, lambda step: step_batch(p, cell, of, "features", step - 1))
+    return in_steps(
+        p, cell, of, update, (draw_network(p, cell), ()), lambda step: step_batch(p, cell, of, "features", step)
+    )
 
 
 def _cost(p: Program, step: Any) -> Cost:
@@ -77,9 +80,9 @@ ALGORITHMS.register(
             Field("head_steps", "choice", integer(1, examples=(1, 2)), "head steps a round"),
             Field("split_batch", "choice", flag(), "whether the heads get n1 samples of their own"),
         ),
-        uses=(*IN_STEPS, "lr_a", "lr_w", "n1"),
-        when={**WHEN_IN_STEPS, "n1": SPLIT},
-        rules=(*STEPPED_RULES, _heads_have_batches),
+        uses=(*IN_STEPS, *STOPPING, "lr_a", "lr_w", "n1"),
+        when={**WHEN_IN_STEPS, **WHEN_STOPPING, "n1": SPLIT},
+        rules=(*STEPPED_RULES, stops_by_what_means_something, _heads_have_batches),
         stepped=True,
         prefix=ALWAYS,
     )

@@ -15,12 +15,14 @@ from mtfl_jax.learning.algorithms.record import (
     Algorithm,
     Cost,
     Trained,
+    in_steps,
     products,
     seen,
 )
 from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
 
 
@@ -43,8 +45,8 @@ def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
         batch = step_batch(p, cell, tasks, "features", step)
         return updates.joint_update(*state, batch, losses, rule_, p.arithmetic)
 
-    params, diverged = updates.train(update, (params, rule_.init(params)), p.steps, p.record)
-    return Trained(params, diverged, lambda step: step_batch(p, cell, tasks, "features", step - 1))
+    start = params, rule_.init(params)
+    return in_steps(p, cell, tasks, update, start, lambda step: step_batch(p, cell, tasks, "features", step))
 
 
 def _cost(p: Program, step: Any) -> Cost:
@@ -64,9 +66,9 @@ ALGORITHMS.register(
             Field("lr", "knob", number(0), "peak learning rate of joint"),
             Field("schedule", "choice", of(SCHEDULES), "learning-rate schedule of joint"),
         ),
-        uses=IN_STEPS,
-        when=WHEN_IN_STEPS,
-        rules=STEPPED_RULES,
+        uses=(*IN_STEPS, *STOPPING),
+        when={**WHEN_IN_STEPS, **WHEN_STOPPING},
+        rules=(*STEPPED_RULES, stops_by_what_means_something),
         stepped=True,
         prefix=rule("schedule")(lambda c: not SCHEDULES[c.schedule].of_steps),
     )

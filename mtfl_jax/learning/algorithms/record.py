@@ -18,6 +18,7 @@ from mtfl_jax.learning.drawing import BATCHES, FIXED
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.stopping import until
 from mtfl_jax.learning.tasks import Tasks
 from mtfl_jax.learning.updates import Samples
 from mtfl_jax.records import Registry
@@ -25,12 +26,14 @@ from mtfl_jax.records import Registry
 
 class Trained(NamedTuple):
     """Networks after each recorded update, leaves with a leading axis len(p.record); the first update count whose
-    network is not finite, 0 if none; and the samples of the update that ends at a count (None: it saw none).
+    network is not finite, 0 if none; the samples of the last update at a count (None: it saw none); and, of one that
+    may stop, the update count after which it did, 0 if it did not.
     """
 
     params: Params
     diverged: Int[Array, ""]
     batch: Callable[[Any], Samples | None]
+    stopped: Int[Array, ""] | None = None
 
 
 class Cost(NamedTuple):
@@ -99,6 +102,23 @@ def at_once(params: Params, batch: Samples | None) -> Trained:
     """The outcome of an algorithm without steps."""
     diverged = jnp.where(updates.finite(params), 0, 1)
     return Trained(jax.tree.map(lambda leaf: leaf[None], params), diverged, lambda step: batch)
+
+
+def in_steps(
+    p: Program,
+    cell: Cell,
+    of: Tasks,
+    update: Callable[[updates.State, Int[Array, ""]], updates.State],
+    state: updates.State,
+    batch: Callable[[Any], Samples],
+) -> Trained:
+    """The outcome of `p.steps` updates, fewer where the training stops; batch(step): the samples of update `step`."""
+    if "stop_when" not in p:
+        return Trained(*updates.train(update, state, p.steps, p.record), lambda step: batch(step - 1))
+    updated = until(p, cell, of, update, lambda count: batch(count - 1))
+    start = (state[0], (state[1], jnp.zeros((), jnp.int32)))
+    (_, (_, stopped)), params, diverged = updates.run(updated, start, p.steps, p.record)
+    return Trained(params, diverged, lambda step: batch(updates.taken(stopped, step) - 1), stopped)
 
 
 class Seen(NamedTuple):
