@@ -27,6 +27,7 @@ from mtfl_jax.learning.algorithms.record import loss_names
 from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import SAMPLES
+from mtfl_jax.learning.initial import INIT_SCALE
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.measures import MEASURES, sets, stoppable
 from mtfl_jax.learning.network import BIASES
@@ -113,6 +114,7 @@ ALWAYS = (
     ),
     Field("network", "choice", _networks(), "two layers and the activation between them"),
     Field("bias", "choice", one_of(*BIASES), "biases of the hidden layer"),
+    INIT_SCALE,
     Field(
         "bias_scale",
         "knob",

@@ -279,10 +279,12 @@ def joint(
     train_bias=False,
     Q=None,
     activation="relu",
+    factors=(1, 1),
 ):
     """The parameters after each update of W, A and a trained b on one of `samples`.
 
-    Weight decay acts on W, through the gradient or (DECOUPLED) directly. With Q (d, d) the inputs are x Qᵀ and the
+    Weight decay acts on W, through the gradient or (DECOUPLED) directly. factors: of the rates of W and b, and of A.
+    With Q (d, d) the inputs are x Qᵀ and the
     weights W Qᵀ, as in the run's own basis; what is returned is turned back.
     """
     if Q is not None:
@@ -291,6 +293,7 @@ def joint(
             [(x @ Q.T, y) for x, y in samples],
             *(names, optimizer, lr, shape, momentum, decay, train_bias),
             activation=activation,
+            factors=factors,
         )
         return [p | {"W": p["W"] @ Q} for p in turned]
     state = {name: {} for name in params}
@@ -305,7 +308,7 @@ def joint(
                 step = direction(optimizer, grads[name], state[name], k + 1, momentum) + pull
             else:
                 step = direction(optimizer, grads[name] + pull, state[name], k + 1, momentum)
-            moved[name] = params[name] - rate * step
+            moved[name] = params[name] - rate * factors[name == "A"] * step
         params = moved
         history.append(params)
     return history

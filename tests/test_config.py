@@ -161,7 +161,8 @@ def test_knobs_leave_the_program_alone_and_shapes_change_it():
         from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", split_batch=True),
         from_keywords(algorithm="joint", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum"),
         from_keywords(algorithm="joint", samples="batches"),
-        from_keywords(algorithm="joint", stop_when="train_loss"),
+        from_keywords(algorithm="joint", stop_when="train_loss", init_scale=2, head_init="random"),
+        from_keywords(algorithm="joint", lr_d_power=0.5, lr_n_power=0.5, lr_width_power=0.5),
         *(from_keywords(data=law, label_noise=0.1) for law in FIELDS["data"].type.names()),
     ]
     bases += [

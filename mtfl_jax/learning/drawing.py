@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer, Key
 
-from mtfl_jax.learning import data, draws, keys, network, tasks
+from mtfl_jax.learning import data, draws, keys, network, parametrizations, tasks
 from mtfl_jax.learning.data import Inputs
+from mtfl_jax.learning.initial import HEAD_INITS
 from mtfl_jax.learning.losses import LOSSES, Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
@@ -47,12 +48,17 @@ def sample_tasks(
 
 
 def draw_network(p: Program, cell: Cell) -> Params:
-    """The network at initialisation, its neurons shared among devices where the program is spread."""
+    """The network before any update, its neurons shared among devices where the program is spread."""
     key = keys.stream(cell.seed, "network")
     scale = cell.bias_scale if p.bias == "random" else 0.0
     params = network.initialise(
         key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale
     )
+    if "init_scale" in cell:
+        params = params | {"W": cell.init_scale * params["W"]}
+    if "head_init" in p:
+        make, deviation = HEAD_INITS[p.head_init].make, parametrizations.deviation(p, cell)
+        params = make(params, keys.named(key, "heads"), cell.width, deviation)
     return network.spread(params) if p.spread else params
 
 

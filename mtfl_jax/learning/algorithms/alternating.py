@@ -21,6 +21,8 @@ from mtfl_jax.learning.algorithms.record import (
     seen,
 )
 from mtfl_jax.learning.drawing import BATCHES, draw_network, losses_of, step_batch
+from mtfl_jax.learning.initial import HEAD_INIT
+from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
@@ -28,6 +30,8 @@ from mtfl_jax.learning.tasks import Tasks
 
 def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
     losses = losses_of(p, cell)
+    first, own_heads = factors(p, cell)
+    lr_a, lr_w = cell.lr_a * own_heads, powers(cell, cell.lr_w) * first
 
     def update(state: updates.State, step: Int[Array, ""]) -> updates.State:
         features = step_batch(p, cell, of, "features", step)
@@ -37,9 +41,9 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
             heads,
             features,
             losses,
-            lr_a=cell.lr_a,
-            lr_w=cell.lr_w,
-            shrink=cell.lr_w * cell.weight_decay,
+            lr_a=lr_a,
+            lr_w=lr_w,
+            shrink=lr_w * cell.weight_decay,
             head_steps=p.head_steps,
             train_bias=p.bias == "trained",
             how=p.arithmetic,
@@ -79,6 +83,8 @@ ALGORITHMS.register(
         settings=(
             Field("head_steps", "choice", integer(1, examples=(1, 2)), "head steps a round"),
             Field("split_batch", "choice", flag(), "whether the heads get n1 samples of their own"),
+            HEAD_INIT,
+            *SCALING,
         ),
         uses=(*IN_STEPS, *STOPPING, "lr_a", "lr_w", "n1"),
         when={**WHEN_IN_STEPS, **WHEN_STOPPING, "n1": SPLIT},

@@ -20,7 +20,9 @@ from mtfl_jax.learning.algorithms.record import (
     seen,
 )
 from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
+from mtfl_jax.learning.initial import HEAD_INIT
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
+from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
@@ -32,13 +34,14 @@ def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
         rotation = data.rotation(keys.stream(cell.seed, "rotation"), cell.d, p.d)
     rule_ = optimizer(
         p.optimizer,
-        cell.lr,
+        powers(cell, cell.lr),
         schedule=p.schedule,
         steps=p.steps,
         momentum=cell.momentum if OPTIMIZERS[p.optimizer].momentum else 0.0,
         weight_decay=cell.weight_decay,
         train_bias=p.bias == "trained",
         rotation=rotation,
+        factors=factors(p, cell, unit=OPTIMIZERS[p.optimizer].unit) if "parametrization" in p else None,
     )
 
     def update(state: updates.State, step: Int[Array, ""]) -> updates.State:
@@ -65,6 +68,8 @@ ALGORITHMS.register(
             Field("optimizer", "choice", of(OPTIMIZERS), "optimiser of joint"),
             Field("lr", "knob", number(0), "peak learning rate of joint"),
             Field("schedule", "choice", of(SCHEDULES), "learning-rate schedule of joint"),
+            HEAD_INIT,
+            *SCALING,
         ),
         uses=(*IN_STEPS, *STOPPING),
         when={**WHEN_IN_STEPS, **WHEN_STOPPING},
