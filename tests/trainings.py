@@ -194,7 +194,11 @@ def powers_of(cell):
 def learn(p, cell):
     """What the reference learns from the same draws: the recorded networks, and the samples of train_loss."""
     of, params, losses = draw_tasks(p, cell), draw_network(p, cell), losses_of(p, cell)
-    sample = functools.partial(draw_sample, p, cell, of)
+
+    def sample(purpose, step):
+        drawn = draw_sample(p, cell, of, purpose, step)
+        return reference.without_low_degrees(drawn, p.remove_degree) if "remove_degree" in p else drawn
+
     how = {"activation": p.arithmetic.activation}
     train_bias = p.bias == "trained"
     if p.algorithm in ("random_features", "oracle"):
@@ -217,10 +221,13 @@ def learn(p, cell):
         return [reference.one_step(params, heads, features, losses, *rates, decay, train_bias, **how)], [features]
     features = [sample("features", step) for step in range(p.steps)]
     assert np.array_equal(features[0][0], features[1][0]) == (p.samples == "fixed")
+    bounds = {"clip": float(cell.clip) if "clip" in cell else None, "weight_norm": "weight_norm" in p}
     if p.algorithm == "alternating":
         heads = [sample("heads", step) for step in range(p.steps)] if p.split_batch else features
         rounds = zip(heads, features, strict=True)
-        history = reference.alternating(params, rounds, losses, *rates, decay, p.head_steps, train_bias, **how)
+        history = reference.alternating(
+            params, rounds, losses, *rates, decay, p.head_steps, train_bias, **how, **bounds
+        )
     else:
         assert p.algorithm == "joint"
         Q = None
@@ -241,6 +248,7 @@ def learn(p, cell):
             Q,
             **how,
             factors=(first, own_heads),
+            **bounds,
         )
     if "stop_when" in p:
         history, features = stopped(p, cell, history, features)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer, Key
 
-from mtfl_jax.learning import data, draws, keys, network, parametrizations, tasks
+from mtfl_jax.learning import data, draws, keys, network, parametrizations, removal, tasks
 from mtfl_jax.learning.data import Inputs
 from mtfl_jax.learning.initial import HEAD_INITS
 from mtfl_jax.learning.losses import LOSSES, Pointwise
@@ -169,8 +169,17 @@ def once_batch(p: Program, cell: Cell, of: Tasks, purpose: str) -> Samples:
     max_n, _ = _sizes(p, cell, purpose)
     count, size = split(max_n, max_n if _whole(p) else PART)
     if count == 1:
-        return draw_batch(p, cell, of, purpose, 0)
-    return Parts(lambda i: draw_batch(p, cell, of, purpose, 0, i * size + jnp.arange(size)), count, cell.num_tasks)
+        return _removed(p, draw_batch(p, cell, of, purpose, 0))
+
+    def part(i: IntLike) -> Batch:
+        return draw_batch(p, cell, of, purpose, 0, i * size + jnp.arange(size))
+
+    return _removed(p, Parts(part, count, cell.num_tasks))
+
+
+def _removed(p: Program, batch: Samples) -> Samples:
+    """Samples as they are trained on."""
+    return removal.without(p.remove_degree, batch) if "remove_degree" in p else batch
 
 
 def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Samples:
@@ -180,7 +189,7 @@ def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -
         batch = draw_batch(p, cell, of, purpose, 0, which)._replace(n=count)
     else:
         batch = draw_batch(p, cell, of, purpose, 0 if p.samples == FIXED else step)
-    return batch if _whole(p) else in_parts(batch, PART)
+    return _removed(p, batch if _whole(p) else in_parts(batch, PART))
 
 
 def _in_epochs(

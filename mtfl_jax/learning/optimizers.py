@@ -5,7 +5,7 @@ Source: ours.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import optax
 from jax import Array
@@ -178,16 +178,20 @@ def optimizer(
     train_bias: bool = False,
     rotation: Float[Array, "d d"] | None = None,
     factors: tuple[RealLike, RealLike] | None = None,
+    clip: RealLike | None = None,
 ) -> optax.GradientTransformation:
     """The optax transformation of `joint` on `Params`.
 
     Weight decay acts on W only; b stays fixed unless `train_bias`. An optimiser that is not equivariant works in the
     basis of `rotation` Q: it sees W Qᵀ and its gradient, and its update is rotated back. factors: what the rates of the
-    first layer and of the heads are multiplied by.
+    first layer and of the heads are multiplied by. clip: most of the norm of the gradient of all that is trained,
+    before weight decay.
     """
     kind, shape = OPTIMIZERS[name], SCHEDULES[schedule].shape(steps)
     only_w = {"W": True, "b": False, "A": False}
     rule = kind.make(lambda count: lr * shape(count), momentum, weight_decay, only_w)
+    if clip is not None:
+        rule = optax.chain(optax.clip_by_global_norm(cast(float, clip)), rule)
     if not train_bias:
         # No rule here moves a leaf whose gradient is zero.
         rule = optax.chain(optax.masked(optax.set_to_zero(), {"W": False, "b": True, "A": False}), rule)

@@ -10,6 +10,7 @@ from mtfl_jax.learning import updates
 from mtfl_jax.learning.algorithms.record import (
     ALGORITHMS,
     IN_STEPS,
+    REMOVAL_RULES,
     STEPPED_RULES,
     WHEN_IN_STEPS,
     Algorithm,
@@ -20,10 +21,12 @@ from mtfl_jax.learning.algorithms.record import (
     products,
     seen,
 )
+from mtfl_jax.learning.bounds import BOUNDS, clip_of
 from mtfl_jax.learning.drawing import BATCHES, draw_network, losses_of, step_batch
 from mtfl_jax.learning.initial import HEAD_INIT
 from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.removal import REMOVE_DEGREE
 from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
 
@@ -47,6 +50,7 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
             head_steps=p.head_steps,
             train_bias=p.bias == "trained",
             how=p.arithmetic,
+            clip=clip_of(cell),
         )
         return moved, state[1]
 
@@ -85,10 +89,12 @@ ALGORITHMS.register(
             Field("split_batch", "choice", flag(), "whether the heads get n1 samples of their own"),
             HEAD_INIT,
             *SCALING,
+            *BOUNDS,
+            REMOVE_DEGREE,
         ),
         uses=(*IN_STEPS, *STOPPING, "lr_a", "lr_w", "n1"),
         when={**WHEN_IN_STEPS, **WHEN_STOPPING, "n1": SPLIT},
-        rules=(*STEPPED_RULES, stops_by_what_means_something, _heads_have_batches),
+        rules=(*STEPPED_RULES, *REMOVAL_RULES, stops_by_what_means_something, _heads_have_batches),
         stepped=True,
         prefix=ALWAYS,
     )

@@ -10,6 +10,7 @@ from mtfl_jax.learning import data, keys, updates
 from mtfl_jax.learning.algorithms.record import (
     ALGORITHMS,
     IN_STEPS,
+    REMOVAL_RULES,
     STEPPED_RULES,
     WHEN_IN_STEPS,
     Algorithm,
@@ -19,11 +20,13 @@ from mtfl_jax.learning.algorithms.record import (
     products,
     seen,
 )
+from mtfl_jax.learning.bounds import BOUNDS, clip_of
 from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
 from mtfl_jax.learning.initial import HEAD_INIT
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
 from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.removal import REMOVE_DEGREE
 from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
 
@@ -42,6 +45,7 @@ def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
         train_bias=p.bias == "trained",
         rotation=rotation,
         factors=factors(p, cell, unit=OPTIMIZERS[p.optimizer].unit) if "parametrization" in p else None,
+        clip=clip_of(cell),
     )
 
     def update(state: updates.State, step: Int[Array, ""]) -> updates.State:
@@ -70,10 +74,12 @@ ALGORITHMS.register(
             Field("schedule", "choice", of(SCHEDULES), "learning-rate schedule of joint"),
             HEAD_INIT,
             *SCALING,
+            *BOUNDS,
+            REMOVE_DEGREE,
         ),
         uses=(*IN_STEPS, *STOPPING),
         when={**WHEN_IN_STEPS, **WHEN_STOPPING},
-        rules=(*STEPPED_RULES, stops_by_what_means_something),
+        rules=(*STEPPED_RULES, *REMOVAL_RULES, stops_by_what_means_something),
         stepped=True,
         prefix=rule("schedule")(lambda c: not SCHEDULES[c.schedule].of_steps),
     )

@@ -17,6 +17,7 @@ from mtfl_jax.learning.algorithms.record import (
     Trained,
     at_once,
     loss_names,
+    losses_of_what_is_left,
     products,
 )
 from mtfl_jax.learning.arithmetic import AUTO, EXACT
@@ -25,6 +26,7 @@ from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
 from mtfl_jax.learning.initial import HEAD_INIT
 from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.removal import REMOVE_DEGREE
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 
 
@@ -55,7 +57,7 @@ def _cost(p: Program, step: Any) -> Cost:
     return Cost(p.n1 + p.n2, p.n1 + p.n2, flops)
 
 
-OWN = (HEAD_INIT, *SCALING)
+OWN = (HEAD_INIT, *SCALING, REMOVE_DEGREE)
 
 
 @rule(
@@ -95,7 +97,7 @@ ALGORITHMS.register(
         _cost,
         settings=OWN,
         uses=(*TRAINED, "n1", "n2", "lr_a", "lr_w", "weight_decay"),
-        rules=TRAINED_RULES,
+        rules=(*TRAINED_RULES, losses_of_what_is_left),
         shared=Shared(_by_moments, _rows, moment_rows.run, moments.MAX_R),
     )
 )

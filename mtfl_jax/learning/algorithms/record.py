@@ -11,10 +11,11 @@ from jax import Array
 from jaxtyping import Int
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
-from mtfl_jax.learning import updates
+from mtfl_jax.learning import removal, updates
 from mtfl_jax.learning.activations import of_network
 from mtfl_jax.learning.arithmetic import EXACT
-from mtfl_jax.learning.drawing import BATCHES, FIXED
+from mtfl_jax.learning.bounds import with_norms
+from mtfl_jax.learning.drawing import BATCHES, FIXED, FRESH
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
@@ -113,6 +114,8 @@ def in_steps(
     batch: Callable[[Any], Samples],
 ) -> Trained:
     """The outcome of `p.steps` updates, fewer where the training stops; batch(step): the samples of update `step`."""
+    if "weight_norm" in p and p.weight_norm:
+        update = with_norms(update, state[0]["W"])
     if "stop_when" not in p:
         return Trained(*updates.train(update, state, p.steps, p.record), lambda step: batch(step - 1))
     updated = until(p, cell, of, update, lambda count: batch(count - 1))
@@ -172,6 +175,24 @@ def _bounded(c: View) -> None:
         )
 
 
+@rule("remove_degree", "loss", "losses")
+def losses_of_what_is_left(c: View) -> None:
+    """Labels that lack a component are real."""
+    margins = [name for name in loss_names(c) if LOSSES[name].margin]
+    if c.remove_degree != removal.NONE and margins:
+        key, value = ("losses", list(c.losses)) if c.loss == MIXTURE else ("loss", c.loss)
+        known = ", ".join(name for name, loss in LOSSES.items() if not loss.margin)
+        allowed = f"{margins[0]} is of labels ±1; allowed with remove_degree={c.remove_degree}: {known}"
+        raise ConfigError(key, value, allowed)
+
+
+@rule("remove_degree", "samples")
+def moments_are_of_all_samples(c: View) -> None:
+    """The moments of a batch are not those of its set."""
+    if c.remove_degree != removal.NONE and c.samples == BATCHES:
+        raise ConfigError("samples", c.samples, f"allowed with remove_degree={c.remove_degree}: {FRESH}, {FIXED}")
+
+
 @rule("measure_at", "steps")
 def _measured_within_the_steps(c: View) -> None:
     if isinstance(c.measure_at, tuple) and c.measure_at[-1] > c.steps:
@@ -184,6 +205,8 @@ def _batches_are_parts(c: View) -> None:
         raise ConfigError("batch", c.batch, f"allowed: from 1 to n2={c.n2}")
 
 
+REMOVAL_RULES = (losses_of_what_is_left, moments_are_of_all_samples)
+"""Of an algorithm that takes steps on labels of which components may be removed."""
 TRAINED_RULES = (_plain_where_inputs_are_own, _plain_where_kernels_lack_the_activation)
 STEPPED_RULES = (*TRAINED_RULES, _decay_is_a_number, _bounded, _measured_within_the_steps, _batches_are_parts)
 
