@@ -145,6 +145,7 @@ def draw_network(p, cell):
     """The network at initialisation, of true size."""
     kind = [name for name in ("head_init", "parametrization") if name in p]
     scale = [name for name in ("bias_scale", "init_scale", "head_scale") if name in cell]
+    scale += ["num_tasks"] * ("head_init" in p)
     some = _of(p, ("d", "width", "num_tasks", "bias", *kind))
     params = _network(some, _of(cell, ("seed", "d", "width", *scale)))
     width, d, num_tasks = int(cell.width), int(cell.d), int(cell.num_tasks)
@@ -261,10 +262,17 @@ def stopped(p, cell, history, features):
     return ([*own[:at], *[own[at - 1]] * (len(own) - at)] if at else own for own in (history, features))
 
 
+def looked_at(p, cell, params, trained_on):
+    """What `stop_when` is of a network."""
+    if p.stop_when == "train_loss":
+        return reference.objective(params, trained_on, losses_of(p, cell), p.arithmetic.activation)
+    return measured(p, cell, params, trained_on)[p.stop_when]
+
+
 def stop(p, cell, history, features):
     """The number of updates after which the threshold is seen to be met, 0 if it is not."""
     for k in range(p.stop_every, len(history) + 1, p.stop_every):
-        value = measured(p, cell, history[k - 1], features[k - 1])[p.stop_when]
+        value = looked_at(p, cell, history[k - 1], features[k - 1])
         if (value <= cell.stop_at) if MEASURES[p.stop_when].stops == "below" else (value >= cell.stop_at):
             return k
     return 0

@@ -59,6 +59,7 @@ def draw_network(p: Program, cell: Cell) -> Params:
     if "head_init" in p:
         make, deviation = HEAD_INITS[p.head_init].make, parametrizations.deviation(p, cell)
         params = make(params, keys.named(key, "heads"), cell.width, deviation)
+        params |= {"A": jnp.where((jnp.arange(p.num_tasks) < cell.num_tasks)[:, None], params["A"], 0)}
     return network.spread(params) if p.spread else params
 
 

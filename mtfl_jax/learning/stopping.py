@@ -52,9 +52,10 @@ def until(
     that what changes nothing. batch(count): the samples of the update that ends at a count.
     """
     record = MEASURES[p.stop_when]
+    # Once, and not at every look.
+    x = draw_inputs(p, cell, test_key(cell), p.n_test) if "n_test" in record.uses else None
 
     def met(params: Params, count: Int[Array, ""]) -> Bool[Array, ""]:
-        x = draw_inputs(p, cell, test_key(cell), p.n_test) if "n_test" in record.uses else None
         assert record.compute is not None
         value = record.compute(Seen(p, cell, of, params, batch(count), x))
         return value <= cell.stop_at if record.stops == "below" else value >= cell.stop_at
