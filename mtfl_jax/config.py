@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from mtfl_jax import settings
-from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
+from mtfl_jax.fields import NONE_NEUTRAL, ConfigError, Field, Rule, View, rule
 from mtfl_jax.kinds import KINDS, PARTS, PROBED, TAKEN, Kind, names_of, recorded
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Shared
@@ -25,7 +25,8 @@ from mtfl_jax.records import REGISTRIES, guess
 class Derived(NamedTuple):
     """What follows from the records there are.
 
-    bears: of each field whether it bears on a cell's row. sources: the extensions that a cell uses, in words. checks:
+    bears: of each field whether it bears on a cell's row. shown: whether its column has its value there, which one that
+    is neutral has though it does not bear. sources: the extensions that a cell uses, in words. checks:
     rules that raise ConfigError. prefixes: whether a training of fewer steps is the beginning of a longer one. shared:
     whether a pass gives a cell's row among others'. rows: the settings in which the cells of such a pass may differ;
     row: what tells their rows apart, empty for other cells: family, r, width, num_tasks, the family's settings by name.
@@ -35,6 +36,7 @@ class Derived(NamedTuple):
 
     fields: dict[str, Field]
     bears: dict[str, Rule]
+    shown: dict[str, Rule]
     sources: Rule
     checks: tuple[Rule, ...]
     prefixes: Rule
@@ -78,13 +80,15 @@ def refresh() -> None:
     FIELDS.clear()
     FIELDS.update(fields)
     always = {field.name for field in settings.ALWAYS}
-    bears = {name: _always(field) if name in always else _used(name) for name, field in fields.items()}
+    shown = {name: _always(field) if name in always else _used(name) for name, field in fields.items()}
+    bears = {name: _unless_neutral(fields[name], own) for name, own in shown.items()}
     holds = {name: record.shared.holds if record.shared else None for name, record in ALGORITHMS.items()}
     shared = _by_algorithm(holds, False)
     _derived[:] = [
         Derived(
             fields,
             bears,
+            shown,
             _sources(fields, bears),
             tuple(_checks()),
             _by_algorithm({name: record.prefix for name, record in ALGORITHMS.items()}, False),
@@ -142,6 +146,12 @@ def _sources(fields: Mapping[str, Field], bears: Mapping[str, Rule]) -> Rule:
 
 def _always(field: Field) -> Rule:
     return field.when or rule()(lambda c: True)
+
+
+def _unless_neutral(field: Field, own: Rule) -> Rule:
+    if field.neutral is NONE_NEUTRAL:
+        return own
+    return Rule(own.reads | {field.name}, lambda c: getattr(c, field.name) != field.neutral and own.within(c))
 
 
 def _used(name: str) -> Rule:

@@ -247,6 +247,9 @@ def rule(*reads: str) -> Callable[[Callable[[View], Any]], Rule]:
 
 Kind = Literal["shape", "knob", "choice"]
 
+NONE_NEUTRAL = object()
+"""Of a setting that bears with all its values."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Field:
@@ -257,6 +260,8 @@ class Field:
     `when`: whether it bears on a row, beside being used by what the cell chooses (always, where nothing uses it by
     name). `identified`: whether rows that differ in it are different rows. `default`: only of a setting that a record
     brings along; the others' are in conf/. `before`: what rows had that were written before the setting was there.
+    `neutral`: the value with which a row is what it is without the setting; it is then no part of the row's program and
+    identity, and its column has it all the same (NONE_NEUTRAL: there is none; null is one).
     `label`: what figures call it, where that is not in `names.COLUMN_LABELS`. Raises ValueError for one that cannot be.
     """
 
@@ -269,6 +274,7 @@ class Field:
     identified: bool = True
     default: Any = None
     before: Any = None
+    neutral: Any = NONE_NEUTRAL
     label: str = ""
 
     def __post_init__(self) -> None:

@@ -11,10 +11,13 @@ from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import loss_names
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.data import LAWS
+from mtfl_jax.learning.initial import HEAD_INITS
 from mtfl_jax.learning.losses import LOSSES
 from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
+from mtfl_jax.learning.parametrizations import PARAMETRIZATIONS
 from mtfl_jax.learning.probe import NONE, PROBES
+from mtfl_jax.learning.stopping import NEVER
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS
 from mtfl_jax.records import Registry
@@ -52,12 +55,20 @@ KINDS = (
     Kind(FAMILIES, rule("tasks")(lambda c: (c.tasks,)), "tasks"),
     Kind(ACTIVATIONS, rule("network")(lambda c: (c.network.removeprefix(PREFIX),)), "network"),
     Kind(ALGORITHMS, rule("algorithm")(lambda c: (c.algorithm,)), "algorithm"),
+    Kind(HEAD_INITS, rule("algorithm", "head_init")(_owned_by_algorithm("head_init"))),
+    Kind(PARAMETRIZATIONS, rule("algorithm", "parametrization")(_owned_by_algorithm("parametrization"))),
     Kind(OPTIMIZERS, rule("algorithm", "optimizer")(_owned_by_algorithm("optimizer"))),
     Kind(SCHEDULES, rule("algorithm", "schedule")(_owned_by_algorithm("schedule"))),
     Kind(LOSSES, rule("loss", "losses")(loss_names), "loss"),
     Kind(
         MEASURES,
         rule("measure")(lambda c: tuple(name for name, measure in MEASURES.items() if c.measure in measure.sets)),
+    ),
+    Kind(
+        MEASURES,
+        rule("algorithm", "stop_when")(
+            lambda c: tuple(name for name in _owned_by_algorithm("stop_when")(c) if name != NEVER)
+        ),
     ),
     Kind(PROBES, rule("probe")(lambda c: () if c.probe == NONE else (c.probe,)), "probe"),
     Kind(FAMILIES, rule("probe", "probe_tasks")(lambda c: () if c.probe == NONE else (c.probe_tasks,)), prefix=PROBED),

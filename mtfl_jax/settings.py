@@ -2,6 +2,7 @@
 are in conf/.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -26,10 +27,12 @@ from mtfl_jax.learning.algorithms.record import loss_names
 from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import SAMPLES
+from mtfl_jax.learning.initial import INIT_SCALE
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
-from mtfl_jax.learning.measures import MEASURES, sets
+from mtfl_jax.learning.measures import MEASURES, sets, stoppable
 from mtfl_jax.learning.network import BIASES
 from mtfl_jax.learning.probe import NONE, PROBES
+from mtfl_jax.learning.stopping import NEVER
 from mtfl_jax.learning.tasks import FAMILIES
 
 MOST_SEED = 2**31 - 1
@@ -63,6 +66,10 @@ def _measure_at() -> Type:
             raise ConfigError(key, value, f"allowed: {allowed}") from None
 
     return Type(parse, None, lambda: ("log", "last", (1,), (1, 2)), listed=True, allowed=lambda: allowed)
+
+
+def _stops() -> Type:
+    return choice(lambda: (NEVER, *stoppable()), MEASURES.source)
 
 
 @rule("tasks", "probe", "probe_tasks")
@@ -107,6 +114,7 @@ ALWAYS = (
     ),
     Field("network", "choice", _networks(), "two layers and the activation between them"),
     Field("bias", "choice", one_of(*BIASES), "biases of the hidden layer"),
+    INIT_SCALE,
     Field(
         "bias_scale",
         "knob",
@@ -165,6 +173,14 @@ USED = (
         "new samples every step, one training set, or batches of one in a new random order every epoch",
     ),
     Field("batch", "shape", integer(1, examples=(1, 2, 3)), "samples of a step where samples=batches"),
+    Field("stop_when", "choice", _stops(), "measurement whose threshold stops a training", neutral=NEVER),
+    Field(
+        "stop_at",
+        "knob",
+        number(-math.inf, examples=(0.3, 0.72)),
+        "threshold of stop_when: a training stops there or beyond, where its loss or error is lower or its R² higher",
+    ),
+    Field("stop_every", "choice", integer(1, examples=(1, 2)), "updates from one look at stop_when to the next"),
     Field("precision", "choice", one_of(*PRECISIONS), "precision of the factors of the training's matrix products"),
     Field(
         "kernel",

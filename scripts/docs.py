@@ -31,9 +31,11 @@ from mtfl_jax.help import WORDS
 from mtfl_jax.learning.activations import PREFIX, Activation
 from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.data import Law
+from mtfl_jax.learning.initial import HEAD_INITS, HeadInit
 from mtfl_jax.learning.losses import Loss
 from mtfl_jax.learning.measures import MEASURES, Measure
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, Optimizer, Schedule
+from mtfl_jax.learning.parametrizations import PARAMETRIZATIONS, Parametrization
 from mtfl_jax.learning.probe import Probe
 from mtfl_jax.learning.tasks import Family
 
@@ -130,7 +132,13 @@ def choices_page() -> str:
             every = FIELDS[kind.group].type.names or tuple
             rows = [(f"`{name}`", docs[name.removeprefix(PREFIX)], changes(kind.group, name)) for name in every()]
             parts += [f"## {kind.group}", f"{FIELDS[kind.group].doc}.", table(["choice", "what it is", "brings"], rows)]
-    for title, registry in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("model of mtfl-fit", MODELS)):
+    for title, registry in (
+        ("head_init", HEAD_INITS),
+        ("parametrization", PARAMETRIZATIONS),
+        ("optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+        ("model of mtfl-fit", MODELS),
+    ):
         rows = [(f"`{name}`", record.doc) for name, record in registry.items()]
         parts += [f"## {title}", table(["choice", "what it is"], rows)]
     rows = [(f"`{name}`", studies.named(name).doc) for name in studies.built_in()]
@@ -208,10 +216,14 @@ def first_sentence(module: ModuleType) -> str:
     return " ".join((module.__doc__ or "").strip().split("\n\n")[0].split())
 
 
+RECORDS = (Family, Law, Loss, Activation, HeadInit, Algorithm, Parametrization, Measure, Probe, Optimizer, Schedule)
+"""Kinds of records, beside studies and fit models."""
+
+
 def records_page() -> str:
     """What each kind of record holds."""
     parts = ["# Records", "An extension registers one of these; [Your own science](../how-to/extend.md) shows how."]
-    for kind in (Family, Law, Loss, Activation, Algorithm, Measure, Probe, Optimizer, Schedule, Study, Model):
+    for kind in (*RECORDS, Study, Model):
         rows = [
             (f"`{member.name}`", f"`{member.type}`", "" if required(member) else "optional")
             for member in dataclasses.fields(kind)

@@ -168,15 +168,38 @@ def gradients(params, sample, names, activation="relu"):
     }
 
 
-def head_step(params, sample, names, lr_a, activation="relu"):
+def clipped(grads, clip):
+    """The gradient of what moves, shortened to the length `clip` where it is longer."""
+    length = np.sqrt(sum((leaf**2).sum() for leaf in grads.values()))
+    return grads if clip is None or length < clip else {name: leaf * clip / length for name, leaf in grads.items()}
+
+
+def renormed(params, start):
+    """Rows of W with the lengths of those of `start`."""
+    lengths = [np.linalg.norm(W, axis=1, keepdims=True) for W in (start["W"], params["W"])]
+    return params | {"W": params["W"] * lengths[0] / lengths[1]}
+
+
+def without_low_degrees(sample, degree):
+    """Samples whose labels lack their mean, and where degree is `linear` what the mean of y x predicts of them."""
+    x, y = sample
+    left = y - y.mean(axis=0)
+    for t in range(y.shape[1] if degree == "linear" else 0):
+        own = inputs_of(x, t)
+        left[:, t] -= own @ (own * y[:, t : t + 1]).mean(axis=0)
+    return x, left
+
+
+def head_step(params, sample, names, lr_a, activation="relu", clip=None):
     """Every a_t by ∇_{a_t} L_t (not of L, which is 1/T of it)."""
     steps = [task_gradients(params, sample, names, t, activation)[0] for t in range(sample[1].shape[1])]
-    return params | {"A": params["A"] - lr_a * np.stack(steps)}
+    return params | {"A": params["A"] - lr_a * clipped({"A": np.stack(steps)}, clip)["A"]}
 
 
-def representation_step(params, sample, names, lr_w, decay, train_bias=False, activation="relu"):
+def representation_step(params, sample, names, lr_w, decay, train_bias=False, activation="relu", clip=None):
     """W by ∇_W L and weight decay λ_w; a trained bias by ∇_b L alone."""
     grads = gradients(params, sample, names, activation)
+    grads = clipped({name: grads[name] for name in (("W", "b") if train_bias else ("W",))}, clip)
     W = (1 - lr_w * decay) * params["W"] - lr_w * grads["W"]
     b = params["b"] - lr_w * grads["b"] if train_bias else params["b"]
     return params | {"W": W, "b": b}
@@ -192,13 +215,26 @@ def one_step(
     return representation_step(stepped, features, names, lr_w, decay, train_bias, activation)
 
 
-def alternating(params, samples, names, lr_a, lr_w, decay, head_steps=1, train_bias=False, activation="relu"):
+def alternating(
+    params,
+    samples,
+    names,
+    lr_a,
+    lr_w,
+    decay,
+    head_steps=1,
+    train_bias=False,
+    activation="relu",
+    clip=None,
+    weight_norm=False,
+):
     """The parameters after each round, of which `samples` lists (heads, features)."""
-    history = []
+    history, start = [], params
     for heads, features in samples:
         for _ in range(head_steps):
-            params = head_step(params, heads, names, lr_a, activation)
-        params = representation_step(params, features, names, lr_w, decay, train_bias, activation)
+            params = head_step(params, heads, names, lr_a, activation, clip)
+        params = representation_step(params, features, names, lr_w, decay, train_bias, activation, clip)
+        params = renormed(params, start) if weight_norm else params
         history.append(params)
     return history
 
@@ -279,10 +315,14 @@ def joint(
     train_bias=False,
     Q=None,
     activation="relu",
+    factors=(1, 1),
+    clip=None,
+    weight_norm=False,
 ):
     """The parameters after each update of W, A and a trained b on one of `samples`.
 
-    Weight decay acts on W, through the gradient or (DECOUPLED) directly. With Q (d, d) the inputs are x Qᵀ and the
+    Weight decay acts on W, through the gradient or (DECOUPLED) directly. factors: of the rates of W and b, and of A.
+    With Q (d, d) the inputs are x Qᵀ and the
     weights W Qᵀ, as in the run's own basis; what is returned is turned back.
     """
     if Q is not None:
@@ -291,22 +331,27 @@ def joint(
             [(x @ Q.T, y) for x, y in samples],
             *(names, optimizer, lr, shape, momentum, decay, train_bias),
             activation=activation,
+            factors=factors,
+            clip=clip,
+            weight_norm=weight_norm,
         )
         return [p | {"W": p["W"] @ Q} for p in turned]
     state = {name: {} for name in params}
-    history = []
+    history, start = [], params
+    trained = ("W", "A", "b") if train_bias else ("W", "A")
     for k, sample in enumerate(samples):
         grads = gradients(params, sample, names, activation)
+        grads = clipped({name: grads[name] for name in trained}, clip)
         rate = lr * schedule(shape, k, len(samples))
         moved = dict(params)
-        for name in ("W", "A", "b") if train_bias else ("W", "A"):
+        for name in trained:
             pull = decay * params[name] if name == "W" else np.zeros_like(params[name])
             if optimizer in DECOUPLED:
                 step = direction(optimizer, grads[name], state[name], k + 1, momentum) + pull
             else:
                 step = direction(optimizer, grads[name] + pull, state[name], k + 1, momentum)
-            moved[name] = params[name] - rate * step
-        params = moved
+            moved[name] = params[name] - rate * factors[name == "A"] * step
+        params = renormed(moved, start) if weight_norm else moved
         history.append(params)
     return history
 

@@ -140,6 +140,14 @@ BAD = [
     ({"algorithm": "population", "data": "rademacher"}, "data=rademacher", "gaussian"),
     ({"algorithm": "population", "loss": "hinge"}, "loss=hinge", "linear"),
     ({"algorithm": "population", "r": 11}, "r=11", "r <= 10"),
+    ({"remove_degree": "linear", "loss": "hinge"}, "loss=hinge", "remove_degree=linear: linear, mse, huber, mae"),
+    (
+        {"algorithm": "joint", "remove_degree": "constant", "loss": "mse", "samples": "batches"},
+        "samples=batches",
+        "remove_degree=constant: fresh, fixed",
+    ),
+    ({"head_init": "pairs"}, "head_init=pairs", "zero, random, symmetric"),
+    ({"clip": 0}, "clip=0", "null, or a finite number"),
     ({"parity_size": 5, "tasks": "parity"}, "parity_size=5", "r=4"),
     ({"parity_size": "some"}, "parity_size=some", "any, all"),
 ]
@@ -161,6 +169,8 @@ def test_knobs_leave_the_program_alone_and_shapes_change_it():
         from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", split_batch=True),
         from_keywords(algorithm="joint", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum"),
         from_keywords(algorithm="joint", samples="batches"),
+        from_keywords(algorithm="joint", stop_when="train_loss", init_scale=2, head_init="random"),
+        from_keywords(algorithm="joint", lr_d_power=0.5, lr_n_power=0.5, lr_width_power=0.5, clip=1),
         *(from_keywords(data=law, label_noise=0.1) for law in FIELDS["data"].type.names()),
     ]
     bases += [

@@ -11,6 +11,8 @@ import pytest
 import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.analysis import page
+from mtfl_jax.config import FIELDS
+from mtfl_jax.fields import NONE_NEUTRAL
 from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.sweeps import engine, identity, store, tables
 from mtfl_jax.sweeps.grid import SCHEMA, Grid
@@ -103,6 +105,9 @@ def test_finished_cells_of_an_old_folder_count_and_are_what_is_computed_now(copi
             assert (old[column].notna() == new[column].notna()).all()
             for a, b in zip(old[column].dropna(), new[column].dropna(), strict=True):
                 np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        elif column in FIELDS and FIELDS[column].neutral is not NONE_NEUTRAL and old[column].isna().all():
+            # A setting that came later, and changed nothing.
+            assert (new[column].isna() | (new[column] == FIELDS[column].neutral)).all()
         elif measure is not None:
             np.testing.assert_allclose(old[column].astype(float), new[column].astype(float), rtol=1e-4, atol=1e-6)
         else:

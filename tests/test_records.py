@@ -23,17 +23,19 @@ from mtfl_jax.analysis.studies import STUDIES
 from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.kinds import KINDS, PARTS
-from mtfl_jax.learning import experiment, keys, tasks
+from mtfl_jax.learning import experiment, keys, parametrizations, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network, draw_tasks
+from mtfl_jax.learning.initial import HEAD_INITS
 from mtfl_jax.learning.losses import LOSSES
-from mtfl_jax.learning.measures import MEASURES, Seen
+from mtfl_jax.learning.measures import MEASURES, Seen, of_program
 from mtfl_jax.learning.measuring import draw_fresh
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
+from mtfl_jax.learning.parametrizations import PARAMETRIZATIONS
 from mtfl_jax.learning.probe import PROBES
-from mtfl_jax.learning.program import Cell
+from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
 from mtfl_jax.records import REGISTRIES, registering
 from mtfl_jax.sweeps import rows
@@ -576,6 +578,48 @@ def test_a_schedule_is_of_its_peak_and_depends_on_the_steps_where_it_says_so(nam
     assert any(differ) == SCHEDULES[name].of_steps
 
 
+@each(OPTIMIZERS)
+def test_the_steps_of_an_optimiser_grow_with_the_gradient_unless_it_says_not(name):
+    def last(factor):
+        found = stepping(name)(PARAMS, jax.tree.map(lambda leaf: factor * leaf, GRADIENTS), 0.5, 0.0)["W"]
+        return np.linalg.norm(found[-1] - found[-2])
+
+    # At gradients beside which what is added in denominators is nothing.
+    assert last(1e4) / last(1e3) == pytest.approx(1 if OPTIMIZERS[name].unit else 10, rel=1e-3)
+
+
+# Initial heads and parametrisations
+
+
+@each(HEAD_INITS)
+def test_heads_depend_on_their_task_and_neuron_and_none_is_padded(name):
+    make = jax.jit(HEAD_INITS[name].make)
+
+    def made(max_tasks, max_width, width, deviation=0.7):
+        rows = np.arange(1.0, 1 + max_width)[:, None] * np.ones(3)
+        used = np.arange(max_width) < width
+        params = {"W": rows * used[:, None], "b": np.where(used, 0.5, 0), "A": np.zeros((max_tasks, max_width))}
+        return make(params, KEY(3), width, deviation)
+
+    large = made(5, 12, 12)
+    for width in (6, 5):
+        small = made(3, 8, width)
+        # The last of an odd number may be without its partner.
+        same(small["A"][:, : width // 2 * 2], large["A"][:3, : width // 2 * 2])
+        same(small["W"][:width], large["W"][:width])
+        assert not any(np.any(leaf) for leaf in (small["A"][:, width:], small["W"][width:], small["b"][width:]))
+    same(made(5, 12, 12, 1.4)["A"], 2 * large["A"])
+
+
+@each(PARAMETRIZATIONS)
+def test_rates_and_heads_go_with_the_width_as_a_parametrisation_says(name):
+    own = PARAMETRIZATIONS[name]
+    p, cell = Program(parametrization=name), Cell(width=jnp.asarray(16), head_scale=jnp.asarray(3.0))
+    assert parametrizations.deviation(p, cell) == pytest.approx(3 * 16**own.heads)
+    for unit, rates in ((False, own.rates), (True, own.unit_rates)):
+        assert parametrizations.factors(p, cell, unit=unit) == pytest.approx([16**power for power in rates])
+
+
 # Algorithms
 
 
@@ -726,6 +770,7 @@ def measured(of_set, extra, family="balanced"):
         trained, test = ALGORITHMS[p.algorithm].run(p, own, of), draw_fresh(p, own).test if "n_test" in p else None
         seen, unseen = (Seen(p, own, of, params | {"A": A}, batch, test) for batch in (trained.batch(0), None))
         names = [name for name in MEASURES if of_set in sets_of(name) and MEASURES[name].means(family)]
+        names = [name for name in names if not MEASURES[name].needs]
         return [{name: MEASURES[name].compute(each) for name in names} for each in (seen, unseen)]
 
     return *jax.jit(run)(own), cell.r, p.r
@@ -743,6 +788,11 @@ def test_a_measurement_has_its_shape_and_is_the_same_padded(name):
         assert record.compute is None
         p = compose.from_keywords().program()
         assert name in (experiment.costs(p, 1) if record.of == "cost" else {"downstream_error", "downstream_r2"})
+        return
+    if record.needs:
+        # What it is of such a training is in tests of that.
+        assert record.name not in {other.name for other in of_program(compose.from_keywords().program())}
+        assert all(setting in FIELDS for setting in record.needs)
         return
     for of_set in record.sets[:1]:
         family = "staircase" if record.targets == "real" else "balanced"

@@ -14,7 +14,7 @@ from mtfl_jax.kinds import PROBED
 from mtfl_jax.learning import data, drawing, experiment, keys, probe, tasks
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.losses import LOSSES
-from mtfl_jax.learning.measures import SIMILARITY_SAMPLES
+from mtfl_jax.learning.measures import MEASURES, SIMILARITY_SAMPLES
 from mtfl_jax.learning.program import Cell
 
 # Both sides are float64 (eps 2.2e-16), a few updates of about 30 · 7 · 8 operations each, and singular subspaces
@@ -143,8 +143,11 @@ def draw_sample(p, cell, of, purpose, step):
 
 def draw_network(p, cell):
     """The network at initialisation, of true size."""
-    scale = ("bias_scale",) * (p.bias == "random")
-    params = _network(_of(p, ("d", "width", "num_tasks", "bias")), _of(cell, ("seed", "d", "width", *scale)))
+    kind = [name for name in ("head_init", "parametrization") if name in p]
+    scale = [name for name in ("bias_scale", "init_scale", "head_scale") if name in cell]
+    scale += ["num_tasks"] * ("head_init" in p)
+    some = _of(p, ("d", "width", "num_tasks", "bias", *kind))
+    params = _network(some, _of(cell, ("seed", "d", "width", *scale)))
     width, d, num_tasks = int(cell.width), int(cell.d), int(cell.num_tasks)
     return reference.float64(
         {"W": params["W"][:width, :d], "b": params["b"][:width], "A": params["A"][:num_tasks, :width]}
@@ -170,10 +173,33 @@ def losses_of(p, cell):
     return tuple((name, float(getattr(cell, *own[name]))) if own[name] else name for name in p.losses)
 
 
+EXPONENTS = {"standard": (0, 0), "ntk": (0, -1), "mean_field": (1, -1), "mup": (1, -1)}
+"""Of the width in the rates of the first layer and of the heads, by gradient descent."""
+UNIT_EXPONENTS = {"standard": (0, 0), "ntk": (-0.5, -1), "mean_field": (0, -1), "mup": (0, -1)}
+"""Those by Adam and its kin."""
+
+
+def factors_of(p, cell):
+    """What the rates of the first layer and of the heads are multiplied by."""
+    unit = p.algorithm == "joint" and p.optimizer not in reference.ROTATION_FREE
+    own = (UNIT_EXPONENTS if unit else EXPONENTS)[p.parametrization if "parametrization" in p else "standard"]
+    return [float(cell.width) ** power for power in own]
+
+
+def powers_of(cell):
+    """What lr_w or lr is multiplied by."""
+    sizes = {"lr_d_power": "d", "lr_n_power": "n2", "lr_width_power": "width"}
+    return np.prod([float(getattr(cell, size)) ** getattr(cell, name) for name, size in sizes.items() if name in cell])
+
+
 def learn(p, cell):
     """What the reference learns from the same draws: the recorded networks, and the samples of train_loss."""
     of, params, losses = draw_tasks(p, cell), draw_network(p, cell), losses_of(p, cell)
-    sample = functools.partial(draw_sample, p, cell, of)
+
+    def sample(purpose, step):
+        drawn = draw_sample(p, cell, of, purpose, step)
+        return reference.without_low_degrees(drawn, p.remove_degree) if "remove_degree" in p else drawn
+
     how = {"activation": p.arithmetic.activation}
     train_bias = p.bias == "trained"
     if p.algorithm in ("random_features", "oracle"):
@@ -183,16 +209,26 @@ def learn(p, cell):
         heads = sample("heads", 0)
         return [reference.head_step(params, heads, losses, float(cell.lr_a), **how)], [heads]
     decay = None if np.isnan(cell.weight_decay) else float(cell.weight_decay)
+    first, own_heads = factors_of(p, cell)
+    if p.algorithm != "joint":
+        rates = (float(cell.lr_a) * own_heads, float(cell.lr_w) * powers_of(cell) * first)
     if p.algorithm == "one_step":
         heads, features = sample("heads", 0), sample("features", 0)
-        rates = (float(cell.lr_a), float(cell.lr_w))
+        if "head_init" in p:
+            decay = 1 / rates[1] if decay is None else decay
+            return reference.alternating(params, [(heads, features)], losses, *rates, decay, 1, train_bias, **how), [
+                features
+            ]
         return [reference.one_step(params, heads, features, losses, *rates, decay, train_bias, **how)], [features]
     features = [sample("features", step) for step in range(p.steps)]
     assert np.array_equal(features[0][0], features[1][0]) == (p.samples == "fixed")
+    bounds = {"clip": float(cell.clip) if "clip" in cell else None, "weight_norm": "weight_norm" in p}
     if p.algorithm == "alternating":
         heads = [sample("heads", step) for step in range(p.steps)] if p.split_batch else features
-        rounds, rates = zip(heads, features, strict=True), (float(cell.lr_a), float(cell.lr_w))
-        history = reference.alternating(params, rounds, losses, *rates, decay, p.head_steps, train_bias, **how)
+        rounds = zip(heads, features, strict=True)
+        history = reference.alternating(
+            params, rounds, losses, *rates, decay, p.head_steps, train_bias, **how, **bounds
+        )
     else:
         assert p.algorithm == "joint"
         Q = None
@@ -205,15 +241,41 @@ def learn(p, cell):
             features,
             losses,
             p.optimizer,
-            float(cell.lr),
+            float(cell.lr) * powers_of(cell),
             p.schedule,
             momentum,
             decay,
             train_bias,
             Q,
             **how,
+            factors=(first, own_heads),
+            **bounds,
         )
+    if "stop_when" in p:
+        history, features = stopped(p, cell, history, features)
     return [history[k - 1] for k in p.record], [features[k - 1] for k in p.record]
+
+
+def stopped(p, cell, history, features):
+    """Networks after each update, and the samples of each, of which those after a stop are those at it."""
+    at = stop(p, cell, history, features)
+    return ([*own[:at], *[own[at - 1]] * (len(own) - at)] if at else own for own in (history, features))
+
+
+def looked_at(p, cell, params, trained_on):
+    """What `stop_when` is of a network."""
+    if p.stop_when == "train_loss":
+        return reference.objective(params, trained_on, losses_of(p, cell), p.arithmetic.activation)
+    return measured(p, cell, params, trained_on)[p.stop_when]
+
+
+def stop(p, cell, history, features):
+    """The number of updates after which the threshold is seen to be met, 0 if it is not."""
+    for k in range(p.stop_every, len(history) + 1, p.stop_every):
+        value = looked_at(p, cell, history[k - 1], features[k - 1])
+        if (value <= cell.stop_at) if MEASURES[p.stop_when].stops == "below" else (value >= cell.stop_at):
+            return k
+    return 0
 
 
 def tables_of(p, cell):

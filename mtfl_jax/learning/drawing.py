@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer, Key
 
-from mtfl_jax.learning import data, draws, keys, network, tasks
+from mtfl_jax.learning import data, draws, keys, network, parametrizations, removal, tasks
 from mtfl_jax.learning.data import Inputs
+from mtfl_jax.learning.initial import HEAD_INITS
 from mtfl_jax.learning.losses import LOSSES, Pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program, own
@@ -47,12 +48,18 @@ def sample_tasks(
 
 
 def draw_network(p: Program, cell: Cell) -> Params:
-    """The network at initialisation, its neurons shared among devices where the program is spread."""
+    """The network before any update, its neurons shared among devices where the program is spread."""
     key = keys.stream(cell.seed, "network")
     scale = cell.bias_scale if p.bias == "random" else 0.0
     params = network.initialise(
         key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale
     )
+    if "init_scale" in cell:
+        params = params | {"W": cell.init_scale * params["W"]}
+    if "head_init" in p:
+        make, deviation = HEAD_INITS[p.head_init].make, parametrizations.deviation(p, cell)
+        params = make(params, keys.named(key, "heads"), cell.width, deviation)
+        params |= {"A": jnp.where((jnp.arange(p.num_tasks) < cell.num_tasks)[:, None], params["A"], 0)}
     return network.spread(params) if p.spread else params
 
 
@@ -163,8 +170,17 @@ def once_batch(p: Program, cell: Cell, of: Tasks, purpose: str) -> Samples:
     max_n, _ = _sizes(p, cell, purpose)
     count, size = split(max_n, max_n if _whole(p) else PART)
     if count == 1:
-        return draw_batch(p, cell, of, purpose, 0)
-    return Parts(lambda i: draw_batch(p, cell, of, purpose, 0, i * size + jnp.arange(size)), count, cell.num_tasks)
+        return _removed(p, draw_batch(p, cell, of, purpose, 0))
+
+    def part(i: IntLike) -> Batch:
+        return draw_batch(p, cell, of, purpose, 0, i * size + jnp.arange(size))
+
+    return _removed(p, Parts(part, count, cell.num_tasks))
+
+
+def _removed(p: Program, batch: Samples) -> Samples:
+    """Samples as they are trained on."""
+    return removal.without(p.remove_degree, batch) if "remove_degree" in p else batch
 
 
 def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -> Samples:
@@ -174,7 +190,7 @@ def step_batch(p: Program, cell: Cell, of: Tasks, purpose: str, step: IntLike) -
         batch = draw_batch(p, cell, of, purpose, 0, which)._replace(n=count)
     else:
         batch = draw_batch(p, cell, of, purpose, 0 if p.samples == FIXED else step)
-    return batch if _whole(p) else in_parts(batch, PART)
+    return _removed(p, batch if _whole(p) else in_parts(batch, PART))
 
 
 def _in_epochs(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Int
 
+from mtfl_jax.learning import updates
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.drawing import draw_tasks
 from mtfl_jax.learning.measuring import measure
@@ -24,8 +25,8 @@ def experiment(p: Program, cell: Cell) -> dict[str, Any]:
     """The measurements of one training; each value has a leading axis over p.record (length 1 without training steps),
     or over the rows of a shared pass.
 
-    `diverged_step` is the first step whose network was not finite, 0 at records before it. Where `p.keep`, `network`
-    has the networks themselves: W, b and A.
+    `diverged_step` is the first step whose network was not finite, 0 at records before it; `taken`, of trainings that
+    may stop, the updates that were made. Where `p.keep`, `network` has the networks themselves: W, b and A.
     """
     algorithm = ALGORITHMS[p.algorithm]
     if p.groups:
@@ -41,12 +42,14 @@ def experiment(p: Program, cell: Cell) -> dict[str, Any]:
 
     def recorded(at: tuple[Params, Int[Array, ""]]) -> dict[str, Array]:
         params, step = at
-        return measure(p, cell, of, params, trained.batch(step))
+        return measure(p, cell, of, params, trained.batch(step), step=step, stopped=trained.stopped)
 
     record = jnp.asarray(p.record)
     out = jax.lax.map(recorded, (trained.params, record))
     diverged = jnp.where((trained.diverged > 0) & (record >= trained.diverged), trained.diverged, 0)
     out = out | {"diverged_step": diverged}
+    if trained.stopped is not None:
+        out["taken"] = updates.taken(trained.stopped, record)
     return out | {"network": trained.params} if p.keep else out
 
 

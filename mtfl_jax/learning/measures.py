@@ -43,7 +43,8 @@ class Seen:
     """A network and what may be measured of it, each computed when it is first asked for.
 
     p, cell: what was trained; of: its tasks; params: the network; batch: the samples of its last update (None: none);
-    x: fresh inputs, of which the first cell.n_test count; labels of fresh samples are clean.
+    x: fresh inputs, of which the first cell.n_test count; labels of fresh samples are clean. step, stopped: of a
+    training that may stop, the number of updates that were due, and after which it stopped, 0 if it did not.
     """
 
     def __init__(
@@ -54,8 +55,11 @@ class Seen:
         params: Params,
         batch: Samples | None,
         x: Float[Array, "max_test d"] | None,
+        step: IntLike = 0,
+        stopped: Int[Array, ""] | None = None,
     ) -> None:
         self.p, self.cell, self.of, self.params, self.batch, self._x = p, cell, of, params, batch, x
+        self.step, self._stopped = step, stopped
 
     @functools.cached_property
     def how(self) -> Arithmetic:
@@ -73,6 +77,13 @@ class Seen:
         if self._x is None:
             raise UndeclaredError("a measurement reads n_test, which does not bear on its rows")
         return self._x
+
+    @property
+    def stopped(self) -> Int[Array, ""]:
+        """The number of updates after which the training stopped, 0 if it did not."""
+        if self._stopped is None:
+            raise UndeclaredError("a measurement reads when a training stopped that cannot")
+        return self._stopped
 
     @functools.cached_property
     def inputs(self) -> data.Inputs:
@@ -241,8 +252,9 @@ class Measure:
     beginning, whose shape is shape(r). of: what it is measured of: the network by `compute`, the probe, or the cost of
     the training. sets: the values of the setting `measure` with which it is measured. uses: settings that bear on it
     ("n_test" where it reads test samples), beside its own `settings`. targets: of which labels it means something, of
-    the trained tasks or, of the probe's, of the downstream one; rows of others have none. label: what figures call it,
-    where that is not in `names.COLUMN_LABELS`.
+    the trained tasks or, of the probe's, of the downstream one; rows of others have none. needs: settings without which
+    a row has none. stops: on which side of a threshold it may stop a training, as a value of `stop_when`. label: what
+    figures call it, where that is not in `names.COLUMN_LABELS`.
     """
 
     name: str
@@ -253,6 +265,8 @@ class Measure:
     shape: Callable[[int], tuple[int, ...]] | None = None
     sets: tuple[str, ...] = ("all", "contrastive", "representation")
     targets: Literal["any", "signs", "real"] = "any"
+    needs: tuple[str, ...] = ()
+    stops: Literal["", "below", "above"] = ""
     settings: tuple[Field, ...] = ()
     uses: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
@@ -295,7 +309,13 @@ def in_set(name: str) -> list[Measure]:
 def of_program(p: Program) -> list[Measure]:
     """The measurements of a network that a program makes; one of a shared pass has families beside `tasks`."""
     families = p.families if p.groups else (p.tasks,)
-    return [measure for measure in in_set(p.measure) if all(map(measure.means, families))]
+    found = (measure for measure in in_set(p.measure) if all(map(measure.means, families)))
+    return [measure for measure in found if all(name in p for name in measure.needs)]
+
+
+def stoppable() -> list[str]:
+    """The measurements that may stop a training."""
+    return [name for name, measure in MEASURES.items() if measure.stops]
 
 
 def of_probe(family: str) -> Measure:
@@ -340,6 +360,7 @@ def _kernel_is_small(c: View) -> None:
         raise ConfigError("r", c.r, f"allowed with measure={c.measure}: r <= {MAX_KERNEL_R}")
 
 
+_of_stops = functools.partial(Measure, sets=ALL, needs=("stop_when",))
 _of_weights = functools.partial(Measure, sets=REPRESENTATION)
 _on_fresh = functools.partial(_of_weights, uses=("n_test",))
 
@@ -349,6 +370,7 @@ for _measure in (
         "sine of the largest principal angle between the top-r right singular vectors of W and the directions",
         lambda seen: seen.recovery.subspace_distance,
         sets=ALL,
+        stops="below",
     ),
     Measure(
         "directions_recovered",
@@ -356,12 +378,14 @@ for _measure in (
         lambda seen: seen.recovery.directions_recovered,
         type=int,
         sets=ALL,
+        stops="above",
     ),
     Measure(
         "feature_energy",
         "‖WM‖²/‖W‖² in Frobenius norms",
         lambda seen: seen.recovery.feature_energy,
         sets=ALL,
+        stops="above",
     ),
     Measure(
         "spectral_ratio",
@@ -369,12 +393,13 @@ for _measure in (
         lambda seen: seen.recovery.spectral_ratio,
         sets=ALL,
     ),
-    Measure("train_loss", "the objective on the samples of the last update", _train_loss),
+    Measure("train_loss", "the objective on the samples of the last update", _train_loss, stops="below"),
     Measure(
         "test_loss",
         "the objective on fresh samples with clean labels",
         _test_loss,
         uses=("n_test",),
+        stops="below",
     ),
     Measure(
         "task_error",
@@ -382,6 +407,7 @@ for _measure in (
         lambda seen: task_error(seen.outputs, seen.test.y, seen.cell.num_tasks, seen.cell.n_test),
         uses=("n_test",),
         targets="signs",
+        stops="below",
     ),
     Measure(
         "r2",
@@ -389,7 +415,22 @@ for _measure in (
         lambda seen: r2(seen.outputs, seen.test.y, seen.cell.num_tasks, seen.cell.n_test),
         uses=("n_test",),
         targets="real",
+        stops="above",
         label="R² of trained tasks",
+    ),
+    _of_stops(
+        "steps_to",
+        "updates until stop_when was at stop_at, as looked at every stop_every; where it was not, those there were",
+        lambda seen: updates.taken(seen.stopped, seen.step),
+        type=int,
+        label="updates to the threshold",
+    ),
+    _of_stops(
+        "steps_to_censored",
+        "whether stop_when was not at stop_at yet, so that steps_to is a bound from below",
+        lambda seen: (seen.stopped == 0) | (seen.stopped > seen.step),
+        type=bool,
+        label="threshold not reached",
     ),
     Measure("downstream_error", "test error of the probe on a new task", of="probe", sets=ALL, targets="signs"),
     Measure(

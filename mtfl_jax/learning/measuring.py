@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mtfl_jax.learning import keys, probe, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
@@ -12,6 +12,7 @@ from mtfl_jax.learning.drawing import draw_inputs, draw_labels, noise, read, sam
 from mtfl_jax.learning.measures import Seen, of_probe, of_program, test_key
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 from mtfl_jax.learning.updates import Samples
 
@@ -32,16 +33,24 @@ def draw_fresh(p: Program, cell: Cell) -> Fresh:
 
 
 def measure(
-    p: Program, cell: Cell, of: Tasks, params: Params, batch: Samples | None, fresh: Fresh | None = None
+    p: Program,
+    cell: Cell,
+    of: Tasks,
+    params: Params,
+    batch: Samples | None,
+    fresh: Fresh | None = None,
+    *,
+    step: IntLike = 0,
+    stopped: Int[Array, ""] | None = None,
 ) -> dict[str, Array]:
     """The measurements of a network by name, of padded shapes; and where there are probes downstream_error or
     downstream_r2 or both, (probes, k), NaN where the other is meant.
 
-    `batch`: the samples of its last update, for train_loss (NaN without). On an accelerator `mended` says what
-    `Recovery.mended` says.
+    `batch`: the samples of its last update, for train_loss (NaN without). step, stopped: as of `Seen`. On an
+    accelerator `mended` says what `Recovery.mended` says.
     """
     fresh = draw_fresh(p, cell) if fresh is None else fresh
-    seen = Seen(p, cell, of, params, batch, fresh.test)
+    seen = Seen(p, cell, of, params, batch, fresh.test, step, stopped)
     out = {}
     for record in of_program(p):
         assert record.compute is not None

@@ -5,7 +5,7 @@ Source: ours.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import optax
 from jax import Array
@@ -21,6 +21,7 @@ class Optimizer:
     """`make(lr, momentum, decay, mask)` gives an optax transformation with weight decay on the leaves of `mask`.
 
     equivariant: it commutes with rotations of the inputs, so that the basis does not bear on it. momentum: it has one.
+    unit: its steps do not grow with the gradient, as Adam's.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Optimizer:
     make: Callable[..., optax.GradientTransformation]
     equivariant: bool = False
     momentum: bool = False
+    unit: bool = False
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -71,27 +73,48 @@ OPTIMIZERS.register(
         momentum=True,
     )
 )
-OPTIMIZERS.register(Optimizer("adam", "Adam", _coupled(lambda lr, momentum: optax.adam(lr))))
+OPTIMIZERS.register(Optimizer("adam", "Adam", _coupled(lambda lr, momentum: optax.adam(lr)), unit=True))
 OPTIMIZERS.register(
     Optimizer(
         "adamw",
         "Adam with decoupled weight decay",
         lambda lr, momentum, decay, mask: optax.adamw(lr, weight_decay=decay, mask=mask),
+        unit=True,
     )
-)
-OPTIMIZERS.register(Optimizer("nadam", "Adam with Nesterov's momentum", _coupled(lambda lr, momentum: optax.nadam(lr))))
-OPTIMIZERS.register(
-    Optimizer("radam", "Adam with a rectified early step", _coupled(lambda lr, momentum: optax.radam(lr)))
-)
-OPTIMIZERS.register(
-    Optimizer("amsgrad", "Adam with second moments that never fall", _coupled(lambda lr, momentum: optax.amsgrad(lr)))
-)
-OPTIMIZERS.register(
-    Optimizer("adagrad", "steps by the sum of squared gradients", _coupled(lambda lr, momentum: optax.adagrad(lr)))
 )
 OPTIMIZERS.register(
     Optimizer(
-        "rmsprop", "steps by the running mean of squared gradients", _coupled(lambda lr, momentum: optax.rmsprop(lr))
+        "nadam",
+        "Adam with Nesterov's momentum",
+        _coupled(lambda lr, momentum: optax.nadam(lr)),
+        unit=True,
+    )
+)
+OPTIMIZERS.register(
+    Optimizer("radam", "Adam with a rectified early step", _coupled(lambda lr, momentum: optax.radam(lr)), unit=True)
+)
+OPTIMIZERS.register(
+    Optimizer(
+        "amsgrad",
+        "Adam with second moments that never fall",
+        _coupled(lambda lr, momentum: optax.amsgrad(lr)),
+        unit=True,
+    )
+)
+OPTIMIZERS.register(
+    Optimizer(
+        "adagrad",
+        "steps by the sum of squared gradients",
+        _coupled(lambda lr, momentum: optax.adagrad(lr)),
+        unit=True,
+    )
+)
+OPTIMIZERS.register(
+    Optimizer(
+        "rmsprop",
+        "steps by the running mean of squared gradients",
+        _coupled(lambda lr, momentum: optax.rmsprop(lr)),
+        unit=True,
     )
 )
 OPTIMIZERS.register(
@@ -99,9 +122,17 @@ OPTIMIZERS.register(
         "lion",
         "signs of an interpolated momentum, decoupled weight decay",
         lambda lr, momentum, decay, mask: optax.lion(lr, weight_decay=decay, mask=mask),
+        unit=True,
     )
 )
-OPTIMIZERS.register(Optimizer("sign_sgd", "signs of the gradient", _coupled(lambda lr, momentum: optax.sign_sgd(lr))))
+OPTIMIZERS.register(
+    Optimizer(
+        "sign_sgd",
+        "signs of the gradient",
+        _coupled(lambda lr, momentum: optax.sign_sgd(lr)),
+        unit=True,
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,19 +177,31 @@ def optimizer(
     weight_decay: RealLike = 0.0,
     train_bias: bool = False,
     rotation: Float[Array, "d d"] | None = None,
+    factors: tuple[RealLike, RealLike] | None = None,
+    clip: RealLike | None = None,
 ) -> optax.GradientTransformation:
     """The optax transformation of `joint` on `Params`.
 
     Weight decay acts on W only; b stays fixed unless `train_bias`. An optimiser that is not equivariant works in the
-    basis of `rotation` Q: it sees W Qᵀ and its gradient, and its update is rotated back.
+    basis of `rotation` Q: it sees W Qᵀ and its gradient, and its update is rotated back. factors: what the rates of the
+    first layer and of the heads are multiplied by. clip: most of the norm of the gradient of all that is trained,
+    before weight decay.
     """
     kind, shape = OPTIMIZERS[name], SCHEDULES[schedule].shape(steps)
     only_w = {"W": True, "b": False, "A": False}
     rule = kind.make(lambda count: lr * shape(count), momentum, weight_decay, only_w)
+    if clip is not None:
+        rule = optax.chain(optax.clip_by_global_norm(cast(float, clip)), rule)
     if not train_bias:
         # No rule here moves a leaf whose gradient is zero.
         rule = optax.chain(optax.masked(optax.set_to_zero(), {"W": False, "b": True, "A": False}), rule)
-    return rule if kind.equivariant or rotation is None else _rotated(rule, rotation)
+    if not kind.equivariant and rotation is not None:
+        rule = _rotated(rule, rotation)
+    if factors is None:
+        return rule
+    first, heads = factors
+    own = {"W": first, "b": first, "A": heads}
+    return optax.chain(rule, optax.stateless(lambda steps, _: {name: steps[name] * own[name] for name in steps}))
 
 
 def _rotated(rule: optax.GradientTransformation, q: Float[Array, "d d"]) -> optax.GradientTransformation:

@@ -8,7 +8,7 @@ updated first is our reading; so are the formulas.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from mtfl_jax.learning import network
 from mtfl_jax.learning.arithmetic import EXACT, Arithmetic
+from mtfl_jax.learning.bounds import clipped
 from mtfl_jax.learning.losses import Pointwise, pointwise
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.scalars import IntLike, RealLike
@@ -115,14 +116,22 @@ def objective(params: Params, batch: Samples, names: Losses, how: Arithmetic = E
     return jnp.sum(task_losses(params, batch, names, how)) / batch.num_tasks
 
 
-def head_step(params: Params, batch: Samples, names: Losses, lr_a: RealLike, how: Arithmetic = EXACT) -> Params:
-    """a_t ← a_t − η_a ∇_{a_t} L_t for every task."""
+def head_step(
+    params: Params,
+    batch: Samples,
+    names: Losses,
+    lr_a: RealLike,
+    how: Arithmetic = EXACT,
+    clip: RealLike | None = None,
+) -> Params:
+    """a_t ← a_t − η_a ∇_{a_t} L_t for every task. clip: most of the norm of all their gradients together."""
 
     def total(A: Float[Array, "max_tasks width"], part: Batch) -> Float[Array, ""]:
         # L_t depends on no other head, so the gradient of the sum holds each task's own.
         return jnp.sum(task_losses(params | {"A": A}, part, names, how))
 
-    return params | {"A": params["A"] - lr_a * summed(functools.partial(jax.grad(total), params["A"]), batch)}
+    gradient = clipped({"A": summed(functools.partial(jax.grad(total), params["A"]), batch)}, clip)
+    return params | {"A": params["A"] - lr_a * gradient["A"]}
 
 
 def representation_step(
@@ -134,14 +143,18 @@ def representation_step(
     *,
     train_bias: bool = False,
     how: Arithmetic = EXACT,
+    clip: RealLike | None = None,
 ) -> Params:
-    """W ← (1 − shrink) W − η_w ∇_W L, where shrink = η_w λ_w; a trained bias takes b ← b − η_w ∇_b L."""
+    """W ← (1 − shrink) W − η_w ∇_W L, where shrink = η_w λ_w; a trained bias takes b ← b − η_w ∇_b L.
+
+    clip: most of the norm of the gradient, of a trained bias too.
+    """
 
     def loss(moved: Params, part: Batch) -> Float[Array, ""]:
         return objective(params | moved, part, names, how)
 
     moved = {name: params[name] for name in (("W", "b") if train_bias else ("W",))}
-    grads = summed(functools.partial(jax.grad(loss), moved), batch)
+    grads = clipped(summed(functools.partial(jax.grad(loss), moved), batch), clip)
     step = {name: moved[name] - lr_w * grads[name] for name in moved}
     # Not step["W"] − shrink W: where shrink is 1, what is forgotten must leave no rounding behind.
     return params | step | {"W": (1 - shrink) * params["W"] - lr_w * grads["W"]}
@@ -159,11 +172,14 @@ def alternating_round(
     head_steps: int = 1,
     train_bias: bool = False,
     how: Arithmetic = EXACT,
+    clip: RealLike | None = None,
 ) -> Params:
-    """`head_steps` head steps on `heads`, then one representation step on `features` with shrink = η_w λ_w."""
+    """`head_steps` head steps on `heads`, then one representation step on `features` with shrink = η_w λ_w; `clip` is
+    of the gradient of each.
+    """
     for _ in range(head_steps):
-        params = head_step(params, heads, names, lr_a, how)
-    return representation_step(params, features, names, lr_w, shrink, train_bias=train_bias, how=how)
+        params = head_step(params, heads, names, lr_a, how, clip)
+    return representation_step(params, features, names, lr_w, shrink, train_bias=train_bias, how=how, clip=clip)
 
 
 def one_step(
@@ -217,11 +233,27 @@ def train(
     `record`: increasing update counts in [1, steps]. Returns the parameters after each of them, `Params` whose leaves
     have a leading axis len(record), and the first count whose parameters are not finite, 0 if none.
     """
+    return run(update, state, steps, record)[1:]
+
+
+def taken(stopped: Int[Array, ""], step: IntLike | Int[Array, " n"]) -> Int[Array, "*n"]:
+    """How many of `step` updates a training took that stopped after `stopped`, 0 for one that did not."""
+    return jnp.where(stopped > 0, jnp.minimum(stopped, step), step)
+
+
+AnyState = TypeVar("AnyState", bound=tuple[Params, Any])
+
+
+def run(
+    update: Callable[[AnyState, Int[Array, ""]], AnyState], state: AnyState, steps: int, record: Sequence[int]
+) -> tuple[AnyState, Params, Int[Array, ""]]:
+    """`train`, with the last state before what it returns."""
     slots = jnp.searchsorted(jnp.asarray(record), jnp.arange(1, steps + 1))
     kept = jax.tree.map(lambda leaf: jnp.zeros((len(record), *leaf.shape), leaf.dtype), state[0])
-    Carry = tuple[State, Params, Int[Array, ""]]
 
-    def body(carry: Carry, at: tuple[Int[Array, ""], Int[Array, ""]]) -> tuple[Carry, None]:
+    def body(
+        carry: tuple[AnyState, Params, Int[Array, ""]], at: tuple[Int[Array, ""], Int[Array, ""]]
+    ) -> tuple[tuple[AnyState, Params, Int[Array, ""]], None]:
         state, kept, diverged = carry
         step, slot = at
         state = update(state, step)
@@ -231,5 +263,5 @@ def train(
         return (state, kept, diverged), None
 
     start = (state, kept, jnp.zeros((), jnp.int32))
-    (_, kept, diverged), _ = jax.lax.scan(body, start, (jnp.arange(steps, dtype=jnp.int32), slots))
-    return kept, diverged
+    (last, kept, diverged), _ = jax.lax.scan(body, start, (jnp.arange(steps, dtype=jnp.int32), slots))
+    return last, kept, diverged

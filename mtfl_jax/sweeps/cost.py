@@ -11,7 +11,7 @@ from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Cost
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import PART
-from mtfl_jax.learning.measures import in_set
+from mtfl_jax.learning.measures import MEASURES, in_set
 from mtfl_jax.learning.program import Program
 
 COMPILE_SECONDS = 5.0
@@ -66,6 +66,9 @@ class _Shapes:
         p, inputs = self.p, self.p.d * self.copies
         total = 2 * p.width * p.d * (p.n1 + 2 * p.n2) if p.groups else self.cost.flops
         tested = any("n_test" in record.uses for record in in_set(p.measure))
+        if "stop_when" in p:
+            read = self.n_test if "n_test" in MEASURES[p.stop_when].uses else self.cost.passed / self.steps
+            total = total + self.steps / p.stop_every * read * 2 * p.width * (inputs + p.num_tasks)
         for rows, width in self.rows():
             fitted = self.n_test * self.n_down.shape[1] + self.n_down.sum(axis=1)
             a_row = 2 * p.d * width * (np.minimum(p.d, width) + self.probes * fitted)

@@ -212,17 +212,22 @@ class Grid:
         outcomes, which = self.outcome(config.derived().bears[key])
         return np.asarray(outcomes, bool)[which[cells]]
 
+    def shown(self, key: str, cells: np.ndarray) -> np.ndarray:
+        """Whether each cell's row has a field's value in its column: a mask."""
+        outcomes, which = self.outcome(config.derived().shown[key])
+        return np.asarray(outcomes, bool)[which[cells]]
+
     def without_effect(self, given: Iterable[str]) -> str:
         """Which of the settings `given` do not bear on some cells, and which axes on none; because of what, and how
         many cells became one. A line, empty where there is nothing to say.
         """
         why: dict[str, list[str]] = {}
-        given, bears = set(given), config.derived().bears
+        given, shown = set(given), config.derived().shown
         for key in (name for name in FIELDS if name in given or len(self.axes.get(name, ())) > 1):
-            off = np.flatnonzero(~self.bears(key, np.arange(len(self))))
+            off = np.flatnonzero(~self.shown(key, np.arange(len(self))))
             if len(off) == 0 or (key not in given and len(off) < len(self)):
                 continue
-            own = [name for name in FIELDS if name in bears[key].reads and self.bears(name, off).all()]
+            own = [name for name in FIELDS if name in shown[key].reads and self.shown(name, off).all()]
             chosen = [(name, dict.fromkeys(self.column(name, off, FIELDS[name].type.text).tolist())) for name in own]
             why.setdefault(" ".join(f"{name}={','.join(values)}" for name, values in chosen), []).append(key)
         said = [

@@ -53,7 +53,7 @@ def rows(grid: Grid, index: np.ndarray, steps: np.ndarray, measured: Mapping[str
         # n_down is a list in a config, a single number in a cell.
         text = of.text if of.column is str else None
         values = grid.column(name, index, text)
-        columns[name] = pa.array(values, column.type, mask=~grid.bears(name, index), from_pandas=True)
+        columns[name] = pa.array(values, column.type, mask=~grid.shown(name, index), from_pandas=True)
     sources, which = grid.outcome(config.derived().sources)
     columns |= {
         **measured,
@@ -121,7 +121,9 @@ def rows_of(
         "status": np.where(finite, OK, DIVERGED),
         "diverged_step": pa.array(diverged, pa.int64(), mask=finite),
     }
-    return rows(grid, index, steps, {**values, **costs.at(index, steps)})
+    # A training that stopped costs nothing after that.
+    made = measured["taken"][lane, s] if "taken" in measured else steps
+    return rows(grid, index, steps, {**values, **costs.at(index, made)})
 
 
 def _measured(record: Measure, values: np.ndarray, r: np.ndarray, there: np.ndarray) -> pa.Array:

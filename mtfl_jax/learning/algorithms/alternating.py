@@ -10,22 +10,31 @@ from mtfl_jax.learning import updates
 from mtfl_jax.learning.algorithms.record import (
     ALGORITHMS,
     IN_STEPS,
+    REMOVAL_RULES,
     STEPPED_RULES,
     WHEN_IN_STEPS,
     Algorithm,
     Cost,
     Seen,
     Trained,
+    in_steps,
     products,
     seen,
 )
+from mtfl_jax.learning.bounds import BOUNDS, clip_of
 from mtfl_jax.learning.drawing import BATCHES, draw_network, losses_of, step_batch
+from mtfl_jax.learning.initial import HEAD_INIT
+from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.removal import REMOVE_DEGREE
+from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
 
 
 def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
     losses = losses_of(p, cell)
+    first, own_heads = factors(p, cell)
+    lr_a, lr_w = cell.lr_a * own_heads, powers(cell, cell.lr_w) * first
 
     def update(state: updates.State, step: Int[Array, ""]) -> updates.State:
         features = step_batch(p, cell, of, "features", step)
@@ -35,17 +44,19 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
             heads,
             features,
             losses,
-            lr_a=cell.lr_a,
-            lr_w=cell.lr_w,
-            shrink=cell.lr_w * cell.weight_decay,
+            lr_a=lr_a,
+            lr_w=lr_w,
+            shrink=lr_w * cell.weight_decay,
             head_steps=p.head_steps,
             train_bias=p.bias == "trained",
             how=p.arithmetic,
+            clip=clip_of(cell),
         )
         return moved, state[1]
 
-    params, diverged = updates.train(update, (draw_network(p, cell), ()), p.steps, p.record)
-    return Trained(params, diverged, lambda step: step_batch(p, cell, of, "features", step - 1))
+    return in_steps(
+        p, cell, of, update, (draw_network(p, cell), ()), lambda step: step_batch(p, cell, of, "features", step)
+    )
 
 
 def _cost(p: Program, step: Any) -> Cost:
@@ -76,10 +87,14 @@ ALGORITHMS.register(
         settings=(
             Field("head_steps", "choice", integer(1, examples=(1, 2)), "head steps a round"),
             Field("split_batch", "choice", flag(), "whether the heads get n1 samples of their own"),
+            HEAD_INIT,
+            *SCALING,
+            *BOUNDS,
+            REMOVE_DEGREE,
         ),
-        uses=(*IN_STEPS, "lr_a", "lr_w", "n1"),
-        when={**WHEN_IN_STEPS, "n1": SPLIT},
-        rules=(*STEPPED_RULES, _heads_have_batches),
+        uses=(*IN_STEPS, *STOPPING, "lr_a", "lr_w", "n1"),
+        when={**WHEN_IN_STEPS, **WHEN_STOPPING, "n1": SPLIT},
+        rules=(*STEPPED_RULES, *REMOVAL_RULES, stops_by_what_means_something, _heads_have_batches),
         stepped=True,
         prefix=ALWAYS,
     )

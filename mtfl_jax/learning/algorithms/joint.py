@@ -10,17 +10,24 @@ from mtfl_jax.learning import data, keys, updates
 from mtfl_jax.learning.algorithms.record import (
     ALGORITHMS,
     IN_STEPS,
+    REMOVAL_RULES,
     STEPPED_RULES,
     WHEN_IN_STEPS,
     Algorithm,
     Cost,
     Trained,
+    in_steps,
     products,
     seen,
 )
+from mtfl_jax.learning.bounds import BOUNDS, clip_of
 from mtfl_jax.learning.drawing import draw_network, losses_of, step_batch
+from mtfl_jax.learning.initial import HEAD_INIT
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES, optimizer
+from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.removal import REMOVE_DEGREE
+from mtfl_jax.learning.stopping import STOPPING, WHEN_STOPPING, stops_by_what_means_something
 from mtfl_jax.learning.tasks import Tasks
 
 
@@ -30,21 +37,23 @@ def _run(p: Program, cell: Cell, tasks: Tasks) -> Trained:
         rotation = data.rotation(keys.stream(cell.seed, "rotation"), cell.d, p.d)
     rule_ = optimizer(
         p.optimizer,
-        cell.lr,
+        powers(cell, cell.lr),
         schedule=p.schedule,
         steps=p.steps,
         momentum=cell.momentum if OPTIMIZERS[p.optimizer].momentum else 0.0,
         weight_decay=cell.weight_decay,
         train_bias=p.bias == "trained",
         rotation=rotation,
+        factors=factors(p, cell, unit=OPTIMIZERS[p.optimizer].unit) if "parametrization" in p else None,
+        clip=clip_of(cell),
     )
 
     def update(state: updates.State, step: Int[Array, ""]) -> updates.State:
         batch = step_batch(p, cell, tasks, "features", step)
         return updates.joint_update(*state, batch, losses, rule_, p.arithmetic)
 
-    params, diverged = updates.train(update, (params, rule_.init(params)), p.steps, p.record)
-    return Trained(params, diverged, lambda step: step_batch(p, cell, tasks, "features", step - 1))
+    start = params, rule_.init(params)
+    return in_steps(p, cell, tasks, update, start, lambda step: step_batch(p, cell, tasks, "features", step))
 
 
 def _cost(p: Program, step: Any) -> Cost:
@@ -63,10 +72,14 @@ ALGORITHMS.register(
             Field("optimizer", "choice", of(OPTIMIZERS), "optimiser of joint"),
             Field("lr", "knob", number(0), "peak learning rate of joint"),
             Field("schedule", "choice", of(SCHEDULES), "learning-rate schedule of joint"),
+            HEAD_INIT,
+            *SCALING,
+            *BOUNDS,
+            REMOVE_DEGREE,
         ),
-        uses=IN_STEPS,
-        when=WHEN_IN_STEPS,
-        rules=STEPPED_RULES,
+        uses=(*IN_STEPS, *STOPPING),
+        when={**WHEN_IN_STEPS, **WHEN_STOPPING},
+        rules=(*STEPPED_RULES, *REMOVAL_RULES, stops_by_what_means_something),
         stepped=True,
         prefix=rule("schedule")(lambda c: not SCHEDULES[c.schedule].of_steps),
     )

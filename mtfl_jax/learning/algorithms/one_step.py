@@ -17,26 +17,32 @@ from mtfl_jax.learning.algorithms.record import (
     Trained,
     at_once,
     loss_names,
+    losses_of_what_is_left,
     products,
 )
 from mtfl_jax.learning.arithmetic import AUTO, EXACT
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
+from mtfl_jax.learning.initial import HEAD_INIT
+from mtfl_jax.learning.parametrizations import SCALING, factors, powers
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.removal import REMOVE_DEGREE
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 
 
 def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
     heads, features = (once_batch(p, cell, of, purpose) for purpose in ("heads", "features"))
+    first, own_heads = factors(p, cell)
+    lr_w = powers(cell, cell.lr_w) * first
     # No weight decay given: that which forgets the initial weights.
-    shrink = jnp.where(jnp.isnan(cell.weight_decay), 1.0, cell.lr_w * cell.weight_decay)
+    shrink = jnp.where(jnp.isnan(cell.weight_decay), 1.0, lr_w * cell.weight_decay)
     params = updates.one_step(
         draw_network(p, cell),
         heads,
         features,
         losses_of(p, cell),
-        lr_a=cell.lr_a,
-        lr_w=cell.lr_w,
+        lr_a=cell.lr_a * own_heads,
+        lr_w=lr_w,
         shrink=shrink,
         train_bias=p.bias == "trained",
         how=p.arithmetic,
@@ -47,18 +53,22 @@ def _run(p: Program, cell: Cell, of: Tasks) -> Trained:
 def _cost(p: Program, step: Any) -> Cost:
     # At A = 0 the outputs are known, so the head step takes one product with the heads.
     hidden, head = products(p)
-    flops = p.n1 * (hidden + head) + p.n2 * (2 * hidden + 2 * head)
+    flops = p.n1 * (hidden + (2 if "head_init" in p else 1) * head) + p.n2 * (2 * hidden + 2 * head)
     return Cost(p.n1 + p.n2, p.n1 + p.n2, flops)
+
+
+OWN = (HEAD_INIT, *SCALING, REMOVE_DEGREE)
 
 
 @rule(
     *("weight_decay", "label_noise", "bias", "shared_inputs", "loss", "losses", "precision", "kernel", "r", "network"),
-    "tasks",
+    *("tasks", *(field.name for field in OWN)),
 )
 def _by_moments(c: View) -> bool:
     forgotten = c.weight_decay is None and c.label_noise == 0 and c.bias != "trained"
     linear = c.shared_inputs and set(loss_names(c)) == {"linear"}
     signs = FAMILIES[c.tasks].tabular
+    plain = all(getattr(c, field.name) == field.neutral for field in OWN)
     padded = not of_network(c.network).exact and c.r <= moments.MAX_R
     return bool(
         signs
@@ -67,6 +77,7 @@ def _by_moments(c: View) -> bool:
         and c.precision == EXACT.precision
         and c.kernel in (EXACT.kernel, AUTO)
         and padded
+        and plain
     )
 
 
@@ -84,8 +95,9 @@ ALGORITHMS.register(
         "one gradient step of the heads on n1 samples, then one of the representation on n2",
         _run,
         _cost,
+        settings=OWN,
         uses=(*TRAINED, "n1", "n2", "lr_a", "lr_w", "weight_decay"),
-        rules=TRAINED_RULES,
+        rules=(*TRAINED_RULES, losses_of_what_is_left),
         shared=Shared(_by_moments, _rows, moment_rows.run, moments.MAX_R),
     )
 )

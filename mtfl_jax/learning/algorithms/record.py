@@ -11,13 +11,15 @@ from jax import Array
 from jaxtyping import Int
 
 from mtfl_jax.fields import ConfigError, Field, Rule, View, rule
-from mtfl_jax.learning import updates
+from mtfl_jax.learning import removal, updates
 from mtfl_jax.learning.activations import of_network
 from mtfl_jax.learning.arithmetic import EXACT
-from mtfl_jax.learning.drawing import BATCHES, FIXED
+from mtfl_jax.learning.bounds import with_norms
+from mtfl_jax.learning.drawing import BATCHES, FIXED, FRESH
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.stopping import until
 from mtfl_jax.learning.tasks import Tasks
 from mtfl_jax.learning.updates import Samples
 from mtfl_jax.records import Registry
@@ -25,12 +27,14 @@ from mtfl_jax.records import Registry
 
 class Trained(NamedTuple):
     """Networks after each recorded update, leaves with a leading axis len(p.record); the first update count whose
-    network is not finite, 0 if none; and the samples of the update that ends at a count (None: it saw none).
+    network is not finite, 0 if none; the samples of the last update at a count (None: it saw none); and, of one that
+    may stop, the update count after which it did, 0 if it did not.
     """
 
     params: Params
     diverged: Int[Array, ""]
     batch: Callable[[Any], Samples | None]
+    stopped: Int[Array, ""] | None = None
 
 
 class Cost(NamedTuple):
@@ -101,6 +105,25 @@ def at_once(params: Params, batch: Samples | None) -> Trained:
     return Trained(jax.tree.map(lambda leaf: leaf[None], params), diverged, lambda step: batch)
 
 
+def in_steps(
+    p: Program,
+    cell: Cell,
+    of: Tasks,
+    update: Callable[[updates.State, Int[Array, ""]], updates.State],
+    state: updates.State,
+    batch: Callable[[Any], Samples],
+) -> Trained:
+    """The outcome of `p.steps` updates, fewer where the training stops; batch(step): the samples of update `step`."""
+    if "weight_norm" in p and p.weight_norm:
+        update = with_norms(update, state[0]["W"])
+    if "stop_when" not in p:
+        return Trained(*updates.train(update, state, p.steps, p.record), lambda step: batch(step - 1))
+    updated = until(p, cell, of, update, lambda count: batch(count - 1))
+    start = (state[0], (state[1], jnp.zeros((), jnp.int32)))
+    (_, (_, stopped)), params, diverged = updates.run(updated, start, p.steps, p.record)
+    return Trained(params, diverged, lambda step: batch(updates.taken(stopped, step) - 1), stopped)
+
+
 class Seen(NamedTuple):
     """Samples of a training in steps: distinct ones, and all that its updates take."""
 
@@ -152,6 +175,24 @@ def _bounded(c: View) -> None:
         )
 
 
+@rule("remove_degree", "loss", "losses")
+def losses_of_what_is_left(c: View) -> None:
+    """Labels that lack a component are real."""
+    margins = [name for name in loss_names(c) if LOSSES[name].margin]
+    if c.remove_degree != removal.NONE and margins:
+        key, value = ("losses", list(c.losses)) if c.loss == MIXTURE else ("loss", c.loss)
+        known = ", ".join(name for name, loss in LOSSES.items() if not loss.margin)
+        allowed = f"{margins[0]} is of labels ±1; allowed with remove_degree={c.remove_degree}: {known}"
+        raise ConfigError(key, value, allowed)
+
+
+@rule("remove_degree", "samples")
+def moments_are_of_all_samples(c: View) -> None:
+    """The moments of a batch are not those of its set."""
+    if c.remove_degree != removal.NONE and c.samples == BATCHES:
+        raise ConfigError("samples", c.samples, f"allowed with remove_degree={c.remove_degree}: {FRESH}, {FIXED}")
+
+
 @rule("measure_at", "steps")
 def _measured_within_the_steps(c: View) -> None:
     if isinstance(c.measure_at, tuple) and c.measure_at[-1] > c.steps:
@@ -164,6 +205,8 @@ def _batches_are_parts(c: View) -> None:
         raise ConfigError("batch", c.batch, f"allowed: from 1 to n2={c.n2}")
 
 
+REMOVAL_RULES = (losses_of_what_is_left, moments_are_of_all_samples)
+"""Of an algorithm that takes steps on labels of which components may be removed."""
 TRAINED_RULES = (_plain_where_inputs_are_own, _plain_where_kernels_lack_the_activation)
 STEPPED_RULES = (*TRAINED_RULES, _decay_is_a_number, _bounded, _measured_within_the_steps, _batches_are_parts)
 

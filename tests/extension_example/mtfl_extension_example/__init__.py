@@ -4,20 +4,24 @@ from mtfl_extension_example import (
     alternating_normalised,
     arctan,
     effective_rank,
+    half_lazy,
     laplace,
     logarithmic,
     nearest_centroid,
     random_quadratic,
     smoothed_hinge,
+    uniform_heads,
 )
 
 __all__ = [
     "alternating_normalised",
     "arctan",
     "effective_rank",
+    "half_lazy",
     "laplace",
     "logarithmic",
     "nearest_centroid",
     "random_quadratic",
     "smoothed_hinge",
+    "uniform_heads",
 ]
