@@ -164,8 +164,8 @@ TINY = {
     ],
     "sparse_parity": [
         "sweep.axes.seed=[0,1]",
-        "sweep.grids=[{samples:batches,r:3,d:20,width:64,n2:200,steps:14,measure_at:[[7,14]]},"
-        "{samples:fresh,r:1,d:[2,3,4],width:16,lr:0.5,steps:64,measure_at:[[16,32,64]]}]",
+        "sweep.grids=[{samples:batches,r:3,d:20,width:64,n2:200,steps:14},"
+        "{samples:fresh,r:1,d:[2,3,4],width:16,lr:0.5,steps:64,stop_at:0.01,stop_every:4}]",
     ],
 }  # fmt: skip
 FIGURES = {
@@ -260,21 +260,26 @@ def test_complexity_verdicts():
     assert any("never reach 10%" in text for text in found)
 
 
+def stopped(rows, at, most):
+    """Rows of trainings that stop after so many steps, if within the most: their first and their last."""
+    to = np.minimum(np.maximum(np.round(at), 1), most).astype(int)
+    rows = rows.assign(steps_to=to, steps_to_censored=at > most)
+    return pd.concat([rows.assign(step=1), rows.assign(step=most)])
+
+
 def sparse_parity_rows(epochs, steps):
-    """Errors that fall to 0 at epochs[width, n2] epochs of a set, and at steps(d, k) steps on new samples."""
+    """Trainings that stop at epochs[width, n2] epochs of a set, and at steps(d, k) steps on new samples."""
     out = []
     for (width, n), at in epochs.items():
-        rows = product(width=width, n2=n, seed=range(6), epoch=list(range(1, 41)))
-        solved = rows["epoch"] >= at + rows["seed"] % 3 - 1
-        rows = rows.assign(samples="batches", d=20, r=3, batch=32, task_error=np.where(solved, 0.0, 0.4))
-        out.append(rows.assign(step=(rows["epoch"] * -(-n // 32)).astype(int)).drop(columns="epoch"))
+        rows = product(width=width, n2=n, seed=range(6)).assign(samples="batches", d=20, r=3, batch=32)
+        out.append(stopped(rows, (at + rows["seed"] % 3 - 1) * -(-n // 32), 40 * -(-n // 32)))
     for k in (2, 3, 4):
-        rows = product(d=[10, 15, 20, 25, 30], seed=range(6), j=list(range(60)))
+        rows = product(d=[10, 15, 20, 25, 30], seed=range(6)).assign(r=k, width=100, n2=32, samples="fresh")
         at = steps(rows["d"], k) * (1 + 0.05 * np.random.default_rng(k).standard_normal(6)[rows["seed"]])
-        rows = rows.assign(step=(10 * 1.2 ** rows["j"]).astype(int), r=k, width=100, n2=32, samples="fresh")
-        out.append(rows.assign(task_error=np.where(rows["step"] >= at, 0.0, 0.5)).drop(columns="j"))
+        out.append(stopped(rows, at, 500_000))
     table = pd.concat(out, ignore_index=True)
-    return table.assign(algorithm="joint", tasks="parity", lr=0.1, subspace_distance=0.5)
+    error = np.where(table["steps_to_censored"], 0.4, 0.0)
+    return table.assign(algorithm="joint", tasks="parity", lr=0.1, stop_at=0.01, task_error=error)
 
 
 def test_sparse_parity_verdicts():
