@@ -19,6 +19,7 @@ import mtfl_jax
 from mtfl_jax.compose import HYDRA_BASE, conf_dir
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.algorithms import ALGORITHMS
+from mtfl_jax.learning.data import LAWS
 from mtfl_jax.sweeps import compiling, notes
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
@@ -49,7 +50,7 @@ def test_sweeps_stay_compact_axes_of_one_job(loader):
 
 def test_globs_of_groups_are_their_names(loader):
     (job,) = jobs_of(loader, "data=glob(*)")
-    assert job == ["++sweep.axes.data='gaussian,rademacher'"]
+    assert job == [f"++sweep.axes.data='{','.join(sorted(LAWS))}'"]
 
 
 def test_params_of_a_study_yield_to_the_command_line(loader):
