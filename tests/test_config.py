@@ -161,6 +161,7 @@ def test_knobs_leave_the_program_alone_and_shapes_change_it():
         from_keywords(algorithm="alternating", label_noise=0.1, bias="random", tasks="parity", split_batch=True),
         from_keywords(algorithm="joint", label_noise=0.1, bias="random", tasks="parity", optimizer="momentum"),
         from_keywords(algorithm="joint", samples="batches"),
+        from_keywords(probe="finetune"),
         *(from_keywords(data=law, label_noise=0.1) for law in FIELDS["data"].type.names()),
     ]
     bases += [

@@ -48,11 +48,14 @@ def sample_tasks(
 
 def draw_network(p: Program, cell: Cell) -> Params:
     """The network at initialisation, its neurons shared among devices where the program is spread."""
-    key = keys.stream(cell.seed, "network")
+    return draw_other_network(p, cell, "network", p.num_tasks)
+
+
+def draw_other_network(p: Program, cell: Cell, purpose: str, num_tasks: int) -> Params:
+    """A network at initialisation for a purpose, with so many heads."""
+    key = keys.stream(cell.seed, purpose)
     scale = cell.bias_scale if p.bias == "random" else 0.0
-    params = network.initialise(
-        key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale
-    )
+    params = network.initialise(key, p.d, p.width, num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale)
     return network.spread(params) if p.spread else params
 
 
