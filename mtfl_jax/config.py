@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 from mtfl_jax import settings
 from mtfl_jax.fields import NONE_NEUTRAL, ConfigError, Field, Rule, View, rule
-from mtfl_jax.kinds import KINDS, PARTS, PROBED, TAKEN, Kind, names_of, recorded
+from mtfl_jax.kinds import KINDS, PARTS, PROBED, Kind, names_of, probes_part, recorded, taken
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import Shared
 from mtfl_jax.learning.measures import MEASURES
-from mtfl_jax.learning.probe import NONE
+from mtfl_jax.learning.probe import NONE, PROBES
 from mtfl_jax.learning.program import Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
 from mtfl_jax.names import BOOKKEEPING, OTHER_KEYS, SWEEP_KEYS
@@ -30,8 +30,8 @@ class Derived(NamedTuple):
     rules that raise ConfigError. prefixes: whether a training of fewer steps is the beginning of a longer one. shared:
     whether a pass gives a cell's row among others'. rows: the settings in which the cells of such a pass may differ;
     row: what tells their rows apart, empty for other cells: family, r, width, num_tasks, the family's settings by name.
-    probed: what tells downstream probes apart, empty where there is none: the classifier, its family, and that family's
-    settings by name.
+    probed: what tells downstream probes apart, empty where there is none: the program's entry for it (`Probed`), the
+    settings of its family, and its own, by name. probing: the settings in which alike probes of a training may differ.
     """
 
     fields: dict[str, Field]
@@ -44,6 +44,7 @@ class Derived(NamedTuple):
     rows: Rule
     row: Rule
     probed: Rule
+    probing: frozenset[str]
 
     @property
     def planning(self) -> tuple[Rule, ...]:
@@ -79,6 +80,7 @@ def refresh() -> None:
     _require_consistent(fields)
     FIELDS.clear()
     FIELDS.update(fields)
+    PARTS["probes"] = probes_part()
     always = {field.name for field in settings.ALWAYS}
     shown = {name: _always(field) if name in always else _used(name) for name, field in fields.items()}
     bears = {name: _unless_neutral(fields[name], own) for name, own in shown.items()}
@@ -99,6 +101,7 @@ def refresh() -> None:
             ),
             _row(shared),
             _probed(),
+            _probing(),
         )
     ]
 
@@ -191,6 +194,24 @@ def _by_algorithm(rules: Mapping[str, Rule | None], otherwise: Any) -> Rule:
     return Rule(reads, outcome)
 
 
+def _own(record: Any, prefix: str = "") -> frozenset[str]:
+    return frozenset(prefix + field.name for field in record.settings)
+
+
+def _probing() -> frozenset[str]:
+    """The settings of probes and, of their tasks, those of families. Raises ValueError where another record has one of
+    the first.
+    """
+    own = {name: record.name for record in PROBES.values() for name in _own(record)}
+    for kind in KINDS:
+        for record in kind.registry.values() if kind.registry is not PROBES else ():
+            for name in names_of(record):
+                if (called := kind.prefix + name) in own:
+                    who = f"{kind.registry.kind} {record.name}"
+                    raise ValueError(f"probe {own[called]}: {called} is a setting of {who} too; allowed: another name")
+    return frozenset(own).union(*(_own(family, PROBED) for family in FAMILIES.values()))
+
+
 def _of_family(c: View, family: str, prefix: str = "") -> tuple[tuple[str, Any], ...]:
     """The settings of a family in a cell, by the family's names."""
     return tuple((field.name, getattr(c, prefix + field.name)) for field in FAMILIES[family].settings)
@@ -206,12 +227,17 @@ def _row(shared: Rule) -> Rule:
 
 
 def _probed() -> Rule:
-    own = frozenset(PROBED + field.name for family in FAMILIES.values() for field in family.settings)
+    part = PARTS["probes"].rule
+    own = {name: tuple(field.name for field in record.settings) for name, record in PROBES.items()}
 
     def probed(c: View) -> tuple[Any, ...]:
-        return () if c.probe == NONE else (c.probe, c.probe_tasks, _of_family(c, c.probe_tasks, PROBED))
+        if c.probe == NONE:
+            return ()
+        (entry,) = part.within(c)
+        mine = tuple((name, getattr(c, name)) for name in own[c.probe])
+        return entry, _of_family(c, c.probe_tasks, PROBED), mine
 
-    return Rule(own | {"probe", "probe_tasks"}, probed)
+    return Rule(part.reads | _probing(), probed)
 
 
 def _checks() -> Iterable[Rule]:
@@ -346,7 +372,7 @@ class Config:
 
     @property
     def probe_key(self) -> tuple[Any, ...]:
-        """What tells downstream probes apart: the classifier, its task family, and that family's settings by name."""
+        """What tells downstream probes apart: the program's entry, its family's settings by name, and its own."""
         return tuple(derived().probed(self.values))
 
     @property
@@ -360,7 +386,7 @@ class Config:
         values = {
             name: self.values[name]
             for name, field in FIELDS.items()
-            if field.kind != "knob" and name in self.used and name not in TAKEN
+            if field.kind != "knob" and name in self.used and name not in taken()
         }
         parts = {name: part.rule(self.bearing) for name, part in PARTS.items() if part.of[0] in self.used}
         n_down = () if self.probe == NONE else self.n_down
@@ -372,7 +398,7 @@ class Config:
         return tuple(
             name
             for name, field in FIELDS.items()
-            if name in self.used and (field.padded or field.kind == "knob") and not name.startswith(PROBED)
+            if name in self.used and (field.padded or field.kind == "knob") and name not in derived().probing
         )
 
 

@@ -17,6 +17,7 @@ from mtfl_jax.learning.measures import MEASURES
 from mtfl_jax.learning.optimizers import OPTIMIZERS, SCHEDULES
 from mtfl_jax.learning.parametrizations import PARAMETRIZATIONS
 from mtfl_jax.learning.probe import NONE, PROBES
+from mtfl_jax.learning.program import Probed
 from mtfl_jax.learning.stopping import NEVER
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS
@@ -115,11 +116,25 @@ PARTS = {
             lambda c: Arithmetic(c.precision or "", c.kernel or "", of_network(c.network).name)
         ),
     ),
-    "probes": Part(
-        ("probe", "probe_tasks", "n_down"),
-        rule("probe", "probe_tasks")(lambda c: () if c.probe == NONE else ((c.probe, c.probe_tasks),)),
-    ),
 }
-"""Entries of a program beside the settings that are in it by name, and `record`."""
+"""Entries of a program beside the settings that are in it by name, and `record`; `config.refresh` adds `probes`."""
 
-TAKEN = {name for part in PARTS.values() for name in part.of} | {"measure_at"}
+
+def probes_part() -> Part:
+    """The probe of a cell, none or one."""
+    compiled = {
+        name: tuple(field.name for field in record.settings if field.kind != "knob") for name, record in PROBES.items()
+    }
+    names = dict.fromkeys(name for own in compiled.values() for name in own)
+
+    def probes(c: View) -> tuple[Probed, ...]:
+        if c.probe == NONE:
+            return ()
+        return (Probed(c.probe, c.probe_tasks, tuple((name, getattr(c, name)) for name in compiled[c.probe])),)
+
+    return Part(("probe", "probe_tasks", "n_down", *names), Rule(frozenset({"probe", "probe_tasks", *names}), probes))
+
+
+def taken() -> set[str]:
+    """The settings that are in no program by their own names."""
+    return {name for part in PARTS.values() for name in part.of} | {"measure_at"}

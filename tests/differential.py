@@ -24,6 +24,7 @@ from mtfl_jax.learning.algorithms.record import Algorithm
 from mtfl_jax.learning.arithmetic import AUTO, EXACT, Arithmetic
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.measures import MEASURES, Measure, of_probe, of_program
+from mtfl_jax.learning.probe import PROBES
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES
 from mtfl_jax.names import GROUPS
@@ -617,6 +618,8 @@ class Truth:
         self.fields = dict(FIELDS)
         self.algorithms: dict[str, Algorithm] = dict(ALGORITHMS)
         self.families = {name: tuple(field.name for field in family.settings) for name, family in FAMILIES.items()}
+        self.probes = {name: tuple(field.name for field in probe.settings) for name, probe in PROBES.items()}
+        self.probing = {name for own in self.probes.values() for name in own}
         self.laws = {name: law.sizes for name, law in LAWS.items()}
         self.sizes = [name for name, field in self.fields.items() if field.padded]
 
@@ -685,7 +688,7 @@ class StandIn:
             else:
                 own[name] = getattr(p, name)
         for name, value in cell.items():
-            if name in ("n_down", "family") or name.startswith(PROBED):
+            if name in ("n_down", "family") or name.startswith(PROBED) or name in self.truth.probing:
                 continue
             assert self.truth.traced(name), f"{name} is traced"
             own[name] = np.asarray(value).item()
@@ -704,9 +707,13 @@ class StandIn:
         for record in of_program(p):
             out[record.name] = _measurement(f"{text};{record.name}", record, own["r"], p.r)
         if p.probes:
-            errors = {of_probe(family).name: np.full((len(p.probes), len(p.n_down)), np.nan) for _, family in p.probes}
-            for i, (probe, family) in enumerate(p.probes):
-                named = {name: np.asarray(cell[PROBED + name][i]).item() for name in self.truth.families[family]}
+            blank = np.full((len(p.probes), len(p.n_down)), np.nan)
+            errors = {of_probe(entry.family).name: blank.copy() for entry in p.probes}
+            for i, (probe, family, compiled) in enumerate(p.probes):
+                names = [*(PROBED + name for name in self.truth.families[family]), *self.truth.probes[probe]]
+                named = {name: np.asarray(cell[name][i]).item() for name in names if name not in dict(compiled)}
+                assert not any(self.truth.traced(name) for name, _ in compiled), f"{compiled} are compiled in"
+                named |= dict(compiled)
                 for k, n in enumerate(cell["n_down"].tolist()):
                     assert n <= p.n_down[k], f"n_down={n} in a program of {p.n_down}"
                     errors[of_probe(family).name][i, k] = _unit(f"{text};{probe};{family};{_told(named)};n_down={n}")

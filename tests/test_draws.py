@@ -15,7 +15,7 @@ from jax.extend.random import threefry_2x32
 
 from mtfl_jax.learning import data, drawing, draws, keys, measuring, network, probe, tasks
 from mtfl_jax.learning.arithmetic import EXACT
-from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.program import Cell, Probed, Program
 
 KEY = keys.named(keys.root(7), "test_draws")
 LAWS = tuple(name for name, law in data.LAWS.items() if law.prefix and not law.settings)
@@ -399,7 +399,7 @@ def test_label_noise_spares_the_test_labels_of_the_probe():
     """With as many neurons as the inputs show, a task that is learned without error from clean labels is tested on
     clean labels: noise at its greatest rate leaves a coin's error, not the 1/2 of flipped test labels on top of it.
     """
-    probed = {"probes": (("ridge", "halfspace"),), "n_test": 2048, "n_down": (4096,)}
+    probed = {"probes": (Probed("ridge", "halfspace"),), "n_test": 2048, "n_down": (4096,)}
     p = program(**{**MEASURED, **probed}, width=64, d=4, r=1)
     c = cell(d=4, r=1, width=64, n_down=jnp.asarray([4096]), n_test=2048, nuisance_scale=0.1)
     params = drawing.draw_network(p, c)

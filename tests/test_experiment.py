@@ -30,6 +30,7 @@ from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.losses import LOSSES
 from mtfl_jax.learning.measures import MEASURES, SIMILARITY_SAMPLES, in_set
 from mtfl_jax.learning.probe import PROBES
+from mtfl_jax.learning.program import Probed
 
 STEPPED = {"loss": "logistic", "bias": "random"}
 ALTERNATING = {**STEPPED, "algorithm": "alternating", "lr_a": 0.4, "lr_w": 0.3, "weight_decay": 0.2}
@@ -325,9 +326,19 @@ def measured_of(p, cell, heads):
 def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded, measure):
     """Every measurement of a network, and where they are few every probe."""
     few = n_test < SIMILARITY_SAMPLES
-    probes = {"probe": "ridge", "probe_tasks": "halfspace"} if few else {"probe": "none"}
+    probes = {"probe": "scratch", "probe_tasks": "halfspace", "tune_steps": 2} if few else {"probe": "none"}
     p, cell = training({}, n_test=n_test, measure=measure, bias="random", data="gaussian", **probes)
-    p = p.replace(probes=tuple((name, "halfspace") for name in PROBES)) if few else p
+    if few:
+        compiled = {"tune_steps": 2, "tune_norm": True}
+        own = {name: {field.name for field in record.settings} for name, record in PROBES.items()}
+        p = p.replace(
+            probes=tuple(
+                Probed(name, "halfspace", tuple((key, value) for key, value in compiled.items() if key in own[name]))
+                for name in PROBES
+            )
+        )
+        each = {name: np.repeat(getattr(cell, name), len(PROBES)) for name in ("tune_lr", "tune_scale")}
+        cell = cell.replace(**each)
     both = {record.name for name in ("contrastive", "representation") for record in in_set(name)}
     assert both == {name for name, record in MEASURES.items() if record.of == "network"}
     heads = np.random.default_rng(0).standard_normal((p.num_tasks, p.width))
@@ -452,10 +463,11 @@ def test_costs_of_the_population_limit():
 def test_cases_show_every_number_that_a_program_has_traced():
     """Each bears on some case, at another value than its default, which would hide it; sizes are padded in all.
 
-    Those of laws are shown in test_inputs.py, those of real labels and their losses in test_targets.py.
+    Those of laws are shown in test_inputs.py, those of real labels and their losses in test_targets.py, those of probes
+    in test_tuning.py.
     """
     real = [family for family in tasks.FAMILIES.values() if family.real]
-    records = [*data.LAWS.values(), *real, *(loss for loss in LOSSES.values() if not loss.margin)]
+    records = [*data.LAWS.values(), *real, *(loss for loss in LOSSES.values() if not loss.margin), *PROBES.values()]
     own = {field.name for record in records for field in record.settings} | {"target_scale", "target_noise"}
     elsewhere = own | {f"probe_{name}" for name in own}
     traced = {name for name, field in FIELDS.items() if field.padded or field.kind == "knob"} - elsewhere

@@ -19,6 +19,7 @@ from mtfl_jax.kinds import KINDS, PARTS, PROBED, recorded
 from mtfl_jax.learning import experiment
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.arithmetic import Arithmetic
+from mtfl_jax.learning.program import Probed
 from mtfl_jax.records import REGISTRIES
 from mtfl_jax.sweeps.compiling import cells_of, job_of
 from mtfl_jax.sweeps.grid import Grid
@@ -249,7 +250,7 @@ MUTATIONS = {
     "a family's settings tell no probes apart": (
         lambda: derived_with(
             probed=rule("probe", "probe_tasks")(
-                lambda c: () if c.probe == "none" else (c.probe, c.probe_tasks, (("parity_size", "any"),))
+                lambda c: () if c.probe == "none" else (Probed(c.probe, c.probe_tasks), (("parity_size", "any"),), ())
             )
         ),
         (PROBED + "parity_size", "probe_tasks"),

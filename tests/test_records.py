@@ -37,6 +37,7 @@ from mtfl_jax.learning.parametrizations import PARAMETRIZATIONS
 from mtfl_jax.learning.probe import PROBES
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
+from mtfl_jax.learning.tuning import Beginning
 from mtfl_jax.records import REGISTRIES, registering
 from mtfl_jax.sweeps import rows
 from mtfl_jax.sweeps import tables as tables_of_results
@@ -814,7 +815,44 @@ def test_a_measurement_has_its_shape_and_is_the_same_padded(name):
 
 
 @each(PROBES)
-def test_a_probe_separates_counts_only_its_samples_and_ignores_empty_columns(name):
+def test_a_probe_counts_only_its_samples_and_what_is_used(name):
+    {True: separates, False: trains}[PROBES[name].tune is None](name)
+
+
+def trains(name):
+    """A network fits better than none, whatever lies in the padding, and what is padded stays zero."""
+    draw, n, d, width = np.random.default_rng(0), 24, 3, 5
+    x, record = draw.normal(size=(n, d)), PROBES[name]
+    y = np.where(x[:, 0] >= 0, 1.0, -1.0)
+    settings = {field.name: number(field, field.type.examples()[1]) for field in record.settings}
+
+    def network():
+        return {"W": draw.normal(size=(width, d)), "b": draw.normal(size=width), "A": np.zeros((1, width))}
+
+    pair = network(), network()
+
+    def padded(params, more):
+        wide = {"W": ((0, more), (0, more)), "b": ((0, more),), "A": ((0, 0), (0, more))}
+        return {key: np.pad(leaf, wide[key]) for key, leaf in params.items()}
+
+    def tuned(more, seed):
+        rest = np.random.default_rng(seed)
+        points = np.concatenate([np.pad(x, ((0, 0), (0, more))), rest.normal(size=(more, d + more))])
+        labels = np.concatenate([y, rest.choice([-1.0, 1.0], more)])
+        of = Beginning(*(padded(own, more) for own in pair), width, "tanh", True)
+        fit = jax.jit(lambda x, y, n: record.tune(of, x, y, n, **settings))
+        return fit(points, labels, n)
+
+    exact = tuned(0, 0)
+    F = np.tanh(x @ np.asarray(exact["W"]).T + exact["b"]) @ np.asarray(exact["A"])[0]
+    assert np.mean((F - y) ** 2) < 1
+    for seed in (1, 2):
+        for key, leaf in tuned(2, seed).items():
+            # Sums of the same terms and zeros, in another order.
+            np.testing.assert_allclose(leaf, padded(exact, 2)[key], rtol=1e-11, atol=1e-13, err_msg=key)
+
+
+def separates(name):
     draw, n, m, spare = np.random.default_rng(0), 24, 5, 3
     y = np.where(np.arange(n) % 2 == 0, 1.0, -1.0)
     phi = np.zeros((n, m))

@@ -26,6 +26,7 @@ from mtfl_jax import compose
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning import data, keys
 from mtfl_jax.learning.measures import MEASURES
+from mtfl_jax.learning.program import Probed
 from mtfl_jax.sweeps import compiling, cost, engine, identity, machine, store, tables
 from mtfl_jax.sweeps.cost import size_names
 from mtfl_jax.sweeps.grid import Grid
@@ -107,7 +108,7 @@ def test_shared_trainings_run_once():
     grid = grid_of(n_down=[8, 16], probe=["ridge", "svm", "none"], seed=[0, 1])
     (bucket,) = plan(grid)
     assert len(bucket) == 2
-    assert bucket.program.probes == (("ridge", "parity"), ("svm", "parity"))
+    assert bucket.program.probes == (Probed("ridge", "parity"), Probed("svm", "parity"))
     assert bucket.program.n_down == (8, 16)
     grid = grid_of(algorithm="alternating", steps=[3, 5, 8], seed=[0, 1])
     (bucket,) = plan(grid)

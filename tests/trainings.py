@@ -70,6 +70,7 @@ def training(padded=PADDED, **values):
     if p.probes:
         numbers["n_down"] = np.array(c.n_down, np.int32)
         own = [PROBED + field.name for field in tasks.FAMILIES[c.probe_tasks].settings]
+        own += _own(probe.PROBES[c.probe])
         numbers |= {name: number(name, c.values[name])[None] for name in own}
     return p, Cell(**numbers)
 

@@ -49,18 +49,27 @@ def sample_tasks(
 
 def draw_network(p: Program, cell: Cell) -> Params:
     """The network before any update, its neurons shared among devices where the program is spread."""
-    key = keys.stream(cell.seed, "network")
-    scale = cell.bias_scale if p.bias == "random" else 0.0
-    params = network.initialise(
-        key, p.d, p.width, p.num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale
-    )
-    if "init_scale" in cell:
-        params = params | {"W": cell.init_scale * params["W"]}
+    params = _without_heads(p, cell, "network", p.num_tasks)
     if "head_init" in p:
         make, deviation = HEAD_INITS[p.head_init].make, parametrizations.deviation(p, cell)
-        params = make(params, keys.named(key, "heads"), cell.width, deviation)
+        params = make(params, keys.named(keys.stream(cell.seed, "network"), "heads"), cell.width, deviation)
         params |= {"A": jnp.where((jnp.arange(p.num_tasks) < cell.num_tasks)[:, None], params["A"], 0)}
     return network.spread(params) if p.spread else params
+
+
+def draw_other_network(p: Program, cell: Cell, purpose: str) -> Params:
+    """A network of one head, which is zero, its hidden layer drawn anew for a purpose from the law of the trained
+    network's.
+    """
+    params = _without_heads(p, cell, purpose, 1)
+    return network.spread(params) if p.spread else params
+
+
+def _without_heads(p: Program, cell: Cell, purpose: str, num_tasks: int) -> Params:
+    key = keys.stream(cell.seed, purpose)
+    scale = cell.bias_scale if p.bias == "random" else 0.0
+    params = network.initialise(key, p.d, p.width, num_tasks, d=cell.d, width=cell.width, bias=p.bias, bias_scale=scale)
+    return params | {"W": cell.init_scale * params["W"]} if "init_scale" in cell else params
 
 
 def draw_inputs(p: Program, cell: Cell, key: Key[Array, ""], n: int | Integer[Array, " n"]) -> Float[Array, "n {p.d}"]:

@@ -2,18 +2,20 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
 from mtfl_jax.learning import keys, probe, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
-from mtfl_jax.learning.drawing import draw_inputs, draw_labels, noise, read, sample_tasks
+from mtfl_jax.learning.drawing import draw_inputs, draw_labels, draw_other_network, noise, read, sample_tasks
 from mtfl_jax.learning.measures import Seen, of_probe, of_program, test_key
 from mtfl_jax.learning.network import Params
-from mtfl_jax.learning.program import Cell, Program
+from mtfl_jax.learning.program import Cell, Probed, Program
 from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
+from mtfl_jax.learning.tuning import Beginning
 from mtfl_jax.learning.updates import Samples
 
 
@@ -56,7 +58,8 @@ def measure(
         assert record.compute is not None
         out[record.name] = record.compute(seen)
     if p.probes:
-        found = [(of_probe(family).name, _probe(seen, fresh, i)) for i, (_, family) in enumerate(p.probes)]
+        scores = _probes(seen, fresh)
+        found = [(of_probe(entry.family).name, own) for entry, own in zip(p.probes, scores, strict=True)]
         for name in dict.fromkeys(name for name, _ in found):
             out[name] = jnp.stack([values if own == name else jnp.full_like(values, jnp.nan) for own, values in found])
     if p.accelerator and "recovery" in vars(seen):
@@ -64,16 +67,48 @@ def measure(
     return out
 
 
-def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
-    """What is measured of the i-th probe at every n_down: its test error, or R² of real labels."""
+def _probes(seen: Seen, fresh: Fresh) -> list[Float[Array, " n_down"]]:
+    """What is measured of each probe at every n_down: its test error, or R² of real labels.
+
+    Trained networks that differ in traced settings alone are one loop, so that each such probe compiles once.
+    """
+    p = seen.p
+    scores: dict[int, Float[Array, " n_down"]] = {}
+    for entry in dict.fromkeys(p.probes):
+        places = [i for i, other in enumerate(p.probes) if other == entry]
+        if probe.PROBES[entry.probe].tune is None:
+            scores |= {i: _probe(seen, fresh, entry, i) for i in places}
+        else:
+            own = jax.lax.map(lambda i, entry=entry: _probe(seen, fresh, entry, i), jnp.asarray(places))
+            scores |= dict(zip(places, own, strict=True))
+    return [scores[i] for i in range(len(p.probes))]
+
+
+def _probe(seen: Seen, fresh: Fresh, entry: Probed, i: IntLike) -> Float[Array, " n_down"]:
+    """What is measured of the i-th probe, which is `entry`."""
     p, cell, x = seen.p, seen.cell, fresh.downstream
     assert x is not None
-    name, family = p.probes[i]
+    name, family, compiled = entry
+    record = probe.PROBES[name]
     settings = {field.name: getattr(cell, f"probe_{field.name}")[i] for field in FAMILIES[family].settings}
     task = sample_tasks(p, cell, "downstream/task", family, 1, settings)
     noise_key = keys.stream(cell.seed, "downstream/label_noise")
     inputs = read(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down), x)
     y = draw_labels(p, cell, task, noise_key, inputs, noisy=noise(p, task))[:, 0]
+    y_test, real = tasks.of_inputs(task, seen.inputs, cell.r, p.r)[:, 0], FAMILIES[family].real
+    if record.tune is not None:
+        anew = draw_other_network(p, cell, "downstream/network")
+        beginning = Beginning(
+            trained={"W": seen.params["W"], "b": seen.params["b"], "A": anew["A"]},
+            fresh=anew,
+            width=cell.width,
+            activation=p.arithmetic.activation,
+            train_bias=p.bias == "trained",
+        )
+        own = {field.name: getattr(cell, field.name)[i] for field in record.settings if field.kind == "knob"}
+        own |= dict(compiled)
+        data = (x, y, cell.n_down, p.n_down, seen.x, y_test, cell.n_test)
+        return probe.tuned(name, beginning, *data, settings=own, real=real)
     return probe.downstream(
         name,
         seen.params["W"],
@@ -84,9 +119,9 @@ def _probe(seen: Seen, fresh: Fresh, i: int) -> Float[Array, " n_down"]:
         p.n_down,
         cell.width,
         seen.x,
-        tasks.of_inputs(task, seen.inputs, cell.r, p.r)[:, 0],
+        y_test,
         cell.n_test,
-        real=FAMILIES[family].real,
+        real=real,
         activation=ACTIVATIONS[p.arithmetic.activation],
         accelerator=p.accelerator,
     )

@@ -1,5 +1,5 @@
 """The downstream probe: a linear classifier with intercept on frozen features σ(V x + c) of a representation W; of a
-task with real labels, a linear regression.
+task with real labels, a linear regression. Or a network all of whose weights are trained (`tuning`).
 
 V holds the rows of W normalised (0 for a zero row), scaled so that V x has unit mean square on the probe's
 sample; c_j is uniform on [−1.5, 1.5]. The penalty λ n is chosen on one fixed grid the same way for every feature
@@ -10,7 +10,8 @@ biases and its grid are ours.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,13 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Integer, Key
 
-from mtfl_jax.fields import Rule
-from mtfl_jax.learning import draws
+from mtfl_jax.fields import Field, Rule
+from mtfl_jax.learning import draws, network, tuning, updates
 from mtfl_jax.learning.activations import ACTIVATIONS, Activation
+from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.losses import Margins
 from mtfl_jax.learning.scalars import IntLike, RealLike
+from mtfl_jax.learning.tuning import Beginning, Tune
 from mtfl_jax.records import Registry
 
 BIAS_RANGE = 1.5
@@ -257,19 +260,27 @@ def _centred(
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A linear classifier with intercept. real: it fits real labels too, and is then a regression.
+    """A linear classifier with intercept on frozen features, by `fit`; or a network that is trained, by `tune`.
+
+    real: it fits real labels too, and is then a regression.
 
     fit(phi, y, n): of features and labels, of which the first n rows count, to (β, β₀). Rows beyond are any finite
     numbers, and columns of zeros get the weight 0. fit_on_accelerator: the same where a batch of them is fitted at once
-    (default: fit).
+    (default: fit). tune(beginning, x, y, n, **settings): of inputs and labels, of which the first n count, to the
+    parameters of a network of one head; neurons that are not used must keep weights of zero. settings: its own, which
+    `tune` is given by name. passes: how many passes over its samples, each a product with the first layer and its
+    gradient, a `tune` with these settings takes, as far as they are compiled in; what planning prices.
     """
 
     name: str
     doc: str
-    fit: Fit
+    fit: Fit | None = None
     rules: tuple[Rule, ...] = ()
     fit_on_accelerator: Fit | None = None
     real: bool = False
+    tune: Tune | None = None
+    settings: tuple[Field, ...] = ()
+    passes: Callable[..., int] = lambda **settings: 1
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -277,8 +288,15 @@ class Probe:
         return ("n_down", "n_test", "probe_tasks")
 
 
+def _require_one_way(record: Probe) -> None:
+    if (record.fit is None) == (record.tune is None):
+        raise ValueError(f"probe {record.name}: allowed: either fit or tune")
+    if record.fit is not None and record.settings:
+        raise ValueError(f"probe {record.name}: settings with fit; allowed: with tune, which is given them")
+
+
 NONE = "none"
-PROBES: Registry[Probe] = Registry("probe", reserved=(NONE,))
+PROBES: Registry[Probe] = Registry("probe", _require_one_way, reserved=(NONE,))
 """The choice of `probe` that measures no downstream error."""
 
 PROBES.register(
@@ -292,6 +310,30 @@ PROBES.register(
 )
 PROBES.register(Probe("logistic", "logistic regression, penalty by a held-out quarter", logistic))
 PROBES.register(Probe("svm", "linear SVM (squared hinge), penalty by a held-out quarter", svm))
+for _name, _doc, _tune, _settings in (
+    (
+        "finetune",
+        "all weights, from the pretrained ones, by gradient descent on the squared error",
+        tuning.finetune,
+        (*tuning.SETTINGS, tuning.NORM),
+    ),
+    (
+        "scratch",
+        "all weights, from a new draw, by gradient descent on the squared error",
+        tuning.scratch,
+        tuning.SETTINGS,
+    ),
+):
+    PROBES.register(
+        Probe(
+            _name,
+            _doc,
+            real=True,
+            tune=_tune,
+            settings=_settings,
+            passes=lambda tune_steps, **settings: tune_steps,
+        )
+    )
 
 
 def downstream(
@@ -319,6 +361,8 @@ def downstream(
     """
     own = PROBES[probe]
     fitted = (own.fit_on_accelerator if accelerator else None) or own.fit
+    if fitted is None:
+        raise ValueError(f"probe={probe}: allowed: one that fits frozen features")
     V = normalised(W)
     v, sigma, used = x @ V.T, activation.value, jnp.arange(len(c)) < width
     # A neuron that is not used has neither weights nor bias, and so the feature σ(0).
@@ -347,8 +391,15 @@ def downstream(
 
     # Few samples at a time, whose V x stays in a core's cache while every classifier reads it.
     decided = jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK)
-    max_test = len(x_test)
-    n_test = jnp.asarray(max_test if n_test is None else n_test, v.dtype)
+    return _scores(decided, y_test, n_test, real=real)
+
+
+def _scores(
+    decided: Float[Array, "max_test k"], y_test: Float[Array, " max_test"], n_test: IntLike | None, *, real: bool
+) -> Float[Array, " k"]:
+    """Errors of the signs of decisions on the first n_test samples (default: all), or R² of `real` labels."""
+    max_test = len(decided)
+    n_test = jnp.asarray(max_test if n_test is None else n_test, decided.dtype)
     counted = (jnp.arange(max_test) < n_test)[:, None]
     if real:
         target = jnp.where(counted, y_test[:, None], 0)
@@ -357,3 +408,30 @@ def downstream(
         return jnp.where(total > 0, 1 - error / jnp.where(total > 0, total, 1), jnp.nan)
     wrong = ((decided >= 0) != (y_test >= 0)[:, None]) & counted
     return jnp.sum(wrong, axis=0) / n_test
+
+
+def tuned(
+    probe: str,
+    of: Beginning,
+    x: Float[Array, "max_n d"],
+    y: Float[Array, " max_n"],
+    n: Integer[Array, " k"],
+    sizes: Sequence[int],
+    x_test: Float[Array, "max_test d"],
+    y_test: Float[Array, " max_test"],
+    n_test: IntLike | None = None,
+    *,
+    settings: Mapping[str, Any],
+    real: bool = False,
+) -> Float[Array, " k"]:
+    """As `downstream`, of a probe that trains a network on the first n_k rows of (x, y); NaN where it diverges."""
+    own, how = PROBES[probe], Arithmetic(activation=of.activation)
+    if own.tune is None:
+        raise ValueError(f"probe={probe}: allowed: one that trains a network")
+    networks = [own.tune(of, x[:size], y[:size], n[k], **settings) for k, size in enumerate(sizes)]
+
+    def decisions(x: Float[Array, " d"]) -> Float[Array, " k"]:
+        return jnp.stack([network.outputs(params, x[None], how)[0, 0] for params in networks])
+
+    scores = _scores(jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK), y_test, n_test, real=real)
+    return jnp.where(jnp.stack([updates.finite(params) for params in networks]), scores, jnp.nan)

@@ -4,11 +4,21 @@ Both hold only what bears on the cell's rows, so code that reads anything else f
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from mtfl_jax.fields import Field, UndeclaredError
+
+
+class Probed(NamedTuple):
+    """A probe of a program: its record's name, the family of its task, and those of its own settings that are compiled
+    in, by name.
+    """
+
+    probe: str
+    family: str
+    own: tuple[tuple[str, Any], ...] = ()
 
 
 class Program:
@@ -16,8 +26,7 @@ class Program:
 
     Settings of kind `shape` and `choice` by their names (`mtfl_jax.config`), and what follows from settings:
     losses (names, in turn over tasks), noisy and target_noisy (labels ±1 and real ones), rotated, arithmetic, record
-    (update counts measured at), probes (pairs of a classifier and the family of its task; each is fitted on every
-    n_down).
+    (update counts measured at), probes (`Probed`; each is fitted on every n_down).
     `groups`, where not empty, make it a program of a shared pass: a training gives a row for each of several (task
     family, r, width, num_tasks); a group (width, k) says that the next k of them have at most that width, and their
     families are among `families`. `accelerator`: it is for a device that wants what a batch can share, not for a core.
@@ -73,8 +82,9 @@ def _program(values: dict[str, Any]) -> Program:
 class Cell:
     """True sizes and knobs of one training by name; every leaf may be traced.
 
-    Scalars, but n_down (k,) and probe_… (probes,), the settings of the probes' families, and in a shared pass those of
-    its rows (rows,): r, width, num_tasks, the settings of families, and `family`, a place among the program's families.
+    Scalars, but n_down (k,), the settings of probes and, as probe_…, of their families (probes,), and in a shared pass
+    those of its rows (rows,): r, width, num_tasks, the settings of families, and `family`, a place among the program's
+    families.
     """
 
     __slots__ = ("_values",)

@@ -12,6 +12,7 @@ from mtfl_jax.learning.algorithms.record import Cost
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import PART
 from mtfl_jax.learning.measures import MEASURES, in_set
+from mtfl_jax.learning.probe import PROBES
 from mtfl_jax.learning.program import Program
 
 COMPILE_SECONDS = 5.0
@@ -47,6 +48,9 @@ class _Shapes:
         self.n_down = shapes[:, len(names) : shapes.shape[1] - groups].astype(float)
         self.counts = columns[shapes.shape[1] - groups :]
         self.probes = len(program.probes)
+        trained = [entry for entry in program.probes if PROBES[entry.probe].tune is not None]
+        self.fitted = self.probes - len(trained)
+        self.passes = sum(PROBES[entry.probe].passes(**dict(entry.own)) for entry in trained)
         self.n_test = self.p.n_test if "n_test" in program else 0 * self.p.d
         algorithm = ALGORITHMS[program.algorithm]
         self.steps = program.steps if algorithm.stepped else 1
@@ -72,6 +76,8 @@ class _Shapes:
         for rows, width in self.rows():
             fitted = self.n_test * self.n_down.shape[1] + self.n_down.sum(axis=1)
             a_row = 2 * p.d * width * (np.minimum(p.d, width) + self.probes * fitted)
+            # Each pass a product and its gradient's, and three with the head.
+            a_row = a_row + 2 * width * (2 * p.d + 3) * self.passes * self.n_down.sum(axis=1)
             if p.groups:
                 a_row = a_row + 2 * 2**p.r * width * (p.d + 2 * p.num_tasks)
             if tested:
@@ -90,7 +96,7 @@ def lane_seconds(program: Program, shapes: np.ndarray) -> np.ndarray:
     rest = 2.0**p.r * p.num_tasks * 1e-8
     for rows, width in of.rows():
         cubes = np.minimum(p.d, width) ** 3
-        cubes = cubes + of.probes * (np.minimum(of.n_down, width[:, None]) ** 3).sum(axis=1)
+        cubes = cubes + of.fitted * (np.minimum(of.n_down, width[:, None]) ** 3).sum(axis=1)
         rest = rest + rows * (ROW_SECONDS + cubes * FACTOR_SECONDS)
     return np.asarray(of.flops() / FLOPS + drawn * LAWS[program.data].seconds + rest)
 
@@ -102,12 +108,14 @@ def lane_flops(program: Program) -> float:
 
 def lane_bytes(program: Program) -> float:
     """Bytes that a training on an accelerator reads and writes again and again: the hidden layer of a part of its
-    samples with its gradients, weights with theirs, the tables of a shared pass, and what the probes decompose.
+    samples with its gradients, weights with theirs, the tables of a shared pass, what probes decompose and train.
     """
     p, width = program, program.width
     numbers = 3 * PART * width + 3 * width * (p.d + p.num_tasks)
     if p.groups:
         numbers += 2**p.r * width * p.d
-    if p.probes:
+    if any(PROBES[entry.probe].tune is None for entry in p.probes):
         numbers += 3 * min(max(p.n_down), width) ** 2
+    if any(PROBES[entry.probe].tune is not None for entry in p.probes):
+        numbers += 3 * max(p.n_down) * width + 3 * width * (p.d + 1)
     return 4.0 * numbers

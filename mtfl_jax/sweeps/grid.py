@@ -15,7 +15,7 @@ import numpy as np
 from mtfl_jax import config
 from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, Rule, View
-from mtfl_jax.kinds import PROBED, recorded
+from mtfl_jax.kinds import recorded
 from mtfl_jax.learning import keys
 from mtfl_jax.names import GROUPS
 from mtfl_jax.sweeps import conditions
@@ -289,12 +289,12 @@ class Grid:
             passes = derived.shared.reads | derived.rows.reads if moments else frozenset()
             return Rule(bears.reads | passes | derived.prefixes.reads, counts)
 
-        probed = {"n_down", "probe", "probe_tasks"}
+        probed = {"n_down", "probe", "probe_tasks"} | derived.probing
         return self._hashed(
             {
                 name: count(name, bears)
                 for name, bears in derived.bears.items()
-                if FIELDS[name].identified and name not in probed and not name.startswith(PROBED)
+                if FIELDS[name].identified and name not in probed
             }
         )
 

@@ -85,9 +85,7 @@ class _Kind:
         program = longest.program()
         if longest.prefixes and "steps" in program:
             program = program.replace(steps=record[-1])
-        self.program = program.replace(
-            record=record, probes=tuple((name, family) for name, family, _ in self.probes), n_down=()
-        )
+        self.program = program.replace(record=record, probes=tuple(entry for entry, _, _ in self.probes), n_down=())
         self.exact = tuple(sorted((name, getattr(longest, name)) for name in longest.exact))
         if moments and longest.shared:
             self.rows = sorted({_row(own) for own in every}, key=lambda row: (row[0], repr(row)))
@@ -110,13 +108,16 @@ class _Kind:
         return row, self.probes.index(own.probe_key), self.n_down.index(own.n_down[0])
 
     def probe_settings(self) -> dict[str, list[float]]:
-        """The settings of the probes' families as traced numbers, one a probe; 0 where a family has no such setting."""
+        """The settings of the probes and of their families as traced numbers, one a probe; 0 where one has no such."""
+        each = [
+            {PROBED + name: value for name, value in of_family}
+            | {name: value for name, value in own if FIELDS[name].kind == "knob"}
+            for _, of_family, own in self.probes
+        ]
         found: dict[str, list[float]] = {}
-        names = {name for _, _, own in self.probes for name, _ in own}
-        for name in sorted(names):
-            number = FIELDS[PROBED + name].type.number
-            each = [dict(own) for _, _, own in self.probes]
-            found[PROBED + name] = [number(own[name]) if name in own else 0 for own in each]
+        for name in sorted({name for own in each for name in own}):
+            number = FIELDS[name].type.number
+            found[name] = [number(own[name]) if name in own else 0 for own in each]
         return found
 
 

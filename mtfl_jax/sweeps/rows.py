@@ -113,7 +113,7 @@ def rows_of(
         record.name: _measured(record, measured[record.name][lane, s], r, finite) for record in of_program(program)
     }
     if program.probes:
-        found = np.asarray([*(of_probe(family).name for _, family in program.probes), ""])[bucket.probe[cell]]
+        found = np.asarray([*(of_probe(family).name for _, family, _ in program.probes), ""])[bucket.probe[cell]]
         for name in set(found) - {""}:
             scores = measured[name][lane, s, bucket.probe[cell], bucket.slot[cell]]
             values[name] = pa.array(scores.astype(float), mask=~((found == name) & finite))
