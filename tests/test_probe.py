@@ -159,7 +159,7 @@ def assert_same_fit(name, phi, y, strength, found):
 
 
 fit_margin = {name: compiled(functools.partial(probe.fit_margin, loss)) for name, loss in JAX_LOSSES.items()}
-probes = {name: compiled(record.fit) for name, record in probe.PROBES.items()}
+probes = {name: compiled(record.fit) for name, record in probe.PROBES.items() if record.fit}
 
 
 @pytest.mark.parametrize("name", JAX_LOSSES)
@@ -239,7 +239,7 @@ def decisions(name, phi, y, n):
     return phi @ beta + intercept
 
 
-@pytest.mark.parametrize("name", probe.PROBES)
+@pytest.mark.parametrize("name", probes)
 @pytest.mark.parametrize("n", [1, 2, 3, 40])
 @pytest.mark.parametrize("label", [-1.0, 1.0])
 def test_constant_labels_are_learned(name, n, label):
@@ -248,13 +248,13 @@ def test_constant_labels_are_learned(name, n, label):
     assert np.all(np.sign(decisions(name, phi, y, n)[:n]) == label)
 
 
-@pytest.mark.parametrize("name", probe.PROBES)
+@pytest.mark.parametrize("name", probes)
 def test_two_samples_of_either_label_are_separated(name):
     phi, y = varied(2, 1, 0.3)
     assert np.array_equal(np.sign(decisions(name, phi, y, 2)[:2]), [1, -1])
 
 
-@pytest.mark.parametrize("name", probe.PROBES)
+@pytest.mark.parametrize("name", probes)
 @pytest.mark.parametrize("n", [2, 3, 40])
 @pytest.mark.parametrize("label", [-1.0, 1.0])
 def test_constant_features_give_the_majority(name, n, label):
