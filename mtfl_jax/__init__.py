@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mtfl_jax.analysis.folders import load as load
+    from mtfl_jax.analysis.folders import weights as weights
     from mtfl_jax.analysis.plots import plot as plot
     from mtfl_jax.api import run as run
     from mtfl_jax.api import study as study
@@ -41,9 +42,10 @@ _HOMES = {
     "study": "mtfl_jax.api",
     "sweep": "mtfl_jax.api",
     "train": "mtfl_jax.sweeps.training",
+    "weights": "mtfl_jax.analysis.folders",
 }
 
-__all__ = ["ConfigError", "__version__", "load", "plot", "run", "search", "study", "sweep", "train"]
+__all__ = ["ConfigError", "__version__", "load", "plot", "run", "search", "study", "sweep", "train", "weights"]
 
 
 def __getattr__(name: str) -> Any:

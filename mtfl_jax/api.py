@@ -53,6 +53,7 @@ def sweep(
     sample_seed: int = 0,
     memory_fraction: float = MEMORY_FRACTION,
     moments: str = "auto",
+    keep: Sequence[str] | str = (),
     extensions: extend.Extensions = (),
     on_rows: Listener | Sequence[Listener] = (),
     progress: bool = False,
@@ -70,7 +71,8 @@ def sweep(
     With a `folder` the rows are kept there, and what is there already is not run again; it is what `mtfl` makes of a
     folder, with `results.parquet` and, unless `page` is false, a page. `progress` shows a bar. `on_rows` is a function,
     or several, of a DataFrame of new rows, called about once a second in a thread of its own, such as those of
-    `mtfl_jax.analysis.trackers`. `moments` is that of `plan`; `extensions` are modules or .py files that register
+    `mtfl_jax.analysis.trackers`. `keep` names weights of W, b and A that are kept in the folder of every row
+    (`mtfl_jax.weights`). `moments` is that of `plan`; `extensions` are modules or .py files that register
     records of your own, which are imported. Ctrl-C finishes what runs and keeps it.
 
     Raises ConfigError (a ValueError) for a bad key, value or cell, RuntimeError that lists the cells
@@ -82,15 +84,26 @@ def sweep(
     drawn = Sampling.of(sample, sampler, sample_seed).written()
     said = {"axes": axes, "grids": grids, "zip": zip, "where": where, **drawn}
     grid = Grid.of_sweep(said, compose.composed)
+    names = _kept(keep, folder)
     if without := grid.without_effect(axes):
         warnings.warn(without, stacklevel=2)
 
     def about() -> dict[str, Any]:
         others = {"grids": grids, "zip": zip, "where": where, **(drawn if sample is not None else {}), "folder": folder}
-        return running.about([_call("sweep", {**axes, **others})], {"study": NO_STUDY, **_written(said)}, loaded)
+        call = _call("sweep", {**axes, **others, "keep": list(names)})
+        return running.about([call], {"study": NO_STUDY, **_written(said)}, loaded)
 
     how = {"memory_fraction": compose.memory_share(memory_fraction), "moments": compose.moments_of(moments)}
-    return _run(grid, folder, about, shows=progress, makes_page=page, listeners=listeners_of(on_rows), **how)
+    listeners = listeners_of(on_rows)
+    return _run(grid, folder, about, shows=progress, makes_page=page, listeners=listeners, keep=names, **how)
+
+
+def _kept(keep: Sequence[str] | str, folder: str | os.PathLike[str] | None) -> tuple[str, ...]:
+    """`keep` checked. Raises ConfigError."""
+    names = compose.keep_of(keep)
+    if names and folder is None:
+        raise ConfigError("keep", f"[{','.join(names)}]", "allowed with folder=FOLDER, where weights are kept")
+    return names
 
 
 def run(*, extensions: extend.Extensions = (), **values: Any) -> pd.DataFrame:
@@ -150,6 +163,7 @@ def study(
     folder: str | os.PathLike[str] | None = None,
     memory_fraction: float = MEMORY_FRACTION,
     moments: str = "auto",
+    keep: Sequence[str] | str = (),
     progress: bool = False,
     **axes: Any,
 ) -> Studied:
@@ -178,11 +192,11 @@ def study(
         return compose.own_keys(compose.whole({**choices, **own}))
 
     def about() -> dict[str, Any]:
-        call = _call("study", {"name": str(name), "size": size, **axes, "folder": folder})
+        call = _call("study", {"name": str(name), "size": size, **axes, "folder": folder, "keep": list(how["keep"])})
         return running.about([call], {**composed, **_written(said)}, loaded)
 
     how: dict[str, Any] = {"memory_fraction": compose.memory_share(memory_fraction)}
-    how["moments"] = compose.moments_of(moments)
+    how |= {"moments": compose.moments_of(moments), "keep": _kept(keep, folder)}
     rows = _run(Grid.of_sweep(said, of), folder, about, shows=progress, **how)
     table = rows.drop(columns="id")
     if not studies.known(called):
@@ -221,12 +235,13 @@ def _run(
     shows: bool,
     makes_page: bool = True,
     listeners: Sequence[Listener] = (),
+    keep: Sequence[str] = (),
     **how: Any,
 ) -> pd.DataFrame:
     """Run a grid, into a folder where there is one as `mtfl` does, and return its rows in order. about: what is noted
     of it there.
     """
-    sink = store.Memory() if folder is None else store.Folder(folder)
+    sink = store.Memory() if folder is None else store.Folder(folder, keep=keep)
     noting = running.Noting(sink, about()) if isinstance(sink, store.Folder) else None
     # Of the sweep's own, as several threads may sweep.
     console = display.console(sys.stderr)
@@ -258,7 +273,10 @@ def _run(
         _finish(sink, outcome, makes_page)
     if outcome.failures:
         raise RuntimeError("\n".join(outcome.failures))
-    return tables.frame(identity.in_order(grid, sink.table()))
+    table = tables.frame(identity.in_order(grid, sink.table()))
+    if isinstance(sink, store.Folder):
+        table.attrs["folder"] = str(sink.path)
+    return table
 
 
 def _finish(sink: store.Folder, outcome: engine.Progress, makes_page: bool) -> None:

@@ -31,6 +31,7 @@ from mtfl_jax.compose import (
     HYDRA_BASE,
     cell_values,
     conf_dir,
+    keep_of,
     memory_share,
     moments_of,
     part_of,
@@ -129,10 +130,10 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
             composed.sweep.part = "/".join(map(str, workers.part()))
             workers.take_own()
         part = part_of(composed.sweep.part)
-        moments = moments_of(composed.moments)
+        moments, keep = moments_of(composed.moments), keep_of(composed.keep)
         how = str(one_of(*PLANS).parse("plan", composed.plan))
         if how != "run":
-            there = store.Folder(folder, key, write=False).finished()
+            there = store.Folder(folder, key, write=False, keep=keep).finished()
             remove_if_empty(output_dir)
             found = forecasts.forecast(
                 grid,
@@ -142,12 +143,13 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
                 moments=moments,
                 compiled=how != "only",
                 calibrated=how == "calibrate",
+                keep=keep,
             )
             console.print(report.plan(found))
             if any(item.problem for item in found.left):
                 raise JobsFailedError("some programs cannot run")
             return
-        sink = store.Folder(folder, key)
+        sink = store.Folder(folder, key, keep=keep)
     except ConfigError:
         remove_if_empty(output_dir)
         raise

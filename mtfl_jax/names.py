@@ -19,6 +19,7 @@ OTHER_KEYS: Mapping[str, str] = {
     "name": "what the folder is called where rows go, outputs/STUDY/NAME; default: the time",
     "folder": "where rows go: a folder or the URL of one (s3://, gs://); null: hydra.run.dir, with -m hydra.sweep.dir",
     "plan": "run; only: say what would run; compile: and memory, compile times; calibrate: and the fastest batches",
+    "keep": "weights of every row to keep in the folder, a list of W, b, A; mtfl_jax.weights(row) reads them",
     "moments": "one_step of many cells by moments of the inputs: auto, always, never",
     "memory_fraction": "share of a device's memory that a program may take",
     "extensions": "modules or .py files that register records of your own: they are imported, so their code runs",
@@ -51,7 +52,7 @@ BOOKKEEPING: Mapping[str, type] = {
 
 LATEST = "latest"
 """What stands for the newest sweep, where a folder is read."""
-NOT_NAMES = (LATEST, "parts", "runs", "report")
+NOT_NAMES = (LATEST, "parts", "runs", "report", "weights")
 """What no sweep may be called: it stands for others, or for what is in a sweep's folder."""
 
 NO_STUDY = "none"

@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "mtfl_jax"
 ROOMS = {"learning": ("learning",), "sweeps": ("learning", "sweeps"), "analysis": ("analysis",)}
 """Rooms, and the rooms whose modules each may import, beside the modules at the top."""
-READERS = {f"mtfl_jax.sweeps.{name}" for name in ("places", "tables", "progress", "notes")}
+READERS = {f"mtfl_jax.sweeps.{name}" for name in ("places", "tables", "kept", "progress", "notes")}
 """Modules of sweeps without jax, which analysis reads tables with."""
 TOP_OF_LEARNING = {"mtfl_jax.fields", "mtfl_jax.records", "mtfl_jax.names"}
 """Modules at the top that learning may import."""

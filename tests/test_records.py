@@ -839,9 +839,8 @@ def trains(name):
         rest = np.random.default_rng(seed)
         points = np.concatenate([np.pad(x, ((0, 0), (0, more))), rest.normal(size=(more, d + more))])
         labels = np.concatenate([y, rest.choice([-1.0, 1.0], more)])
-        of = Beginning(*(padded(own, more) for own in pair), width, "tanh", True)
-        fit = jax.jit(lambda x, y, n: record.tune(of, x, y, n, **settings))
-        return fit(points, labels, n)
+        fit = jax.jit(lambda of, x, y, n: record.tune(Beginning(*of, width, "tanh", True), x, y, n, **settings))
+        return fit(tuple(padded(own, more) for own in pair), points, labels, n)
 
     exact = tuned(0, 0)
     F = np.tanh(x @ np.asarray(exact["W"]).T + exact["b"]) @ np.asarray(exact["A"])[0]

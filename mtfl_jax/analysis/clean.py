@@ -13,7 +13,7 @@ import numpy as np
 from mtfl_jax.analysis.columns import chosen
 from mtfl_jax.analysis.command import Parser, add_where, folder_of
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import notes, places, tables
+from mtfl_jax.sweeps import kept, notes, places, tables
 from mtfl_jax.sweeps.progress import several
 
 HELP = (
@@ -70,10 +70,13 @@ def clean(folder: Path, conditions: Sequence[str], yes: bool) -> Iterator[str]:
     if not yes:
         yield f"{len(gone):,} of {several(len(table), 'row')} would go; --yes removes them"
         return
-    kept = tables.remove(folder, gone["id"].to_numpy(np.uint64))
+    ids = gone["id"].to_numpy(np.uint64)
+    # Weights first: what is left of a row without them is a row, of weights without a row nothing is found.
+    kept.remove(folder, ids)
+    left = tables.remove(folder, ids)
     yield f"removed {len(gone):,} of {several(len(table), 'row')}; the command that made them makes them again"
-    if kept:
-        yield f"{several(len(kept), 'file')} cannot be read whole: mtfl-clean {folder} --damaged moves such aside"
+    if left:
+        yield f"{several(len(left), 'file')} cannot be read whole: mtfl-clean {folder} --damaged moves such aside"
     if places.there(folder / "report" / "index.html"):
         yield f"the report is that of before; mtfl-report {folder} makes it again"
 
@@ -82,7 +85,7 @@ def mend(folder: Path) -> Iterator[str]:
     """Move the files aside that cannot be read whole, each of which is named in a warning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*: left out, it cannot be read")
-        found = tables.mend(folder)
+        found = [*tables.mend(folder), *kept.mend(folder)]
     lost = "the command that made their rows makes again what is lost"
     yield f"{several(len(found), 'file')} moved aside; {lost}" if found else "no file is damaged"
 

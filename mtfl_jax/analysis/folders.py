@@ -6,17 +6,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mtfl_jax.analysis import describe
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.names import LATEST, NO_STUDY
-from mtfl_jax.sweeps import notes, places, tables
+from mtfl_jax.sweeps import kept, notes, places, tables
 
 OUTPUTS = "outputs"
 """Where `mtfl` makes folders that are not named."""
 DEPTH = 3
 """So many folders below one are looked into for sweeps: a study, a sweep, and its jobs."""
-_OWN = (tables.PARTS, "runs", "report")
+_OWN = (tables.PARTS, "runs", "report", kept.FOLDER)
 """Folders within that of a sweep."""
 
 
@@ -34,8 +36,9 @@ def load(
     rows must meet, as of `pandas.read_parquet`: [("d", "==", 64), ("num_tasks", "in", [1, 256])]. tidy: of the settings
     only those that vary, with the seed, step and status, and of the measurements those that were made. Only what is
     asked for is held, and the rows' identities. A file that cannot be read is named in a warning. A column that a row's
-    file lacks is missing in it; attrs["labels"] has the columns' labels. Raises FileNotFoundError where there are no
-    results, ValueError for an unknown column, IncompatibleError (a ValueError) for files that cannot be one table.
+    file lacks is missing in it; attrs["labels"] has the columns' labels, attrs["folder"] the folder's name. Raises
+    FileNotFoundError where there are no results, ValueError for an unknown column, IncompatibleError (a ValueError) for
+    files that cannot be one table.
 
     Sweeps have the columns folder, study, state (running, stopped, failed or finished; missing where there are no
     notes), rows, cells and left (asked for, and still to run, as the processes noted that ran them), axes (settings
@@ -51,7 +54,30 @@ def load(
         if not found:
             raise
         return listed(found)
+    table.attrs["folder"] = str(place)
     return tidied(table) if tidy else table
+
+
+def weights(row: Mapping[str, Any] | pd.Series, folder: str | os.PathLike[str] | None = None) -> dict[str, np.ndarray]:
+    """What was kept (`keep=[W,A,b]`) of the network of a row of a table: W (width, d), b (width,) and A (num_tasks,
+    width), those of them that were, as they were measured.
+
+    folder: where the table is from; default: as the row says, of a table that `load` or `sweep` gave. Raises
+    ConfigError (a ValueError) where the row has no `id`, and where nothing was kept of it: `train(**row)` computes its
+    weights anew.
+
+        mtfl_jax.weights(mtfl_jax.load("latest").iloc[0])["W"]
+    """
+    identity = row.get("id")
+    if not isinstance(identity, int | np.integer):
+        raise ConfigError("row", f"without an id ({identity!r})", "allowed: a row of mtfl_jax.load(FOLDER), whole")
+    place = folder if folder is not None else getattr(row, "attrs", {}).get("folder")
+    if place is None:
+        raise ConfigError("folder", None, "allowed: the folder that the row is from, which it does not say")
+    if not (found := kept.find(named(place), int(identity))):
+        said = f"nothing of it was kept in {place}; mtfl_jax.train(**row) computes its weights anew"
+        raise ConfigError("id", identity, said)
+    return found
 
 
 def tidied(table: pd.DataFrame) -> pd.DataFrame:

@@ -187,6 +187,7 @@ def plan(found: Any) -> RenderableType:
             f" {several(len(found.left), 'program')}",
             f"{_seconds_to_compile(found)} {duration(seconds)} to run (the planner's model of two CPU cores)",
         ]
+        lines += [f"{found.kept / 2**20:,.4g} MiB of weights to keep"] * bool(found.kept)
         lines += [f"a device may give {found.limit / 2**30:.3g} GiB"] * found.compiled
     parts: list[RenderableType] = [Text("what would run", style="bold"), out] if left else []
     if left and found.compiled:

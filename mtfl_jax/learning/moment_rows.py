@@ -1,6 +1,7 @@
 """The rows of many cells of `one_step` by one pass over their samples, which do not depend on the row (`moments`)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,8 @@ def rowed(p: Program) -> tuple[str, ...]:
     return ("r", "width", "num_tasks", "family", *dict.fromkeys(settings))
 
 
-def run(p: Program, cell: Cell) -> dict[str, Array]:
-    """Measurements and diverged_step of every row of a training, leading axis rows."""
+def run(p: Program, cell: Cell) -> dict[str, Any]:
+    """Measurements and diverged_step of every row of a training, leading axis rows; where `p.keep`, the networks."""
     first = cell.replace(r=cell.r[0], width=p.width, num_tasks=p.num_tasks)
     params, orthants = draw_network(p, first), 2**p.r
     how = Arithmetic(activation=p.arithmetic.activation)
@@ -60,12 +61,17 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
         truth: Float[Array, "T orthants"],
         W: Float[Array, "width d"],
         A: Float[Array, "T width"],
-    ) -> dict[str, Array]:
+    ) -> dict[str, Any]:
         used = jnp.arange(q.width) < own.width
         stepped = jax.tree.map(lambda leaf: jnp.where(used, leaf, 0), {"W": W.T, "b": params["b"][: q.width], "A": A})
         stepped["W"] = stepped["W"].T
         of = Tasks(TABLES, truth)
-        out = measure(q, own, of, stepped, None, fresh) | {"diverged_step": jnp.where(updates.finite(stepped), 0, 1)}
+        out: dict[str, Any] = measure(q, own, of, stepped, None, fresh)
+        out |= {"diverged_step": jnp.where(updates.finite(stepped), 0, 1)}
+        if p.keep:
+            spare = p.width - q.width
+            wide = {"W": ((0, spare), (0, 0)), "b": ((0, spare),), "A": ((0, 0), (0, spare))}
+            out["network"] = {name: jnp.pad(leaf, wide[name]) for name, leaf in stepped.items()}
         if x is not None:
             # The mean of −y F, orthant by orthant: labels and heads are the same all over an orthant.
             after = moments.head_table(stepped, x, index_x, cell.n2, orthants, how, part)
@@ -73,7 +79,7 @@ def run(p: Program, cell: Cell) -> dict[str, Array]:
             out["train_loss"] = -jnp.sum((counted.T @ A) * after) / own.num_tasks
         return out
 
-    def rows(q: Program, own: dict[str, Num[Array, " rows"]]) -> dict[str, Array]:
+    def rows(q: Program, own: dict[str, Num[Array, " rows"]]) -> dict[str, Any]:
         truth = jax.lax.map(lambda own: tables_of(cell.replace(**own)), own)
         counted = jnp.where(jnp.arange(p.num_tasks)[:, None] < own["num_tasks"][:, None, None], truth, 0)
         narrow = jax.tree.map(lambda leaf: leaf[:, : q.width], table)

@@ -20,6 +20,7 @@ import pyarrow.compute
 import threadpoolctl
 
 from mtfl_jax import ends
+from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps import compiling, mappings
 from mtfl_jax.sweeps.calibration import chunk_of
 from mtfl_jax.sweeps.compiling import Chunk, Job, cells_of, fitting, half, job_of, speed, wider
@@ -27,10 +28,12 @@ from mtfl_jax.sweeps.grid import Grid, row_ids
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION
 from mtfl_jax.sweeps.plan import Bucket, plan
 from mtfl_jax.sweeps.progress import several
-from mtfl_jax.sweeps.rows import Costs, rows_of
+from mtfl_jax.sweeps.rows import Costs, kept_bytes, networks_of, rows_of
 
 FEW = 4
 """Programs that may always take turns."""
+MOST_HELD = 2**28
+"""Bytes of weights that wait to be written at most, beside those of a chunk."""
 STOP_SECONDS = 0.1
 """How long a stop may go unheard while a program compiles and nothing runs."""
 
@@ -69,11 +72,18 @@ class Sink(Protocol):
     def waits(self) -> float:
         """Seconds that rows wait before they are added."""
 
-    def append(self, part: pa.Table) -> None:
-        """Add rows."""
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """The weights to be kept of every row."""
+
+    def append(self, part: pa.Table, networks: pa.Table | None = None) -> None:
+        """Add rows, and the networks that they are of where weights are kept."""
 
     def finished(self) -> np.ndarray:
-        """Identities of the rows there already, sorted."""
+        """Identities of the rows there already with all that is kept of them, sorted."""
+
+    def room(self) -> int | None:
+        """Bytes that can still be added, where that is known."""
 
 
 def planned(grid: Grid, moments: str, part: tuple[int, int]) -> tuple[list[Bucket], np.ndarray]:
@@ -194,13 +204,36 @@ def execute(
     cells, every = sum(len(bucket.cells) for bucket in buckets), int(mine.sum())
     progress = Progress(cells=every, buckets=len(buckets), skipped=every - cells)
     _log.info("%d cells in %d programs, %d there before", every, len(buckets), progress.skipped)
+    if sink.keep:
+        require_room(sink, grid, buckets)
     # From the whole plan, so that a restart compiles the same programs.
-    chunks = {job_of(bucket): chunk_of(bucket) if chunk is None else Chunk(chunk, 1) for bucket in whole}
+    chunks = {
+        job_of(keeping(bucket, sink.keep)): chunk_of(bucket) if chunk is None else Chunk(chunk, 1) for bucket in whole
+    }
+    buckets = [keeping(bucket, sink.keep) for bucket in buckets]
     notify(progress)
     run = _Run(grid, sink, chunks, memory_fraction, stop, notify, progress, collections.deque(buckets))
     with _ONE_THREAD:
         run.all()
     return progress
+
+
+def keeping(bucket: Bucket, keep: Sequence[str]) -> Bucket:
+    """The bucket, its program giving networks where weights are kept."""
+    return dataclasses.replace(bucket, program=bucket.program.replace(keep=True)) if keep else bucket
+
+
+def require_room(sink: Sink, grid: Grid, buckets: Sequence[Bucket]) -> None:
+    """Raise ConfigError where the weights to be kept are more than there is room for."""
+    room, needed = sink.room(), sum(kept_bytes(grid, bucket, sink.keep) for bucket in buckets)
+    _log.info("%g bytes of weights to keep", needed)
+    if room is not None and needed > room:
+        raise ConfigError(
+            "keep",
+            f"[{','.join(sink.keep)}]",
+            f"{needed / 2**30:.3g} GiB of weights, and there is room for {room / 2**30:.3g};"
+            " allowed: fewer of W, b, A, measure_at=last, or fewer cells",
+        )
 
 
 class _OneThread:
@@ -232,7 +265,7 @@ _ONE_THREAD = _OneThread()
 @dataclasses.dataclass
 class _Run:
     """Buckets on their way: `waiting`, then among those `coming` (they compile, in other threads), then among the
-    `courses` while they have lanes left. `held` are rows that are not written yet.
+    `courses` while they have lanes left. `held` are rows that are not written yet, `networks` theirs to keep.
     """
 
     grid: Grid
@@ -246,6 +279,7 @@ class _Run:
     coming: dict[Future[tuple[_Course, float]], Bucket] = dataclasses.field(default_factory=dict)
     courses: list[_Course] = dataclasses.field(default_factory=list)
     held: list[pa.Table] = dataclasses.field(default_factory=list)
+    networks: list[pa.Table] = dataclasses.field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.costs = Costs(self.grid)
@@ -329,16 +363,18 @@ class _Run:
         bucket, lanes = flight.course.bucket, flight.lanes
         try:
             outputs = jax.device_get(dict(flight.outputs))
-            measured = {name: values[flight.places] for name, values in outputs.items()}
+            measured = jax.tree.map(lambda values: values[flight.places], outputs)
             rows = rows_of(self.grid, self.costs, bucket, lanes, measured)
+            own = networks_of(self.grid, bucket, lanes, measured["network"], self.sink.keep) if self.sink.keep else None
         except Exception as error:
             self._failed(flight.course, lanes, flight.chunk, error)
             return
         self.held.append(rows)
+        self.networks += [own] if own is not None else []
         now = time.perf_counter()
         self.progress.run_seconds += now - self.since
         self.since = now
-        if now - self.written > self.sink.waits:
+        if now - self.written > self.sink.waits or sum(one.nbytes for one in self.networks) > MOST_HELD:
             self._write()
         low, high = np.searchsorted(bucket.lane, [lanes[0], lanes[-1] + 1])
         self.progress.done += int(high - low)
@@ -350,7 +386,11 @@ class _Run:
     def _write(self) -> None:
         if self.held:
             held, self.held = self.held, []
-            self.sink.append(pa.concat_tables(held))
+            networks, self.networks = self.networks, []
+            if networks:
+                self.sink.append(pa.concat_tables(held), pa.concat_tables(networks))
+            else:
+                self.sink.append(pa.concat_tables(held))
             self.written = time.perf_counter()
 
     def _failed(self, course: _Course, lanes: np.ndarray, chunk: Chunk, error: Exception) -> None:

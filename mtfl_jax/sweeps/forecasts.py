@@ -8,10 +8,11 @@ import numpy as np
 from mtfl_jax.sweeps import calibration
 from mtfl_jax.sweeps.compiling import Chunk, fitting, job_of, lines_of, memory_of
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, lane_flops, size_names
-from mtfl_jax.sweeps.engine import describe, planned, remaining
+from mtfl_jax.sweeps.engine import describe, keeping, planned, remaining
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.machine import MEMORY_FRACTION, memory_limit
 from mtfl_jax.sweeps.plan import Bucket
+from mtfl_jax.sweeps.rows import kept_bytes
 
 
 class Forecast(NamedTuple):
@@ -37,7 +38,7 @@ class Forecast(NamedTuple):
 
 class Forecasts(NamedTuple):
     """What is left of a grid: `done` of its `cells` are there before; `limit` are the bytes that a device may give;
-    whether it was `compiled`.
+    whether it was `compiled`; `kept` are the bytes of weights that would be kept.
     """
 
     cells: int
@@ -45,6 +46,7 @@ class Forecasts(NamedTuple):
     left: list[Forecast]
     limit: int
     compiled: bool
+    kept: int = 0
 
     @property
     def compile_seconds(self) -> float:
@@ -61,6 +63,7 @@ def forecast(
     moments: str = "auto",
     compiled: bool = False,
     calibrated: bool = False,
+    keep: Sequence[str] = (),
 ) -> Forecasts:
     """What running a grid would take, less the rows `finished` (their identities). It keeps no row, compiles only where
     `compiled` says so, and measures chunks (`calibration`) only where `calibrated` says so.
@@ -76,7 +79,7 @@ def forecast(
             try:
                 if calibrated:
                     item = item._replace(tried=calibration.calibrate(grid, bucket, memory_fraction))
-                made = fitting(job_of(bucket), calibration.chunk_of(bucket), memory_fraction)
+                made = fitting(job_of(keeping(bucket, keep)), calibration.chunk_of(bucket), memory_fraction)
                 item = item._replace(memory=memory_of(made.executable), lines=lines_of(made.executable))
                 item = item._replace(lowering=made.lowering, compiling=made.compiling, chunk=made.chunk)
             except Exception as error:  # What a record's code raises, or a program that does not fit.
@@ -84,4 +87,5 @@ def forecast(
         left.append(item)
     cells = sum(len(bucket.cells) for bucket in buckets)
     every = int(mine.sum())
-    return Forecasts(every, every - cells, left, int(memory_fraction * memory_limit()), compiled)
+    kept = sum(kept_bytes(grid, bucket, keep) for bucket in buckets) if keep else 0
+    return Forecasts(every, every - cells, left, int(memory_fraction * memory_limit()), compiled, kept)

@@ -33,11 +33,18 @@ class _Sink(Protocol):
     def waits(self) -> float:
         """Seconds that rows wait before they are added."""
 
-    def append(self, part: pa.Table) -> None:
-        """Add rows."""
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """The weights that are kept."""
+
+    def append(self, part: pa.Table, networks: pa.Table | None = None) -> None:
+        """Add rows, and the networks that they are of where weights are kept."""
 
     def finished(self) -> np.ndarray:
         """Identities of the rows there already, sorted."""
+
+    def room(self) -> int | None:
+        """Bytes that can still be added, where that is known."""
 
 
 def listeners_of(given: Any) -> list[Listener]:
@@ -79,15 +86,27 @@ class _Telling:
         """Seconds that rows wait before they are added."""
         return self._sink.waits
 
-    def append(self, part: pa.Table) -> None:
+    @property
+    def keep(self) -> tuple[str, ...]:
+        """The weights that are kept."""
+        return self._sink.keep
+
+    def append(self, part: pa.Table, networks: pa.Table | None = None) -> None:
         """Add rows."""
-        self._sink.append(part)
+        if networks is None:
+            self._sink.append(part)
+        else:
+            self._sink.append(part, networks)
         self._parts.put(part)
         self._warn()
 
     def finished(self) -> np.ndarray:
         """Identities of the rows there already, sorted."""
         return self._sink.finished()
+
+    def room(self) -> int | None:
+        """Bytes that can still be added, where that is known."""
+        return self._sink.room()
 
     def end(self) -> None:
         """Wait until all has been heard."""

@@ -1,7 +1,7 @@
 """From what a call measured to rows of a results table, and what columns such a table has."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,6 +11,7 @@ from mtfl_jax.config import FIELDS
 from mtfl_jax.learning import experiment, keys
 from mtfl_jax.learning.measures import MEASURES, Measure, of_probe, of_program
 from mtfl_jax.names import BOOKKEEPING, COLUMN_LABELS, DIVERGED, OK
+from mtfl_jax.sweeps import kept
 from mtfl_jax.sweeps.grid import SCHEMA, Grid, row_ids
 from mtfl_jax.sweeps.plan import Bucket
 
@@ -91,6 +92,59 @@ class Costs:
         return self._known[code, step]
 
 
+class _Places(NamedTuple):
+    """The rows of some of a bucket's lanes, (R,) each: the bucket's cell that each is of, its lane and place in the
+    measurements, its cell in the grid, and its step.
+    """
+
+    cell: np.ndarray
+    lane: np.ndarray
+    place: np.ndarray
+    of_grid: np.ndarray
+    steps: np.ndarray
+
+
+def _places(bucket: Bucket, lanes: np.ndarray) -> _Places:
+    program = bucket.program
+    low, high = np.searchsorted(bucket.lane, [lanes[0], lanes[-1] + 1])
+    places = [np.searchsorted(program.record, record) for record in bucket.records]
+    length = np.asarray([len(place) for place in places])[bucket.record[low:high]]
+    cell = np.repeat(np.arange(low, high), length)
+    s = np.concatenate([places[record] for record in bucket.record[low:high]]) + bucket.row[cell]
+    lane = bucket.lane[cell] - lanes[0]
+    return _Places(cell, lane, s, bucket.cells[cell], np.asarray(program.record)[s - bucket.row[cell]])
+
+
+def networks_of(
+    grid: Grid, bucket: Bucket, lanes: np.ndarray, networks: Mapping[str, np.ndarray], keep: Sequence[str]
+) -> pa.Table:
+    """The networks of the rows that `rows_of` has, each once and of true sizes, as `kept` stores them; `networks` are
+    W, b and A by name, (lanes, rows of a lane, …).
+    """
+    _, lane, s, index, steps = _places(bucket, lanes)
+    ids = row_ids(grid.ids[index], steps)
+    pairs, first, of = np.unique(np.stack([lane, s]), axis=1, return_index=True, return_inverse=True)
+    rows = np.split(ids[np.argsort(of.reshape(-1), kind="stable")], np.cumsum(np.bincount(of.reshape(-1)))[:-1])
+    sizes = {name: grid.column(name, index[first]).tolist() for name in ("width", "d", "num_tasks")}
+    found = []
+    for i, (own_lane, own_s) in enumerate(pairs.T.tolist()):
+        true = _true_shapes(**{name: values[i] for name, values in sizes.items()})
+        found.append({name: networks[name][own_lane, own_s][tuple(map(slice, true[name]))] for name in keep})
+    return kept.table(rows, found, keep)
+
+
+def _true_shapes(width: Any, d: Any, num_tasks: Any) -> dict[str, tuple[Any, ...]]:
+    return {"W": (width, d), "b": (width,), "A": (num_tasks, width)}
+
+
+def kept_bytes(grid: Grid, bucket: Bucket, keep: Sequence[str]) -> int:
+    """Bytes of the weights of a bucket's rows, in float32."""
+    _, lane, s, index, _ = _places(bucket, np.arange(len(bucket)))
+    _, first = np.unique(np.stack([lane, s]), axis=1, return_index=True)
+    shapes = _true_shapes(*(grid.column(name, index[first]).astype(float) for name in ("width", "d", "num_tasks")))
+    return int(sum(4 * np.prod(np.stack(shapes[name]), axis=0).sum() for name in keep))
+
+
 def rows_of(
     grid: Grid, costs: Costs, bucket: Bucket, lanes: np.ndarray, measured: Mapping[str, np.ndarray]
 ) -> pa.Table:
@@ -99,14 +153,7 @@ def rows_of(
     A row whose network is not finite has no measurements of it.
     """
     program = bucket.program
-    low, high = np.searchsorted(bucket.lane, [lanes[0], lanes[-1] + 1])
-    places = [np.searchsorted(program.record, record) for record in bucket.records]
-    length = np.asarray([len(place) for place in places])[bucket.record[low:high]]
-    cell = np.repeat(np.arange(low, high), length)
-    s = np.concatenate([places[record] for record in bucket.record[low:high]]) + bucket.row[cell]
-    lane = bucket.lane[cell] - lanes[0]
-    index, steps = bucket.cells[cell], np.asarray(program.record)[s - bucket.row[cell]]
-
+    cell, lane, s, index, steps = _places(bucket, lanes)
     diverged = measured["diverged_step"][lane, s]
     finite, r = diverged == 0, grid.column("r", index)
     values = {

@@ -3,17 +3,18 @@
 parts/ holds the rows as Parquet files, each written under a temporary name and renamed, so a kill loses at most the
 rows in flight and several processes may write side by side. results.parquet is every row in one file, made when a
 sweep ends: those of the parts and those that the file had before. runs/ says of every process what it ran, on what, and
-how far it got. `tables` reads and writes the files.
+how far it got. `tables` reads and writes the files. weights/ has what is kept of networks, by `kept`.
 """
 
 import contextlib
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from mtfl_jax.fields import ConfigError
-from mtfl_jax.sweeps import identity, notes, places, tables
+from mtfl_jax.sweeps import identity, kept, notes, places, tables
 from mtfl_jax.sweeps.rows import schema
 
 WRITE_SECONDS = 1.0
@@ -41,7 +42,9 @@ class Memory:
     def __init__(self) -> None:
         self.parts: list[pa.Table] = []
 
-    def append(self, part: pa.Table) -> None:
+    keep: tuple[str, ...] = ()
+
+    def append(self, part: pa.Table, networks: pa.Table | None = None) -> None:
         """Add rows."""
         self.parts.append(part)
 
@@ -49,18 +52,27 @@ class Memory:
         """Identities of the rows here before the sweep: none."""
         return np.empty(0, np.uint64)
 
+    def room(self) -> int | None:
+        """Bytes that can still be added: not known."""
+        return None
+
     def table(self) -> pa.Table:
         """All rows."""
         return pa.concat_tables([schema().empty_table(), *self.parts])
 
 
 class Folder:
-    """A results folder, which the user named by `key`; made where it is to be written. Raises ConfigError where it
-    cannot be, or holds what cannot be one table with ours.
+    """A results folder, which the user named by `key`; made where it is to be written. keep: the weights to be kept
+    there of every row that is added. Raises ConfigError where it cannot be, or holds what cannot be one table with
+    ours.
     """
 
-    def __init__(self, path: str | os.PathLike[str], key: str = "folder", *, write: bool = True) -> None:
-        self.path, self.key = places.place(path, key), key
+    def __init__(
+        self, path: str | os.PathLike[str], key: str = "folder", *, write: bool = True, keep: Sequence[str] = ()
+    ) -> None:
+        self.path, self.key, self.keep = places.place(path, key), key, tuple(keep)
+        # Where weights are kept, the rows here before, and those whose weights were.
+        self._before = self._kept = np.empty(0, np.uint64)
         self._name = uuid.uuid4().hex[:12]
         self._count, self._noted = 0, -math.inf
         try:
@@ -69,7 +81,7 @@ class Folder:
             if not write:
                 return
             if not places.is_remote(self.path):
-                for name in (tables.PARTS, "runs"):
+                for name in (tables.PARTS, "runs", *([kept.FOLDER] if self.keep else [])):
                     places.make(self.path / name)
                 with tempfile.TemporaryFile(dir=self.path / tables.PARTS):
                     pass
@@ -81,17 +93,38 @@ class Folder:
         """Seconds that rows wait before they are written."""
         return STORE_SECONDS if places.is_remote(self.path) else WRITE_SECONDS
 
-    def append(self, part: pa.Table) -> None:
-        """Write rows as one more part."""
+    def append(self, part: pa.Table, networks: pa.Table | None = None) -> None:
+        """Write rows as one more part, after the networks that they are of, where these are kept."""
         # The process's number tells forks apart.
         name = f"{self._name}-{os.getpid()}-{self._count:06d}.parquet"
         self._count += 1
         with self._written():
-            places.make(self.path / tables.PARTS)
-            tables.append(self.path / tables.PARTS / name, part)
+            if networks is not None:
+                # Of a training that runs again some rows may be there, or were only the networks written.
+                networks = kept.lacking(networks, self._kept)
+                part = part.filter(pa.array(~np.isin(part.column("id").to_numpy(), self._before)))
+                if len(networks):
+                    places.make(self.path / kept.FOLDER)
+                    kept.append(self.path / kept.FOLDER / name, networks)
+            if len(part):
+                places.make(self.path / tables.PARTS)
+                tables.append(self.path / tables.PARTS / name, part)
 
     def finished(self) -> np.ndarray:
-        """Identities of the rows here, sorted; those that an earlier version wrote by their columns."""
+        """Identities of the rows here, sorted; those that an earlier version wrote by their columns. Where weights are
+        to be kept, less the rows whose weights are not.
+        """
+        rows = self._rows()
+        if not self.keep:
+            return rows
+        self._before, self._kept = rows, kept.ids(self.path, self.keep)
+        return np.intersect1d(rows, self._kept)
+
+    def room(self) -> int | None:
+        """Bytes that can still be written, where that is known."""
+        return None if places.is_remote(self.path) else shutil.disk_usage(self.path).free
+
+    def _rows(self) -> np.ndarray:
         with self._one_table():
             found = self._stored()
             parts = tables.distinct(found, ["id", "schema"])

@@ -239,7 +239,7 @@ def mend(folder: Path) -> list[Path]:
         places.settle(folder)
         for part in sorted(found.damaged):
             if part.name != RESULTS:  # It was, before another took its place.
-                _move_aside(part)
+                move_aside(part)
         return sorted(found.damaged)
 
 
@@ -279,7 +279,7 @@ def _write_merged(path: Path, found: Stored, less: np.ndarray | None = None) -> 
         with partial.open("rb") as file:
             os.fsync(file.fileno())  # Before the rename, lest a power cut leaves a name without its rows.
         if path in found.damaged and places.there(path):
-            _move_aside(path)
+            move_aside(path)
 
     whole(path, write)
 
@@ -406,7 +406,8 @@ def _gathered(parts: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def _move_aside(path: Path) -> None:
+def move_aside(path: Path) -> None:
+    """Give a file that cannot be read whole another name, with a warning."""
     names = (path.with_name(f"{path.name}.unreadable-{number}") for number in itertools.count(1))
     with places.reached(path):
         aside = next(name for name in names if not name.exists())
