@@ -165,7 +165,7 @@ def _used(name: str) -> Rule:
         own = name.removeprefix(kind.prefix) if name.startswith(kind.prefix) else None
         found: dict[str, Rule | None] = {
             record.name: getattr(record, "when", {}).get(own)
-            for record in kind.registry.values()
+            for record in filter(kind.among, kind.registry.values())
             if own in names_of(record) and not (kind.prefix and own in getattr(record, "uses", ()))
         }
         if found:
@@ -244,7 +244,7 @@ def _checks() -> Iterable[Rule]:
     """The checks of every cell, and those of what it chooses."""
     yield from settings.CHECKS
     for kind in KINDS:
-        for record in kind.registry.values():
+        for record in filter(kind.among, kind.registry.values()):
             own = tuple(getattr(record, "rules", ()))
             if getattr(record, "table", False):
                 own = (*own, _table_fits(record.name))

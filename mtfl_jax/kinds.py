@@ -29,13 +29,14 @@ PROBED = "probe_"
 
 class Kind(NamedTuple):
     """Records of one kind, and which of them a cell chooses. group: the config group of that choice, where it has one;
-    prefix: before their settings' names.
+    prefix: before their settings' names. among: of which records it is a choice.
     """
 
     registry: Registry[Any]
     chosen: Rule
     group: str = ""
     prefix: str = ""
+    among: Callable[[Any], bool] = lambda record: True
 
 
 def names_of(record: Any) -> tuple[str, ...]:
@@ -70,6 +71,7 @@ KINDS = (
         rule("algorithm", "stop_when")(
             lambda c: tuple(name for name in _owned_by_algorithm("stop_when")(c) if name != NEVER)
         ),
+        among=lambda measure: bool(measure.stops),
     ),
     Kind(PROBES, rule("probe")(lambda c: () if c.probe == NONE else (c.probe,)), "probe"),
     Kind(FAMILIES, rule("probe", "probe_tasks")(lambda c: () if c.probe == NONE else (c.probe_tasks,)), prefix=PROBED),

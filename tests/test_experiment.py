@@ -384,6 +384,8 @@ def counted_costs(p, steps):
         # At A = 0 the slopes are known: one product with the heads.
         x, y = draw("heads", 0)
         pre = counter.hidden(params, x)
+        if "head_init" in p:
+            return -counter.head_gradients(pre, counter.slopes(params, pre, y, p.losses))
         slopes = np.stack([reference.slope(p.losses[0], 0 * y[:, t]) * y[:, t] / len(y) for t in range(T)], axis=1)
         return -counter.head_gradients(pre, slopes)
 

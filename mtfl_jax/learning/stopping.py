@@ -37,6 +37,11 @@ def stops_by_what_means_something(c: View) -> None:
         raise ConfigError("stop_when", c.stop_when, f"tasks={c.tasks} has {kind}; allowed: {known}")
 
 
+def stops(p: Program, cell: Cell) -> bool:
+    """Whether a training may stop: any of its settings bears, and then reading one that does not is a fault."""
+    return any(name in p or name in cell for name in STOPPING)
+
+
 Stopping = tuple[Params, tuple[Any, Int[Array, ""]]]
 """A state of a training, with the number of updates after which it stopped, 0 before."""
 

@@ -19,7 +19,7 @@ from mtfl_jax.learning.drawing import BATCHES, FIXED, FRESH
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Program
-from mtfl_jax.learning.stopping import until
+from mtfl_jax.learning.stopping import stops, until
 from mtfl_jax.learning.tasks import Tasks
 from mtfl_jax.learning.updates import Samples
 from mtfl_jax.records import Registry
@@ -116,7 +116,7 @@ def in_steps(
     """The outcome of `p.steps` updates, fewer where the training stops; batch(step): the samples of update `step`."""
     if "weight_norm" in p and p.weight_norm:
         update = with_norms(update, state[0]["W"])
-    if "stop_when" not in p:
+    if not stops(p, cell):
         return Trained(*updates.train(update, state, p.steps, p.record), lambda step: batch(step - 1))
     updated = until(p, cell, of, update, lambda count: batch(count - 1))
     start = (state[0], (state[1], jnp.zeros((), jnp.int32)))
