@@ -13,6 +13,9 @@ OK, DIVERGED = "ok", "diverged"
 STATUSES = (OK, DIVERGED)
 """What the column `status` says of a row; only a row that is OK has measurements."""
 
+WEIGHTS = ("W", "b", "A")
+"""Weights of a network that may be kept: (width, d), (width,) and (num_tasks, width)."""
+
 OTHER_KEYS: Mapping[str, str] = {
     "study": "a ready grid and what it finds",
     "size": "how large a study: large is for an accelerator",

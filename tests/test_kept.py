@@ -11,6 +11,7 @@ import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.analysis import clean
 from mtfl_jax.fields import ConfigError
+from mtfl_jax.names import WEIGHTS
 from mtfl_jax.sweeps import forecasts, kept, rows, store
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
@@ -53,7 +54,7 @@ def test_weights_are_those_of_the_row(swept):
         assert all(np.array_equal(found[name], again[name]) for name in found)
     row = table[(table["width"] == 4) & (table["step"] == 1)].iloc[0]
     found, own = mtfl_jax.weights(row), mtfl_jax.train(**row)
-    for name in kept.NAMES:
+    for name in WEIGHTS:
         # A program of other sizes: float32 sums in another order, over one round.
         np.testing.assert_allclose(found[name], getattr(own, name), rtol=1e-4, atol=1e-6, err_msg=name)
     assert np.abs(found["A"]).max() > 0
@@ -63,11 +64,11 @@ def test_weights_are_those_of_the_row(swept):
 def test_weights_of_a_shared_pass(tmp_path):
     """Of groups of several widths, whose networks are padded to the widest."""
     axes = {**SMALL, "width": [4, 40], "num_tasks": [1, 3], "tasks": ["balanced", "parity"], "moments": "always"}
-    table = mtfl_jax.sweep(**axes, folder=tmp_path, keep=kept.NAMES)
+    table = mtfl_jax.sweep(**axes, folder=tmp_path, keep=WEIGHTS)
     assert table.equals(mtfl_jax.sweep(**axes))
     for _, row in table[table["n_down"] == 4].iterrows():
         found, own = mtfl_jax.weights(row), mtfl_jax.train(**row)
-        for name in kept.NAMES:
+        for name in WEIGHTS:
             size = np.abs(getattr(own, name)).max()
             # The same sums by moments, in float32 and another order.
             np.testing.assert_allclose(found[name], getattr(own, name), rtol=1e-3, atol=1e-4 * size, err_msg=name)
@@ -95,9 +96,9 @@ def test_what_is_kept_is_known_before(swept):
     """Two widths, two steps each; the two n_down are of one network. More than there is room for is refused."""
     axes = {key: value for key, value in STEPPED.items() if key != "page"}
     grid, bytes_ = grid_of(**axes), 4 * 2 * sum(w * 6 + w + 3 * w for w in (4, 6))
-    assert sum(rows.kept_bytes(grid, bucket, kept.NAMES) for bucket in plan(grid)) == bytes_
+    assert sum(rows.kept_bytes(grid, bucket, WEIGHTS) for bucket in plan(grid)) == bytes_
     nothing = np.empty(0, np.uint64)
-    assert forecasts.forecast(grid, nothing, keep=kept.NAMES).kept == bytes_
+    assert forecasts.forecast(grid, nothing, keep=WEIGHTS).kept == bytes_
     assert forecasts.forecast(grid, nothing).kept == 0
 
 
@@ -118,7 +119,7 @@ def part(ids):
     return pa.table([pa.array(columns.get(f.name, [None] * len(ids)), f.type) for f in schema], schema=schema)
 
 
-def networks(ids, names=kept.NAMES):
+def networks(ids, names=WEIGHTS):
     """A network of two rows each: identities 2 k and 2 k + 1."""
     made = [{"W": np.full((2, 3), own), "b": np.full(2, own), "A": np.full((1, 2), own)} for own in ids]
     made = [{name: leaf.astype(np.float32) for name, leaf in own.items()} for own in made]
@@ -140,19 +141,19 @@ def test_a_sweep_that_goes_on_writes_nothing_twice(tmp_path):
     """Also one that was killed between the networks and their rows; rows without networks are made again, but those
     are not written.
     """
-    first = store.Folder(tmp_path, keep=kept.NAMES)
+    first = store.Folder(tmp_path, keep=WEIGHTS)
     assert len(first.finished()) == 0
     first.append(part(of([1, 2])), networks([1, 2]))
     store.Folder(tmp_path).append(part(of([3])))
-    killed = store.Folder(tmp_path, keep=kept.NAMES)
+    killed = store.Folder(tmp_path, keep=WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store.tables, "append", lambda *_: None)
         killed.append(part(of([4])), networks([4]))
-    again = store.Folder(tmp_path, keep=kept.NAMES)
+    again = store.Folder(tmp_path, keep=WEIGHTS)
     assert again.finished().tolist() == of([1, 2])
     again.append(part(of([1, 3, 4])), networks([1, 3, 4]))
     assert counts(tmp_path) == (of([1, 2, 3, 4]), of([1, 2, 3, 4]))
-    assert store.Folder(tmp_path, keep=kept.NAMES).finished().tolist() == of([1, 2, 3, 4])
+    assert store.Folder(tmp_path, keep=WEIGHTS).finished().tolist() == of([1, 2, 3, 4])
     # Of rows that have W alone more is kept where it is asked for.
     assert store.Folder(tmp_path).finished().tolist() == of([1, 2, 3, 4])
 
@@ -160,17 +161,17 @@ def test_a_sweep_that_goes_on_writes_nothing_twice(tmp_path):
 def test_more_of_a_row_may_be_kept_later(tmp_path):
     store.Folder(tmp_path, keep=["W"]).append(part(of([1])), networks([1], ["W"]))
     assert set(kept.find(tmp_path, 2)) == {"W"}
-    more = store.Folder(tmp_path, keep=kept.NAMES)
+    more = store.Folder(tmp_path, keep=WEIGHTS)
     assert more.finished().tolist() == []
     more.append(part(of([1])), networks([1]))
     assert more.finished().tolist() == of([1])
-    assert set(kept.find(tmp_path, 3)) == set(kept.NAMES)
+    assert set(kept.find(tmp_path, 3)) == set(WEIGHTS)
 
 
 def test_a_network_among_many(tmp_path):
     """Beyond one group of a file, and of two files."""
     many = range(2 * kept.GROUP_NETWORKS + 3)
-    sink = store.Folder(tmp_path, keep=kept.NAMES)
+    sink = store.Folder(tmp_path, keep=WEIGHTS)
     sink.append(part(of(many)), networks(many))
     sink.append(part(of([90])), networks([90]))
     for own in (0, kept.GROUP_NETWORKS, many[-1], 90):
@@ -180,7 +181,7 @@ def test_a_network_among_many(tmp_path):
 
 
 def test_clean_takes_weights_out_with_their_rows(tmp_path):
-    sink = store.Folder(tmp_path, keep=kept.NAMES)
+    sink = store.Folder(tmp_path, keep=WEIGHTS)
     sink.append(part(of([1, 2])), networks([1, 2]))
     sink.append(part(of([3])), networks([3]))
     kept.remove(tmp_path, np.asarray([2, 3, 4, 6, 7], np.uint64))
@@ -194,7 +195,7 @@ def test_clean_takes_weights_out_with_their_rows(tmp_path):
 
 
 def test_a_damaged_file_is_left_out_and_moved_aside(tmp_path):
-    sink = store.Folder(tmp_path, keep=kept.NAMES)
+    sink = store.Folder(tmp_path, keep=WEIGHTS)
     sink.append(part(of([1])), networks([1]))
     sink.append(part(of([2])), networks([2]))
     path = kept.files_of(tmp_path)[0]
@@ -209,6 +210,6 @@ def test_a_damaged_file_is_left_out_and_moved_aside(tmp_path):
 
 
 def test_a_folder_of_weights_is_no_sweep(tmp_path):
-    sink = store.Folder(tmp_path / "one", keep=kept.NAMES)
+    sink = store.Folder(tmp_path / "one", keep=WEIGHTS)
     sink.append(part(of([1])), networks([1]))
     assert mtfl_jax.load(tmp_path)["folder"].tolist() == [str(tmp_path / "one")]

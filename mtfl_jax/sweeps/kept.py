@@ -14,12 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtfl_jax.names import WEIGHTS
 from mtfl_jax.sweeps import places, tables
 
 FOLDER = "weights"
 """Where they are in a results folder."""
-NAMES = ("W", "b", "A")
-"""What may be kept: (width, d), (width,) and (num_tasks, width)."""
 GROUP_NETWORKS = 16
 """Networks that a reader decodes at a time."""
 
@@ -89,7 +88,7 @@ def find(folder: Path, identity: int) -> dict[str, np.ndarray]:
     for _, file in _opened(folder):
         own, of = _ids(file.read(columns=["ids"]))
         at = of[own == np.uint64(identity)]
-        names = [name for name in NAMES if name in file.schema_arrow.names]
+        names = [name for name in WEIGHTS if name in file.schema_arrow.names]
         # All of one training where one file has most: two that ran apart are the same to rounding only.
         if not len(at) or len(names) <= len(weights):
             continue
