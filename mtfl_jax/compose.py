@@ -10,9 +10,8 @@ import hydra
 from mtfl_jax import extend
 from mtfl_jax.config import FIELDS, Config, require_field
 from mtfl_jax.fields import ConfigError, number, one_of
-from mtfl_jax.names import GROUPS, OTHER_KEYS, SWEEP_KEYS
+from mtfl_jax.names import GROUPS, OTHER_KEYS, SWEEP_KEYS, WEIGHTS
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import kept
 
 HYDRA_BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}
 """What Hydra 1.3 must be told and later versions must not."""
@@ -121,9 +120,9 @@ def keep_of(value: Any) -> tuple[str, ...]:
     """`keep` checked: names of weights, each once. Raises ConfigError."""
     names = [value] if isinstance(value, str) else list(value or ())
     for name in names:
-        if name not in kept.NAMES or names.count(name) > 1:
-            raise ConfigError("keep", f"[{','.join(map(str, names))}]", f"allowed: a list of {', '.join(kept.NAMES)}")
-    return tuple(name for name in kept.NAMES if name in names)
+        if name not in WEIGHTS or names.count(name) > 1:
+            raise ConfigError("keep", f"[{','.join(map(str, names))}]", f"allowed: a list of {', '.join(WEIGHTS)}")
+    return tuple(name for name in WEIGHTS if name in names)
 
 
 def part_of(value: Any) -> tuple[int, int]:

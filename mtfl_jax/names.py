@@ -55,6 +55,9 @@ LATEST = "latest"
 NOT_NAMES = (LATEST, "parts", "runs", "report", "weights")
 """What no sweep may be called: it stands for others, or for what is in a sweep's folder."""
 
+WEIGHTS = ("W", "b", "A")
+"""What may be kept of a network: (width, d), (width,) and (num_tasks, width)."""
+
 NO_STUDY = "none"
 """The `study` of a sweep that is no study's."""
 

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtfl_jax.names import WEIGHTS
 from mtfl_jax.sweeps import places, tables
 
 FOLDER = "weights"
 """Where they are in a results folder."""
-NAMES = ("W", "b", "A")
-"""What may be kept: (width, d), (width,) and (num_tasks, width)."""
+NAMES = WEIGHTS
 GROUP_NETWORKS = 16
 """Networks that a reader decodes at a time."""
 
