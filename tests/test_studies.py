@@ -19,7 +19,7 @@ from mtfl_jax.records import registering
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
 
-STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "scaling", "sparse_parity")
+STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "scaling", "sparse_parity", "staircase")
 
 
 def test_these_are_the_studies():
@@ -167,6 +167,7 @@ TINY = {
         "sweep.grids=[{samples:batches,r:3,d:20,width:64,n2:200,steps:14},"
         "{samples:fresh,r:1,d:[2,3,4],width:16,lr:0.5,steps:64,stop_at:0.01,stop_every:4}]",
     ],
+    "staircase": ["sweep.axes.seed=[0,1]", "d=2,3,4", "r=2", "degree=2", "width=16", "steps=64", "stop_at=0.05"],
 }  # fmt: skip
 FIGURES = {
     "recovery": ["recovery", "recovery-families", "recovery-cures"],
@@ -176,6 +177,7 @@ FIGURES = {
     "training": ["training-rates", "training"],
     "scaling": ["scaling"],
     "sparse_parity": ["sparse_parity", "sparse_parity-steps"],
+    "staircase": ["staircase", "staircase-steps"],
 }
 
 
@@ -298,6 +300,26 @@ def test_sparse_parity_verdicts():
     never = sparse_parity_rows({}, lambda d, k: 1e9 + 0 * d)
     found = verdicts("sparse_parity", never)
     assert set(found.values()) == {None}
+
+
+def staircase_rows(staircase, monomial):
+    """Trainings that stop after 100 · d^exponent steps."""
+    rows = product(tasks=["staircase", "monomial"], d=[10, 14, 20, 28, 40], seed=range(6))
+    exponent = np.where(rows["tasks"] == "staircase", staircase, monomial)
+    noise = 1 + 0.05 * np.random.default_rng(0).standard_normal(len(rows))
+    table = stopped(rows, 100 * rows["d"].astype(float) ** exponent * noise, 500_000)
+    return table.assign(algorithm="joint", r=3, degree="3", width=100, n2=32, lr=0.05, stop_at=0.9, r2=0.9)
+
+
+def test_staircase_verdicts():
+    found = verdicts("staircase", staircase_rows(0.7, 1.3))
+    assert list(found.values()) == [True] * 4
+    assert of(found, "staircase's steps") is True
+    found = verdicts("staircase", staircase_rows(1.5, 1.2))
+    assert of(found, "exponent of d") is False
+    assert of(found, "grow faster") is False
+    assert of(verdicts("staircase", staircase_rows(0.9, 0.9)), "grow faster") is None
+    assert set(verdicts("staircase", staircase_rows(4, 4)).values()) == {None}
 
 
 def downstream_rows(**errors):
@@ -495,6 +517,7 @@ MADE = {
     "contrastive": lambda: contrastive_rows(0, 0.8),
     "training": lambda: training_rows(0.1, 0.2, 0.1),
     "scaling": lambda: scaling_rows(-0.5),
+    "staircase": lambda: staircase_rows(0.7, 1.2),
     "sparse_parity": lambda: sparse_parity_rows({(200, 1000): 7, (64, 200): 99}, lambda d, k: 5.0 * d ** (0.4 * k)),
 }
 

@@ -25,6 +25,12 @@ def laws(firsts: pd.DataFrame, by: str) -> dict[object, fits.Fit]:
     return {value: fits.fit(own, "d", STEPS) for value, own in firsts.groupby(by) if own["d"].nunique() > 2}
 
 
+def exponent(law: fits.Fit) -> describe.Estimate:
+    """The exponent of a law of the steps, with a quarter of its 95% interval for its standard error."""
+    low, high = law.intervals["exponent"]
+    return describe.Estimate(law.parameters["exponent"], (high - low) / 4, law.seeds, law.seeds)
+
+
 def drawing(firsts: pd.DataFrame, laws: Mapping[object, fits.Fit], by: str) -> tuple[Figure, str]:
     """Steps against d on logarithmic axes with the laws that are supported, and what a caption says of it."""
     figure, (ax,) = figures.panels(1)
