@@ -80,5 +80,6 @@ def _steps(firsts: pd.DataFrame, laws: dict[object, fits.Fit]) -> Drawing:
     figure, caption = arrivals.drawing(firsts, laws, "tasks")
     ax = figure.axes[0]
     ax.set(xlabel="d", ylabel="steps to learn")
+    ax.legend()
     at = ", ".join(f"{value:g}" for value in sorted(firsts["stop_at"].unique()))
     return Drawing("staircase-steps", figure, f"Steps until R² is {at}. {caption}")
