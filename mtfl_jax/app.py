@@ -42,7 +42,7 @@ from mtfl_jax.compose import (
 from mtfl_jax.config import FIELDS, require_field
 from mtfl_jax.fields import ConfigError, one_of
 from mtfl_jax.records import guess
-from mtfl_jax.sweeps import engine, forecasts, identity, jobs, progress, store, tables, workers
+from mtfl_jax.sweeps import engine, forecasts, identity, jobs, places, progress, store, tables, workers
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.jobs import JobsFailedError, StoppedError
 
@@ -194,7 +194,11 @@ def _run(composed: DictConfig, output_dir: Path, console: Console, stop: ends.St
         else:
             made = progress.several(outcome.done, "cell")
             console.print(f"share {part[0]}/{part[1]}: {made} more in {folder}", soft_wrap=True, highlight=False)
-            console.print(f"mtfl-report {folder} shows what all shares have made", soft_wrap=True, highlight=False)
+            console.print(
+                f"mtfl-report {places.quoted(folder)} shows what all shares have made",
+                soft_wrap=True,
+                highlight=False,
+            )
     if outcome.failures:
         raise JobsFailedError("\n".join(f"failed: {failure}" for failure in outcome.failures))
 

@@ -618,6 +618,15 @@ def test_what_is_wrong_for_every_group_is_raised(given, said):
         laws.fit_by(table, "n2", "test_loss", **{"bootstraps": 20, **given})
 
 
+@pytest.mark.parametrize("key", ["x", "y", "by", "pool"])
+def test_a_column_of_lists_is_refused_in_a_line(key):
+    table = lawful(np.random.default_rng(0), [{"d": 8}, {"d": 16}])
+    table = table.assign(step=1, status="ok", lists=[[1.0, 2.0]] * len(table))
+    asked = {"x": "n2", "y": "test_loss", key: "lists"}
+    with pytest.raises(ValueError, match=f"^{key}=lists: a column of lists; allowed: one of numbers or names$"):
+        laws.fit_by(table, **asked, bootstraps=20)
+
+
 def test_rows_of_several_settings_are_one_law_only_where_that_is_said():
     rows = lawful(np.random.default_rng(0), [{"d": d, "num_tasks": t} for d in (8, 16) for t in (1, 4)])
     rows = rows.assign(n1=2 * rows["d"], step=1, status="ok")

@@ -74,3 +74,10 @@ def test_the_readme_lists_every_module_after_those_it_imports():
     for name, imported in known.items():
         late = {other for other in imported & listed.keys() if name in listed and listed[other] > listed[name]}
         assert not late, (name, late)
+
+
+def test_a_line_to_paste_has_its_folder_quoted():
+    """Any `mtfl… {…}` of a message: a name with a space would be two."""
+    for path in PACKAGE.rglob("*.py"):
+        for found in re.findall(r"mtfl(?:-[a-z]+)? \{([^}]*)\}", path.read_text()):
+            assert found.startswith(("shlex.quote(", "places.quoted(")), (path.name, found)

@@ -201,6 +201,44 @@ def test_any_table_is_drawn_or_refused_in_a_line(counts, kind, color, data):
         assert not table.duplicated([*kept, "seed"]).any()
 
 
+ANY = ["n2", "tasks", "seed", "status", "diverged_step", "subspace_distance", "task_error", "lists", "zero", "mixed"]
+
+
+def table_of_any():
+    """A table with columns of every sort: numbers, names, flags, lists, what no row has, zeros."""
+    table = table_of(2, n2=[256, 512, 1024], tasks=["balanced", "uniform"])
+    few = [value if place % 2 else None for place, value in enumerate(table["subspace_distance"])]
+    return table.assign(lists=[[1.0, 2.0]] * len(table), zero=0.0, mixed=few)
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_whatever_column_is_asked_for_the_answer_is_a_figure_or_a_line(data):
+    asked = {name: data.draw(st.sampled_from([None, *ANY]), label=name) for name in ("x", "y", "color", "facet")}
+    asked["kind"] = data.draw(st.sampled_from([None, *plots.KINDS]))
+    asked["log"] = data.draw(st.sampled_from([None, "", "x", "xy", "xyc"]))
+    asked["fit"] = data.draw(st.sampled_from([None, "power"]))
+    where = data.draw(st.sampled_from([None, *ANY]))
+    refused = None
+    try:
+        figures.drawn(plots.plot(table_of_any(), **asked, where=[] if where is None else [f"{where}=1"]), "svg")
+    except ValueError as error:
+        refused = str(error)
+    if refused is None:
+        assert all(asked[name] != "lists" for name in ("x", "y", "color", "facet"))
+    else:
+        key, _, rest = refused.partition("=")
+        assert key in (*asked, "where", "table"), refused
+        assert "allowed" in rest, refused
+        assert "\n" not in refused
+
+
+def test_no_tables_are_a_line():
+    for nothing in ([], {}):
+        with pytest.raises(ValueError, match=r"^table=.*: allowed: a table, or one or more folders"):
+            mtfl_jax.plot(nothing)
+
+
 def test_the_command(tmp_path, monkeypatch, called):
     monkeypatch.chdir(tmp_path)
     table_of(n2=ALL["n2"], num_tasks=ALL["num_tasks"]).to_csv(tmp_path / "t.csv", index=False)
@@ -224,5 +262,8 @@ def test_the_command(tmp_path, monkeypatch, called):
         assert status == 2
         (line,) = err.splitlines()
         assert line.startswith(f"mtfl-plot: {said}")
+    table_of(n2=[256], d=[16]).assign(status="diverged").to_csv(tmp_path / "all.csv", index=False)
+    status, _, err = called(plot_command.main, tmp_path / "all.csv")
+    assert (status, err) == (2, "mtfl-plot: table=6 rows: nothing was measured; allowed: rows that are ok\n")
     status, _, err = called(plot_command.main, tmp_path / "nothing")
     assert (status, err.count("\n")) == (2, 1)

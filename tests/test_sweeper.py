@@ -20,7 +20,7 @@ from mtfl_jax.compose import HYDRA_BASE, conf_dir
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.data import LAWS
-from mtfl_jax.sweeps import compiling, notes
+from mtfl_jax.sweeps import compiling, jobs, notes
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
@@ -176,7 +176,9 @@ def launched(tmp_path, launcher, seeds):
     )
     deadline = time.monotonic() + 120
     while len(at_work(tmp_path)) < 2:
-        assert time.monotonic() < deadline
+        if time.monotonic() > deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"no two shares have rows after 120 s: {process.communicate()[1]}")
         time.sleep(0.05)
     return process
 
@@ -184,6 +186,24 @@ def launched(tmp_path, launcher, seeds):
 def at_work(tmp_path):
     """What processes note that run, and have written rows."""
     return [note for note in notes.read(tmp_path / "out") if note["state"] == "running" and note["done"]]
+
+
+@pytest.mark.slow
+def test_a_process_that_waits_for_more_work_ends_with_its_driver():
+    """As loky's do, whose driver is killed between two jobs of theirs."""
+    driver = subprocess.Popen(["sleep", "600"])
+    work = (
+        "import time; from mtfl_jax.sweeps import jobs\n"
+        "with jobs.following(): pass\n"
+        "print('done', flush=True); time.sleep(600)"
+    )
+    env = os.environ | {jobs.DRIVER: str(driver.pid)}
+    worker = subprocess.Popen([sys.executable, "-c", work], env=env, stdout=subprocess.PIPE, text=True)
+    assert worker.stdout.readline() == "done\n"
+    assert worker.poll() is None
+    driver.kill()
+    driver.wait()
+    assert worker.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 @LOCAL

@@ -44,7 +44,10 @@ def main() -> None:
         if not tables.files_of(folder):
             parser.error(f"{folder}: no results there; allowed: the folder of a sweep")
         if runs := running(folder):
-            parser.error(f"{folder}: a sweep runs there, {runs}; allowed: when it has ended, see mtfl-status {folder}")
+            parser.error(
+                f"{folder}: a sweep runs there, {runs}; allowed: when it has ended, see"
+                f" mtfl-status {places.quoted(folder)}"
+            )
         for line in mend(folder) if given.damaged else clean(folder, given.where, given.yes):
             print(line)
     except OSError as error:
@@ -76,9 +79,10 @@ def clean(folder: Path, conditions: Sequence[str], yes: bool) -> Iterator[str]:
     left = tables.remove(folder, ids)
     yield f"removed {len(gone):,} of {several(len(table), 'row')}; the command that made them makes them again"
     if left:
-        yield f"{several(len(left), 'file')} cannot be read whole: mtfl-clean {folder} --damaged moves such aside"
+        how = f"mtfl-clean {places.quoted(folder)} --damaged moves such aside"
+        yield f"{several(len(left), 'file')} cannot be read whole: {how}"
     if places.there(folder / "report" / "index.html"):
-        yield f"the report is that of before; mtfl-report {folder} makes it again"
+        yield f"the report is that of before; mtfl-report {places.quoted(folder)} makes it again"
 
 
 def mend(folder: Path) -> Iterator[str]:

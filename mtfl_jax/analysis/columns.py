@@ -20,14 +20,22 @@ def ok(table: pd.DataFrame) -> pd.DataFrame:
     return table if good.all() else table[good]
 
 
-def column(table: pd.DataFrame, key: str, name: str) -> pd.Series:
-    """A column of a table that has rows. Raises ValueError, as all functions here, that begins with key=name."""
+def require(table: pd.DataFrame, key: str, name: str) -> pd.Series:
+    """A column of single values. Raises ValueError, as all functions here, that begins with key=name."""
     if name not in table:
         known = list(map(str, table.columns))
         raise ValueError(f"{key}={name}: allowed: the columns {', '.join(known)}{guess(name, known)}")
+    if describe.lists(table[name]):
+        raise ValueError(f"{key}={name}: a column of lists; allowed: one of numbers or names")
+    return table[name]
+
+
+def column(table: pd.DataFrame, key: str, name: str) -> pd.Series:
+    """`require`, of a table that has rows."""
+    found = require(table, key, name)
     if table.empty:
         raise ValueError(f"{key}={name}: the table has no rows; allowed: one or more")
-    return table[name]
+    return found
 
 
 def numbers(table: pd.DataFrame, key: str, name: str, positive: bool = True, bounds: bool = False) -> np.ndarray:
@@ -75,7 +83,7 @@ def chosen(table: pd.DataFrame, conditions: Sequence[str]) -> pd.DataFrame:
         name, _, text = condition.partition("=")
         if name not in table:
             raise ValueError(f"where={condition}: allowed: COLUMN=VALUE, columns {', '.join(map(str, table.columns))}")
-        column = table[name]
+        column = require(table, "where", name)
         if text == NULL and not (column.astype(str) == text).any():
             same = column.isna()
         elif pd.api.types.is_bool_dtype(column):

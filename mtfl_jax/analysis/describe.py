@@ -243,6 +243,11 @@ def numeric(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
 
 
+def lists(column: pd.Series) -> bool:
+    """Whether a column holds lists, as measurements may."""
+    return column.dtype == object and bool(column.map(lambda value: isinstance(value, list | np.ndarray)).any())
+
+
 def spans_decades(column: pd.Series) -> bool:
     """Whether a column holds positive numbers that differ by a factor of ten or more."""
     if not numeric(column) or column.isna().any():

@@ -82,11 +82,12 @@ def pooled(
     crossing: bool = False,
 ) -> dict[str, str]:
     """The settings in which rows of a results table differ that one law is fitted to, each with its values as text:
-    beside the seed, x, `by`, `pool`, with `crossing` y, and what follows from these. Raises ValueError for a column of
-    `by` or `pool` that is not there.
+    beside the seed, x, `by`, `pool`, with `crossing` y, and what follows from these. Raises ValueError for a column
+    that is not there.
     """
-    for key, name in [*(("by", name) for name in by), *(("pool", name) for name in pool)]:
-        column(table, key, name)
+    for key, given in (("x", _names(x)), ("y", (y,)), ("by", by), ("pool", pool)):
+        for name in given:
+            column(table, key, name)
     if not set(RESULTS) <= set(table.columns):
         return {}
     table = table[describe.ok(table)]

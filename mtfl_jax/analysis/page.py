@@ -111,7 +111,7 @@ def try_write(folder: Path) -> Report:
     try:
         return write(folder)
     except Exception as error:
-        return Report(None, [], f"no report: {one_line(error)}; mtfl-report {folder} tries again")
+        return Report(None, [], f"no report: {one_line(error)}; mtfl-report {places.quoted(folder)} tries again")
 
 
 def compare(folders: Sequence[Path], out: Path | None = None) -> list[Path]:

@@ -42,6 +42,6 @@ def main() -> None:
         keep("out", out, figures.drawn(figure, out.suffix[1:]))
     except ValueError as error:
         key, _, rest = str(error).partition("=")
-        parser.error(f"{key}={rest}" if key.isupper() else f"--{key}={rest}")
+        parser.error(f"--{key}={rest}" if key in (*given, "out") else str(error))
     print(figure.get_label())
     print(f"wrote {out}")

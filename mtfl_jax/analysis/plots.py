@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 
 from mtfl_jax.analysis import describe, figures, fits, folders
-from mtfl_jax.analysis.columns import chosen
+from mtfl_jax.analysis.columns import chosen, require
 from mtfl_jax.records import guess
 from mtfl_jax.sweeps import tables
 
@@ -136,6 +136,9 @@ def draw(
         raise ValueError(f"band={band}: allowed with agg={agg}: ci, quantile, none")
     if fit is not None and plan.kind != "line":
         raise ValueError(f"fit={fit}: allowed with kind=line")
+    for letter, name in (("x", plan.x), ("y", plan.y), ("c", plan.color)):
+        if letter in (log or "") and name is not None and not _positive(plan.table[name]):
+            raise ValueError(f"log={log}: {name} has no positive numbers; allowed: letters of columns that have some")
     look = SIZES[size]
     with mpl.rc_context({"font.size": look.font, "axes.spines.top": False, "axes.spines.right": False}):
         figure, panels = _panels(plan, look)
@@ -144,6 +147,10 @@ def draw(
         _named(figure, panels, plan, look)
     figure.set_label(caption(plan, agg, band))
     return figure
+
+
+def _positive(column: pd.Series) -> bool:
+    return describe.numeric(column) and bool((column.astype(float) > 0).any())
 
 
 def beside(plan: Plan, measured: Sequence[str]) -> Figure:
@@ -229,6 +236,8 @@ def gathered(given: Tables) -> pd.DataFrame:
         given = [given]
     if not isinstance(given, Mapping):
         given = {str(folder): tables.load(folders.named(folder)) for folder in given}
+    if not given:
+        raise ValueError(f"table={given}: allowed: a table, or one or more folders")
     if len(given) == 1:
         return next(iter(given.values()))
     names = list(given)
@@ -264,9 +273,8 @@ def planned(
     if "step" not in table:
         raise ValueError(f"table={len(table)} rows: no column step; allowed: a table of mtfl")
     for key, name in (("x", x), ("y", y), ("color", color), ("facet", facet)):
-        if name is not None and name not in table:
-            known = list(map(str, table.columns))
-            raise ValueError(f"{key}={name}: allowed: the columns {', '.join(known)}{guess(name, known)}")
+        if name is not None:
+            require(table, key, name)
     whole = describe.measured(table, bounds=True)
     table, given = describe.exact(whole), [name for name in (x, y, color, facet) if name is not None]
     settings, measurements = describe.settings(table), describe.measurements(table)
@@ -383,6 +391,8 @@ def _check(plan: Plan, settings: Sequence[str], free: Sequence[str]) -> None:
         raise ValueError(f"{key}={plan.measured}: not a column of numbers; allowed: a measurement")
     if not describe.estimate(measured).n:
         raise ValueError(f"{key}={plan.measured}: no row has it; allowed: what was measured")
+    if table[plan.x].isna().all():
+        raise ValueError(f"x={plan.x}: no row has it; allowed: a column that some row has")
     if plan.facet is not None and (count := describe.codes(table[plan.facet]).max(initial=0) + 1) > MOST_PANELS:
         raise ValueError(f"facet={plan.facet}: {count} values; allowed: at most {MOST_PANELS}, --where keeps some")
     if plan.kind == "scatter":
@@ -499,6 +509,8 @@ def _laws(ax: Axes, own: pd.DataFrame, plan: Plan, model: str) -> None:
     """A fitted law over each line, and in the legend its exponents."""
     own = plan.whole.loc[own.index]
     own = own[own[plan.y].notna() & own[plan.x].notna()]
+    if not describe.numeric(own[plan.x]) or own.empty:
+        raise ValueError(f"fit={model}: {plan.x} has no numbers where {plan.y} was measured; allowed: x of numbers")
     codes = np.zeros(len(own), int) if plan.color is None else describe.codes(own[plan.color])
     lines = [line for line in ax.get_lines() if not str(line.get_label()).startswith("_")] or ax.get_lines()[:1]
     for code, line in zip(np.unique(codes), lines, strict=False):

@@ -73,7 +73,7 @@ class Tracker:
             elif not self._full:
                 self._full = True
                 said = f"{self.where}: the first {self.most:,} trainings are there, a run each, the others are left out"
-                warnings.warn(f"{said}; most={2 * self.most} takes more", stacklevel=2)
+                warnings.warn(f"{said}; a larger `most` than {self.most:,} takes more", stacklevel=2)
         return sent
 
 

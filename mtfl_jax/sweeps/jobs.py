@@ -276,7 +276,7 @@ def _elsewhere(
     into = " and ".join(map(str, folders)) or "a folder each"
     console.print(f"{len(batch)} jobs on {name} into {into}{where}{each}")
     local = type(launcher).__name__ in LOCAL
-    looks = f"mtfl-status {shlex.quote(str(folders[0]))} says how far they are; " if folders else ""
+    looks = f"mtfl-status {places.quoted(folders[0])} says how far they are; " if folders else ""
     now = f"stopped at once; {more}" if local else f"stopped waiting, the jobs are the launcher's; {looks}{more}"
     soon = ends.SOON if local else ""
     with ends.listening(now, soon, clean=lambda: _tell(signal.SIGKILL) if local else None) as stop:
@@ -381,15 +381,16 @@ def _awaited(queued: Callable[[Sequence[Any]], object], detach: bool) -> Iterato
 
 @contextlib.contextmanager
 def following() -> Iterator[None]:
-    """Stop, as by a signal, when the process of this host has gone that launched this one, and end then: who started
-    this process may wait for more work to come.
+    """Stop, as by a signal, when the process of this host has gone that launched this one, and end then, also after
+    this work: who started this process may wait for more to come.
     """
     driver, since = os.environ.get(DRIVER, ""), time.time()
 
     def follow() -> None:
         while not notes.gone(int(driver), since):
-            if done.wait(LOOK_SECONDS):
-                return
+            time.sleep(LOOK_SECONDS)
+        if done.is_set():
+            os._exit(128 + signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
 
     if not driver.isdigit() or int(driver) == os.getpid():

@@ -147,7 +147,8 @@ def _opened(folder: Path) -> Iterator[tuple[Path, pq.ParquetFile]]:
         except _UNREADABLE as error:
             reason = (str(error).splitlines() or ["no reason given"])[0]
             warnings.warn(
-                f"{path}: left out, it cannot be read ({reason}); mtfl-clean {folder} --damaged moves it aside",
+                f"{path}: left out, it cannot be read ({reason});"
+                f" mtfl-clean {places.quoted(folder)} --damaged moves it aside",
                 stacklevel=2,
             )
 

@@ -6,6 +6,7 @@ An object appears whole or not at all, and a listing shows what is there when it
 import contextlib
 import os
 import re
+import shlex
 import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -74,6 +75,11 @@ def hint(path: Any) -> str:
     """What can be written to, in words."""
     remote = "a bucket that is there, with its endpoint and credentials"
     return remote if is_remote(path) else "a folder that can be written"
+
+
+def quoted(path: Any) -> str:
+    """A path as a shell takes it, for a line to paste."""
+    return shlex.quote(str(path))
 
 
 def is_remote(path: Any) -> bool:

@@ -13,7 +13,6 @@ import errno
 import fcntl
 import itertools
 import os
-import shlex
 import socket
 import tempfile
 import uuid
@@ -353,7 +352,7 @@ def _leave_out(damaged: set[Path], path: Path, error: Exception) -> None:
         return  # Another process has just moved it, or its rows.
     reason = (str(error).splitlines() or ["no reason given"])[0]
     folder = path.parent.parent if path.parent.name == PARTS else path.parent
-    mend = f"mtfl-clean {shlex.quote(str(folder))} --damaged moves it aside, and the same command makes its rows again"
+    mend = f"mtfl-clean {places.quoted(folder)} --damaged moves it aside, and the same command makes its rows again"
     warnings.warn(_SAID.setdefault(path, f"{path}: left out, it cannot be read ({reason}); {mend}"), stacklevel=1)
 
 
