@@ -403,6 +403,16 @@ def test_status_sums_up_and_knows_the_dead(tmp_path, monkeypatch, capsys):
     assert notes.dead({**made[1], "updated": 1e9})
 
 
+def test_cells_of_several_grids_are_said_to_be_such():
+    """Grids may have cells in common, as where one is extended, which no note tells."""
+    more = copy.deepcopy(RUN["config"])
+    more["sweep"]["axes"] = {"seed": "range(0,16)"}
+    made = [RUN | {"cells": 8, "skipped": 0, "done": 8}, RUN | {"config": more, "cells": 16, "skipped": 8, "done": 8}]
+    said = status_of_folder.summary(made, 16, {"finished": 2})
+    assert said == "16 rows, 24/24 cells of 2 grids, 2 processes: 2 finished"
+    assert status_of_folder.summary(made[:1], 8, {"finished": 1}) == "8 rows, 8/8 cells, 1 process: 1 finished"
+
+
 # A full disk
 
 

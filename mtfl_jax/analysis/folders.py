@@ -41,8 +41,8 @@ def load(
     files that cannot be one table.
 
     Sweeps have the columns folder, study, state (running, stopped, failed or finished; missing where there are no
-    notes), rows, cells and left (asked for, and still to run, as the processes noted that ran them), axes (settings
-    that vary) and updated.
+    notes), rows, cells and left (asked for, and still to run, as the processes noted that ran them, summed over grids),
+    axes (settings that vary) and updated.
     """
     if tidy and columns is not None:
         raise ValueError(f"tidy=True: columns={list(columns)} says which; allowed: one of the two")

@@ -75,9 +75,15 @@ def not_begun(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def summary(found: Sequence[Mapping[str, Any]], rows: int, states: Mapping[str, int]) -> str:
-    """The whole folder: its rows, the cells of every grid as its last run counts them, and the processes by state."""
+    """The whole folder: its rows, the cells of every grid as its last run counts them, of which grids may have some in
+    common, and the processes by state.
+    """
     last = notes.latest(found)
     cells = sum(note["cells"] for note in last)
     done = cells - sum(map(notes.left, last))
+    grids = len(set(map(notes.grid, last)))
+    of = f" of {grids} grids" * (grids > 1)
     counted = ", ".join(f"{count} {said}" for said, count in states.items())
-    return f"{several(rows, 'row')}, {done}/{cells} cells, {len(found)} processes: {counted}"
+    return (
+        f"{several(rows, 'row')}, {done}/{cells} cells{of}, {len(found)} process{'es' * (len(found) != 1)}: {counted}"
+    )

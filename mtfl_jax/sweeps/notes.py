@@ -176,15 +176,19 @@ def latest(notes: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Of every grid that was run the notes that say what is left of it: those of its last run, one a share."""
     found: dict[str, dict[Any, Mapping[str, Any]]] = {}
     for note in notes:
-        config, part = note["config"], note["config"]["sweep"].get("part")
-        own = {key: value for key, value in config.items() if key not in _HOW}
-        grid = json.dumps({**own, "sweep": {**config["sweep"], "part": None}}, sort_keys=True)
-        shares = found.setdefault(grid, {})
+        part, shares = note["config"]["sweep"].get("part"), found.setdefault(grid(note), {})
         # A grid that is run in other shares than before is another run of all of it.
         if any(_shares(other) != _shares(part) for other in shares):
             shares.clear()
         shares[part] = note
     return [note for shares in found.values() for note in shares.values()]
+
+
+def grid(note: Mapping[str, Any]) -> str:
+    """The grid that a process ran a share of, in words."""
+    config = note["config"]
+    own = {key: value for key, value in config.items() if key not in _HOW}
+    return json.dumps({**own, "sweep": {**config["sweep"], "part": None}}, sort_keys=True)
 
 
 def _shares(part: Any) -> str:
