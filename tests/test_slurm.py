@@ -194,12 +194,14 @@ def test_processes_that_nobody_drives(tmp_path, how):
 
 JOBS = {"hydra.sweeper.jobs": 2}
 ON_A_NODE = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
+WITHOUT_GPU = ["hydra.launcher.gpus_per_node=null", "hydra.launcher.partition=low"]
 
 
-@pytest.mark.parametrize("how", ["cluster=slurm_cpu", "srun"])
+@pytest.mark.parametrize("how", ["cluster=slurm_cpu", "cluster=slurm_gpu", "srun"])
 def test_the_lines_of_the_readme(tmp_path, how):
     """With fewer and smaller cells, on as many cores as this node has."""
     command = documented.command("README.md", how, tmp_path, **JOBS) + ON_A_NODE * (how != "srun")
+    command += WITHOUT_GPU * (how == "cluster=slurm_gpu")
     done = subprocess.run(
         command, env=documented.environment(), cwd=tmp_path, capture_output=True, text=True, check=False
     )
