@@ -13,13 +13,23 @@ from test_page import frame
 from mtfl_jax import compose as composing
 from mtfl_jax.analysis import describe, studies
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.analysis.studies import contrastive
+from mtfl_jax.analysis.studies import contrastive, feature_spike
 from mtfl_jax.learning import kernel_limits, tasks
 from mtfl_jax.records import registering
 from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.plan import plan
 
-STUDIES = ("recovery", "downstream", "complexity", "contrastive", "training", "scaling", "sparse_parity", "staircase")
+STUDIES = (
+    "recovery",
+    "downstream",
+    "complexity",
+    "contrastive",
+    "training",
+    "scaling",
+    "sparse_parity",
+    "staircase",
+    "feature_spike",
+)
 
 
 def test_these_are_the_studies():
@@ -65,6 +75,7 @@ def test_a_registered_study_is_asked_for_by_its_name():
 
 REGISTERS = """
 from mtfl_jax.analysis.findings import Findings
+from mtfl_jax.analysis.studies import feature_spike
 from mtfl_jax.analysis.studies import STUDIES, Study
 
 STUDIES.register(Study("{name}", "of mine", lambda table: Findings("registered", "")))
@@ -72,6 +83,7 @@ STUDIES.register(Study("{name}", "of mine", lambda table: Findings("registered",
 FINDINGS = """
 "What mine says."
 from mtfl_jax.analysis.findings import Findings
+from mtfl_jax.analysis.studies import feature_spike
 
 def findings(table):
     return Findings("found", "")
@@ -168,6 +180,7 @@ TINY = {
         "{samples:fresh,r:1,d:[2,3,4],width:16,lr:0.5,steps:64,stop_at:0.01,stop_every:4}]",
     ],
     "staircase": ["sweep.axes.seed=[0,1]", "d=2,3,4", "r=2", "degree=2", "width=16", "steps=64", "stop_at=0.05"],
+    "feature_spike": ["sweep.axes.seed=[0,1]", "d=16", "width=16", "n2=256", "sweep.axes.lr_n_power=[0.0,0.3,0.6]"],
 }  # fmt: skip
 FIGURES = {
     "recovery": ["recovery", "recovery-families", "recovery-cures"],
@@ -178,6 +191,7 @@ FIGURES = {
     "scaling": ["scaling"],
     "sparse_parity": ["sparse_parity", "sparse_parity-steps"],
     "staircase": ["staircase", "staircase-steps"],
+    "feature_spike": ["feature_spike"],
 }
 
 
@@ -320,6 +334,43 @@ def test_staircase_verdicts():
     assert of(found, "grow faster") is False
     assert of(verdicts("staircase", staircase_rows(0.9, 0.9)), "grow faster") is None
     assert set(verdicts("staircase", staircase_rows(4, 4)).values()) == {None}
+
+
+def feature_spike_rows(outlier, overlap):
+    """Rows as theory has them at so many times the rate, of the outlier and of the overlap."""
+    rows = product(n2=[512, 2048], lr_n_power=np.linspace(-0.2, 0.5, 15).tolist(), seed=range(4))
+    rows = rows.assign(d=64, width=128, r=1, head_scale=1.0, hermite_1=1.0, hermite_2=1.0, hermite_3=0.0, hermite_4=0.0)
+    out = []
+    for n, own in rows.groupby("n2"):
+        near = 1 + 0.01 * np.random.default_rng(n).standard_normal(4)[own["seed"]]
+        rate = n ** own["lr_n_power"] * near
+        largest, _ = feature_spike.spiked(outlier * rate, own)
+        _, seen = feature_spike.spiked(overlap * rate, own)
+        out.append(own.assign(singular_values=[[s, 1.0] for s in largest], subspace_distance=np.sqrt(1 - seen)))
+    named = {"algorithm": "one_step", "head_init": "random", "lr_w": 1.0, "loss": "linear", "tasks": "single_index"}
+    return pd.concat(out).assign(**named)
+
+
+def test_feature_spike_verdicts():
+    found = verdicts("feature_spike", feature_spike_rows(1, 1))
+    assert list(found.values()) == [True] * 6
+    found = verdicts("feature_spike", feature_spike_rows(1.3, 4))
+    assert list(found.values()) == [False] * 6
+
+
+def test_feature_spike_of_a_matrix():
+    """Theory against the singular vectors of matrices that are made as it has them."""
+    rng, d, width, n = np.random.default_rng(0), 400, 800, 1600
+    rows = feature_spike_rows(1, 1).head(1).assign(d=d, width=width, n2=n)
+    W = rng.standard_normal((width, d)) / np.sqrt(d)
+    target = np.eye(d)[0] * np.sqrt(0.5) + rng.standard_normal(d) / np.sqrt(n)
+    heads = rng.standard_normal(width) / np.sqrt(width)
+    for rate in (0.5, 6.0, 20.0):
+        _, sigma, right = np.linalg.svd(W + rate / 2 * np.outer(heads, target))
+        largest, overlap = feature_spike.spiked(np.array([rate]), rows)
+        # Edges fluctuate like d^(−2/3), overlaps like d^(−1/2), and heads and target have such norms of their own.
+        assert sigma[0] == pytest.approx(largest[0], rel=0.06)
+        assert right[0, 0] ** 2 == pytest.approx(overlap[0], abs=0.1)
 
 
 def downstream_rows(**errors):
@@ -518,6 +569,7 @@ MADE = {
     "training": lambda: training_rows(0.1, 0.2, 0.1),
     "scaling": lambda: scaling_rows(-0.5),
     "staircase": lambda: staircase_rows(0.7, 1.2),
+    "feature_spike": lambda: feature_spike_rows(1, 1),
     "sparse_parity": lambda: sparse_parity_rows({(200, 1000): 7, (64, 200): 99}, lambda d, k: 5.0 * d ** (0.4 * k)),
 }
 
