@@ -4,8 +4,8 @@ F(x) = aᵀ σ(W x + b) starts at a = 0 and takes full-batch steps of gradient d
 samples, in W, a and a trained b together. Labels ±1 are regressed on too, as by the ridge probe.
 
 Source: fine-tuning after rescaling the pretrained weights, beside multi-task and single-task training, is that of Lippl
-and Lindsey 2024, *Inductive biases of multi-task learning and finetuning*. The head at zero, as every training starts
-here, and the norm of the weights that are not merely multiplied are ours.
+and Lindsey 2024, *Inductive biases of multi-task learning and finetuning*. The head at zero and the norm of the weights
+that are not merely multiplied are ours.
 """
 
 from collections.abc import Callable
