@@ -142,9 +142,16 @@ def one_of(*names: str) -> Type:
 
 def optional(inner: Type) -> Type:
     """That, or null; which a traced knob has as NaN."""
+
+    def parse(key: str, value: Any) -> Any:
+        try:
+            return None if value is None else inner.parse(key, value)
+        except ConfigError as error:
+            raise ConfigError(key, value, error.allowed.replace("allowed: ", "allowed: null, or ", 1)) from None
+
     return dataclasses.replace(
         inner,
-        parse=lambda key, value: None if value is None else inner.parse(key, value),
+        parse=parse,
         number=lambda value: math.nan if value is None else inner.number(value),
         examples=lambda: (None, *inner.examples()),
         allowed=lambda: f"null, or {inner.allowed()}",

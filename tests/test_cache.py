@@ -48,6 +48,7 @@ def process(tmp_path):
 
 
 @pytest.mark.parametrize("left", [0, 100])
+@pytest.mark.slow
 def test_a_torn_entry_is_written_anew(process, tmp_path, left):
     assert process(PROGRAMS) == "0 read 2 written"
     entry, _ = (tmp_path / "mtfl_jax/compiled").glob("jit__lambda-*-cache")

@@ -292,6 +292,7 @@ def piped(code, *args, to, cwd=None):
         ("main --help", "| head -c 1"),
     ],
 )
+@pytest.mark.slow
 def test_a_reader_that_goes_ends_a_command_without_a_word(swept, command, to):
     name, *args = command.split()
     done = piped(

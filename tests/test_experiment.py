@@ -466,11 +466,11 @@ def test_cases_show_every_number_that_a_program_has_traced():
     """Each bears on some case, at another value than its default, which would hide it; sizes are padded in all.
 
     Those of laws are shown in test_inputs.py, those of real labels and their losses in test_targets.py, those of probes
-    in test_tuning.py.
+    in test_tuning.py, that of a stop in test_stopping.py.
     """
     real = [family for family in tasks.FAMILIES.values() if family.real]
     records = [*data.LAWS.values(), *real, *(loss for loss in LOSSES.values() if not loss.margin), *PROBES.values()]
-    own = {field.name for record in records for field in record.settings} | {"target_scale", "target_noise"}
+    own = {field.name for record in records for field in record.settings} | {"target_scale", "target_noise", "stop_at"}
     elsewhere = own | {f"probe_{name}" for name in own}
     traced = {name for name, field in FIELDS.items() if field.padded or field.kind == "knob"} - elsewhere
     defaults, shown = compose.composed({}), set()

@@ -493,6 +493,7 @@ def command(called):
     return functools.partial(called, page.main)
 
 
+@pytest.mark.slow
 def test_the_command_writes_where_it_says(folder, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder(quick(), "a")
@@ -564,6 +565,7 @@ def weight(path):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow), 4])
+@pytest.mark.slow
 def test_several_sweeps(folder, tmp_path, count):
     """Of one name, with settings and measurements that others lack, and one of which nothing was measured."""
     made = [
@@ -588,6 +590,7 @@ def test_several_sweeps(folder, tmp_path, count):
     assert path.read_text().count("<article") == count
 
 
+@pytest.mark.slow
 def test_a_page_of_several_is_the_same_when_made_again(folder, tmp_path):
     folders = [folder(rows_of(d=[8, 16], seed=[0, number]), f"{number}", ()) for number in range(1, 4)]
     once = {file: file.read_bytes() for file in page.compare(folders, tmp_path / "out")}

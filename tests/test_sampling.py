@@ -18,7 +18,22 @@ from mtfl_jax.sweeps.grid import Grid
 from mtfl_jax.sweeps.sampling import SAMPLERS, Sampling, sampled
 
 SMALL = {"d": 8, "r": 2, "width": 4, "num_tasks": 2, "n1": 16, "n2": 16, "n_test": 8, "n_down": 4}
-NUMBERS = [name for name, field in FIELDS.items() if field.type.column in (int, float) and name != "seed"]
+
+
+def allows(name, *values):
+    """Whether a field takes all of these."""
+    try:
+        return bool([FIELDS[name].type.parse(name, value) for value in values])
+    except ConfigError:
+        return False
+
+
+NUMBERS = [
+    name
+    for name, field in FIELDS.items()
+    if name != "seed"
+    if (field.type.column is int and allows(name, 1, 950)) or (field.type.column is float and allows(name, 1e-6, 0.5))
+]
 
 PINNED = {
     "sobol": {"lr_a": [0.0281155, 0.88909, 0.158105], "lr_w": [0.129785, 1.12979, 0.629785], "n1": [8, 4, 6]},
@@ -46,7 +61,7 @@ def axes(draw):
     """Some intervals of numbers that every such field allows, as they are written."""
     found = {}
     for name in draw(st.lists(st.sampled_from(NUMBERS), min_size=1, max_size=5, unique=True)):
-        whole, most = FIELDS[name].type.column is int, 0.5 if name == "label_noise" else 1.0
+        whole, most = FIELDS[name].type.column is int, 1.0 if allows(name, 1.0) else 0.5
         low = draw(st.integers(1, 50)) if whole else draw(st.floats(1e-6, most / 2))
         high = low + draw(st.integers(1, 900)) if whole else draw(st.floats(1.5 * low, most))
         text = f"interval({low!r},{high!r})"

@@ -25,7 +25,7 @@ CASES = {
         "batch": 10,
         "measure": "recovery",
         "stop_when": "train_loss",
-        "stop_every": 2,
+        "stop_every": 1,
     },
     "joint, an R² of real labels": {
         **STEPPED,

@@ -85,6 +85,7 @@ def check(given):
 
 
 @pytest.mark.parametrize("i", range(2))
+@pytest.mark.slow
 def test_a_row_again(i):
     check(random_cells(2, probe=["none"], measure=["recovery"])[i])
 
@@ -95,6 +96,7 @@ def test_rows_again():
         check(given)
 
 
+@pytest.mark.slow
 def test_of_settings_and_of_a_row_of_a_sweep_that_pads():
     table = mtfl_jax.sweep(**{**SMALL, "d": [8, 11], "width": [12, 20]}, seed=[3, 4], data="gaussian")
     row = table.iloc[5]
@@ -114,6 +116,7 @@ def test_of_settings_and_of_a_row_of_a_sweep_that_pads():
 
 
 @pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if not family.signs))
+@pytest.mark.slow
 def test_tasks_that_vary_within_an_orthant_have_no_truth_table(name):
     found = mtfl_jax.train(**SMALL, tasks=name, loss="mse", probe="none", algorithm="random_features")
     with pytest.raises(ValueError, match=f"^tasks={name}: labels that vary within an orthant have no table; allowed: "):

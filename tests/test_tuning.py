@@ -80,7 +80,7 @@ def test_what_is_trained_on_the_downstream_samples(case):
 
 
 def fresh(p, cell):
-    return drawing.draw_other_network(p, cell, "downstream/network", 1)
+    return drawing.draw_other_network(p, cell, "downstream/network")
 
 
 @float64

@@ -149,6 +149,7 @@ def run(folder, environment):
         pytest.param(4, lambda k: {"TPU_WORKER_ID": str(k), "TPU_WORKER_HOSTNAMES": "a,b,c,d"}, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_processes_that_nobody_drives(tmp_path, count, variables):
     """All at once: each appends, and the last one shows all; a folder of its own for each is refused."""
     status = subprocess.run(

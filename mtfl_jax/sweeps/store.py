@@ -106,7 +106,7 @@ class Folder:
                 if len(networks):
                     places.make(self.path / kept.FOLDER)
                     kept.append(self.path / kept.FOLDER / name, networks)
-            if len(part):
+            if networks is None or len(part):
                 places.make(self.path / tables.PARTS)
                 tables.append(self.path / tables.PARTS / name, part)
 
