@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import documented
+import pandas as pd
 import pytest
 
 import mtfl_jax
@@ -73,14 +74,14 @@ def put_back():
 
 
 def whole(folder, seeds):
-    """That the table is that of one process."""
+    """That the table is that of one process, to rounding: a share has fewer devices."""
     table = mtfl_jax.load(folder)
     assert sorted(table["seed"]) == list(range(seeds))
     some = table[table["seed"] % (seeds // 4) == 0].sort_values("seed").reset_index(drop=True)
     axes = dict(text.split("=") for text in documented.LONG)
     alone = mtfl_jax.sweep(**axes, seed=some["seed"].tolist()).sort_values("seed").reset_index(drop=True)
     names = ["id", "subspace_distance", "spectral_ratio", "feature_energy", "directions_recovered"]
-    assert some[names].equals(alone[names])
+    pd.testing.assert_frame_equal(some[names], alone[names], rtol=1e-4)
     assert (folder / "results.parquet").exists()
     assert (folder / "report" / "index.html").exists()
 
@@ -103,7 +104,7 @@ def test_preempted_jobs_go_on(sweep):
 
 def test_jobs_that_run_out_of_time_go_on(sweep):
     """The signal comes up to half a minute earlier than it is told to, and submitit puts the job back."""
-    running = sweep(1500, 2, timeout_min=1, signal_delay_s=15, max_num_timeout=9)
+    running = sweep(1500, 2, timeout_min=1, signal_delay_s=15, max_num_timeout=40)
     until(lambda: rows(sweep.folder) > 50)
     while running.poll() is None:
         if queue("pending"):

@@ -191,19 +191,19 @@ def at_work(tmp_path):
 @pytest.mark.slow
 def test_a_process_that_waits_for_more_work_ends_with_its_driver():
     """As loky's do, whose driver is killed between two jobs of theirs."""
-    driver = subprocess.Popen(["sleep", "600"])
     work = (
         "import time; from mtfl_jax.sweeps import jobs\n"
         "with jobs.following(): pass\n"
         "print('done', flush=True); time.sleep(600)"
     )
-    env = os.environ | {jobs.DRIVER: str(driver.pid)}
-    worker = subprocess.Popen([sys.executable, "-c", work], env=env, stdout=subprocess.PIPE, text=True)
-    assert worker.stdout.readline() == "done\n"
-    assert worker.poll() is None
-    driver.kill()
-    driver.wait()
-    assert worker.wait(timeout=60) == 128 + signal.SIGTERM
+    with subprocess.Popen(["sleep", "600"]) as driver:
+        env = os.environ | {jobs.DRIVER: str(driver.pid)}
+        with subprocess.Popen([sys.executable, "-c", work], env=env, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout.readline() == "done\n"
+            assert worker.poll() is None
+            driver.kill()
+            driver.wait()
+            assert worker.wait(timeout=60) == 128 + signal.SIGTERM
 
 
 @LOCAL
