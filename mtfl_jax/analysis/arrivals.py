@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -39,8 +38,7 @@ def drawing(firsts: pd.DataFrame, laws: Mapping[object, fits.Fit], by: str) -> t
     figures.curves(ax, firsts[good], "d", STEPS, by=by, log="xy")
     for law in laws.values():
         if law.supported:
-            x = np.geomspace(float(firsts["d"].min()), float(firsts["d"].max()), 50)
-            ax.plot(x, law.predict(x), color="black", linewidth=0.9, linestyle=":")
+            figures.through(ax, law.predict, firsts["d"], color="black", linewidth=0.9, linestyle=":")
     counts = describe.seeds(firsts, by=["d", by], counted=good)
     caption = (
         f"Means of {counts}, bands: one standard error, dotted: the fitted laws. Trainings that did not get there,"

@@ -6,7 +6,7 @@ Colours are Okabe and Ito's; markers and line styles differ too, so that lines c
 import functools
 import io
 import weakref
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -225,6 +225,16 @@ def curves(
     ax.set_xlabel(label(x))
     ax.set_ylabel(label(y))
     ax.grid(alpha=0.3)
+
+
+def through(
+    ax: Axes, curve: Callable[[np.ndarray], np.ndarray], column: pd.Series, points: int = 50, **look: Any
+) -> None:
+    """Draw a function of x, such as a law's `predict`, from the least to the largest number of a column, at points that
+    are even in log x. look: keywords of `Axes.plot`.
+    """
+    x = np.geomspace(float(column.min()), float(column.max()), points)
+    ax.plot(x, curve(x), **look)
 
 
 def heat(

@@ -59,12 +59,8 @@ def lacking(networks: pa.Table, there: np.ndarray) -> pa.Table:
     return networks.filter(pa.array(wanted))
 
 
-def append(path: Path, networks: pa.Table) -> None:
-    """Write networks as one more file."""
-    _write(path, networks)
-
-
-def _write(path: Path, networks: pa.Table) -> None:
+def write(path: Path, networks: pa.Table) -> None:
+    """Write networks as a file, whole or not at all."""
     tables.whole(path, lambda to: pq.write_table(networks, to, row_group_size=GROUP_NETWORKS, write_page_checksum=True))
 
 
@@ -109,7 +105,7 @@ def remove(folder: Path, rows: np.ndarray) -> None:
         if not len(kept):
             places.remove(path)
         elif len(kept) < len(networks) or not kept.column("ids").equals(networks.column("ids")):
-            _write(path, kept)
+            write(path, kept)
 
 
 def _of_others(networks: pa.Table, gone: np.ndarray) -> pa.Table:

@@ -105,7 +105,7 @@ class Folder:
                 part = part.filter(pa.array(~np.isin(part.column("id").to_numpy(), self._before)))
                 if len(networks):
                     places.make(self.path / kept.FOLDER)
-                    kept.append(self.path / kept.FOLDER / name, networks)
+                    kept.write(self.path / kept.FOLDER / name, networks)
             if networks is None or len(part):
                 places.make(self.path / tables.PARTS)
                 tables.append(self.path / tables.PARTS / name, part)

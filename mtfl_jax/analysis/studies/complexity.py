@@ -180,8 +180,7 @@ def _points(ax: Axes, points: pd.DataFrame, name: str, look: dict[str, object], 
 
 def _line(ax: Axes, fit: fits.Fit, d: pd.Series, look: dict[str, object], label: str | None = None) -> None:
     if fit.supported:
-        x = np.geomspace(d.min(), d.max(), 50)
-        ax.plot(x, fit.predict(x), color=look["color"], linestyle=look["linestyle"], linewidth=1, label=label)
+        figures.through(ax, fit.predict, d, color=look["color"], linestyle=look["linestyle"], linewidth=1, label=label)
 
 
 def _pretraining(rows: pd.DataFrame) -> Listing:

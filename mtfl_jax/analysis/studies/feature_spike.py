@@ -1,5 +1,6 @@
 """The spike that one step of the first layer leaves in the spectrum of W, and how far it points along the target."""
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -110,7 +111,7 @@ def _rates(rows: pd.DataFrame, name: str, threshold: float) -> pd.Series:
 def _predicted(rows: pd.DataFrame, place: int, threshold: float) -> float:
     """That of theory, between the same rates: what lies between two is read off a line in either case."""
     rates = np.sort(rows["rate"].unique())
-    return _rate(rates, spiked(rates, rows)[place], threshold)
+    return _rate(rates, _theory(place, rows, rates), threshold)
 
 
 def _settings(rows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -142,6 +143,10 @@ def _together(rows: pd.DataFrame) -> Iterator[Statement]:
         )
 
 
+def _theory(place: int, rows: pd.DataFrame, rate: np.ndarray) -> np.ndarray:
+    return spiked(rate, rows)[place]
+
+
 def _drawing(rows: pd.DataFrame, seeds: str) -> Drawing:
     figure, axes = figures.panels(2)
     # Numbers are told apart in their order, texts in that of their letters.
@@ -157,8 +162,8 @@ def _drawing(rows: pd.DataFrame, seeds: str) -> Drawing:
     ):
         figures.curves(ax, lines, "rate", name, by=by, log="xy" if name == "outlier" else "x")
         for _, own in _settings(rows):
-            at = np.geomspace(own["rate"].min(), own["rate"].max(), 200)
-            ax.plot(at, spiked(at, own)[place], color="black", linewidth=0.9, linestyle=":")
+            theory = functools.partial(_theory, place, own)
+            figures.through(ax, theory, own["rate"], points=200, color="black", linewidth=0.9, linestyle=":")
         ax.set(xlabel="rate of the step", ylabel=label)
     axes[0].legend(title=None if by == "setting" else "n", fontsize=7)
     caption = f"Means of {seeds}, bands: one standard error; dotted: {SOURCE}."

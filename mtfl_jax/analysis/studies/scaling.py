@@ -125,8 +125,7 @@ def _drawing(laws: list[Law]) -> Drawing:
         for band in ax.collections:
             band.set_facecolor(look["color"])
         if not _why(law):
-            x = np.geomspace(float(law.rows[law.x].min()), float(law.rows[law.x].max()), 50)
-            ax.plot(x, law.fit.predict(x), color="black", linewidth=0.9)
+            figures.through(ax, law.fit.predict, law.rows[law.x], color="black", linewidth=0.9)
         ax.set_title(law.what, fontsize=9)
     rows = pd.concat([law.rows for law in laws])
     caption = (

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from mtfl_jax.analysis import arrivals, describe, figures, fits, published
+from mtfl_jax.analysis.arrivals import STEPS
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
 from mtfl_jax.analysis.published import Beside, Published
 from mtfl_jax.analysis.studies import STUDIES, Study
@@ -13,7 +14,6 @@ CLAIM = (
     " new samples within some n^(αk) steps (Barak et al. 2022, Hidden Progress in Deep Learning), and from a set of"
     " some hundred, if that and the network are large enough."
 )
-STEPS = "steps_to"
 SOURCE = "SutroYaro, docs/findings/exp_sgd_speed.md"
 DIFFERS = (
     "first layer from N(0, 1/n) and heads from 0, in the source N(0, 2/n) and N(0, 2/width); the output has no bias;"
