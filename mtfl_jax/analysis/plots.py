@@ -320,6 +320,8 @@ def planned(
     short = [name for name in short if name in free]
     if panels and facet is None and short and kind != "scatter" and sizes[short[0]] <= MOST_PANELS:
         facet = take(short, "facet")
+    if table[x].isna().all():
+        raise ValueError(f"x={x}: no row has it; allowed: a column that some row has")
     plan = Plan(table, whole, kind, cast(str, x), cast(str, y), color, facet)
     if hold:
         plan = _held(plan, _others(plan, settings, free))
@@ -391,8 +393,6 @@ def _check(plan: Plan, settings: Sequence[str], free: Sequence[str]) -> None:
         raise ValueError(f"{key}={plan.measured}: not a column of numbers; allowed: a measurement")
     if not describe.estimate(measured).n:
         raise ValueError(f"{key}={plan.measured}: no row has it; allowed: what was measured")
-    if table[plan.x].isna().all():
-        raise ValueError(f"x={plan.x}: no row has it; allowed: a column that some row has")
     if plan.facet is not None and (count := describe.codes(table[plan.facet]).max(initial=0) + 1) > MOST_PANELS:
         raise ValueError(f"facet={plan.facet}: {count} values; allowed: at most {MOST_PANELS}, --where keeps some")
     if plan.kind == "scatter":
