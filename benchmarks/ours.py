@@ -230,6 +230,78 @@ def measuring() -> dict[str, Any]:
     return {"row_seconds": row, "training_seconds": training, "measuring_share": 1 - training / row}
 
 
+def recovery() -> dict[str, Any]:
+    """Milliseconds of the recovery of a row of 512 × 256, of one task and of 256: alone, as a core computes it, and each
+    of a batch of 16 under vmap, as an accelerator does; on one device.
+    """
+    import jax
+    import threadpoolctl
+
+    import mtfl_jax
+    from mtfl_jax.learning import recovery
+    from mtfl_jax.sweeps.machine import MATMUL_PRECISION
+
+    out: dict[str, Any] = {}
+    with jax.default_matmul_precision(MATMUL_PRECISION), threadpoolctl.threadpool_limits(1):
+        alone = jax.jit(lambda W: recovery.recovery(W, 4))
+        batched = jax.jit(jax.vmap(lambda W: recovery.recovery(W, 4, accelerator=True)))
+        for tasks in (1, 256):
+            settings = {"d": 256, "width": 512, "r": 4, "num_tasks": tasks, "measure": "recovery", "probe": "none"}
+            many = np.stack([mtfl_jax.train(**settings, seed=seed).W for seed in range(16)])
+            each = {"alone": lambda many=many: [alone(W) for W in many], "batched": lambda many=many: batched(many)}
+            own = {name: seconds_of(lambda do=do: jax.block_until_ready(do()), 8) for name, do in each.items()}
+            out[str(tasks)] = {name: 1e3 * float(np.median(found[1:])) / len(many) for name, found in own.items()}
+    return out
+
+
+def unhidden() -> dict[str, Any]:
+    """What the device does not hide of what the host does: of 100,000 small cells, and of programs of 50 ms and more.
+    Seconds of a warm sweep, rows and all, less those of the same calls alone, each awaited.
+
+    On a CPU the devices are the cores that the host's work wants too.
+    """
+    import jax
+
+    from mtfl_jax.sweeps import calibration, compiling, engine, plan
+    from mtfl_jax.sweeps import machine as machine_
+
+    small = {"d": 16, "r": 2, "width": 16, "n1": 256, "n2": 256, "num_tasks": [1, 2, 4, 8], "seed": range(25_000)}
+    kinds = {"small": small, "large": {"d": 64, "width": 256, "num_tasks": [16, 64], "seed": range(32)}}
+    out: dict[str, Any] = {}
+    for name, axes in kinds.items():
+        axes = {"data": "gaussian", "measure": "recovery", "probe": "none", **axes}
+        grid, *_ = executed(axes, moments="never")
+        calls: list[tuple[Any, Any]] = []
+
+        def ready(executable: Any, calls: Any = calls) -> Any:
+            """In the place of an executable: keep the call that it would be given."""
+            return lambda *given: calls.append((executable, given))
+
+        for bucket in plan.plan(grid, "never", compiling.speed()):
+            executable, chunk, *_ = compiling.fitting(
+                compiling.job_of(bucket), calibration.chunk_of(bucket), machine_.MEMORY_FRACTION
+            )
+            course = engine._Course(bucket, ready(executable), chunk)
+            while course.left:
+                engine._call(course, grid, course.take())
+
+        def alone(calls: Any = calls) -> None:
+            for executable, given in calls:
+                jax.block_until_ready(executable(*given))
+
+        alone()
+        with engine._ONE_THREAD:
+            device = float(np.median(seconds_of(alone)))
+        whole = float(np.median(seconds_of(lambda axes=axes: executed(axes, moments="never"))))
+        out[name] = {
+            "cells": len(grid),
+            "call_milliseconds": 1e3 * device / len(calls),
+            "microseconds_a_row": 1e6 * (whole - device) / len(grid),
+            "idle": 1 - device / whole,
+        }
+    return out
+
+
 def scaling() -> dict[str, Any]:
     """Time a cell against the grid's size, and exponents of a warm training's time in d, width, n and seeds."""
     common = {"data": "gaussian", "measure": "recovery", "probe": "none"}
@@ -326,7 +398,20 @@ def machine() -> dict[str, Any]:
     return {**environment(), "sgemm_peak": sgemm_peak(), "copy_bandwidth": copy_bandwidth()}
 
 
-WORK = (planning, rows, grid, alternating, one_step, measuring, scaling, normals, precision, machine)
+WORK = (
+    planning,
+    rows,
+    grid,
+    alternating,
+    one_step,
+    measuring,
+    recovery,
+    unhidden,
+    scaling,
+    normals,
+    precision,
+    machine,
+)
 
 
 def main() -> None:

@@ -83,6 +83,22 @@ def round_of(W, b, A, table) -> None:
     W.baddbmm_(torch.bmm(g, A).mul_(h > 0).mT, x, alpha=-c["lr_w"])
 
 
+def bfloat16_round(W, b, A, table) -> None:
+    """`round_of` with products of bfloat16 numbers; weights and what is added to them stay float32."""
+    import torch
+
+    c, half = ALTERNATING, torch.bfloat16
+    n, T = c["n"], A.shape[1]
+    x = torch.randn(len(W), n, W.shape[-1], device=W.device)
+    y = labels(x, table)
+    x = x.to(half)
+    h = torch.baddbmm(b.to(half), x, W.to(half).mT).relu_()
+    g = torch.sigmoid(-y * torch.bmm(h, A.to(half).mT).float()).mul_(y).div_(-n)
+    A.add_(torch.bmm(g.to(half).mT, h).float(), alpha=-c["lr_a"])
+    g = torch.sigmoid(-y * torch.bmm(h, A.to(half).mT).float()).mul_(y).div_(-n * T)
+    W.add_(torch.bmm(torch.bmm(g.to(half), A.to(half)).mul_(h > 0).mT, x).float(), alpha=-c["lr_w"])
+
+
 @functools.cache
 def compiled_round(mode: str):
     """`round_of` by torch.compile; the mode "reduce-overhead" is CUDA graphs."""
@@ -214,17 +230,18 @@ def of_work(work: str, variant: str) -> tuple[Callable[[int], object], int]:
     cores = len(os.sched_getaffinity(0))
     threads = 1 if variant == "processes" else cores
 
-    def batches(count: int, mode: str | None = None) -> None:
+    def batches(count: int, do: Callable[..., None] = round_of) -> None:
         batch = min(count, BATCH["cuda" if on_gpu() else "cpu"])
         for _ in range(-(-count // batch)):
-            alternating(batch, compiled_round(mode) if mode else round_of)
+            alternating(batch, do)
 
     if work == "alternating":
         choices: dict[str, Callable[[int], object]] = {
             "loop": lambda count: [alternating(1) for _ in range(count)],
             "batched": batches,
-            "compiled": lambda count: batches(count, "default"),
-            "graphs": lambda count: batches(count, "reduce-overhead"),
+            "bfloat16": lambda count: batches(count, bfloat16_round),
+            "compiled": lambda count: batches(count, compiled_round("default")),
+            "graphs": lambda count: batches(count, compiled_round("reduce-overhead")),
             "processes": lambda count: [alternating(1) for _ in range(count)],
             "jit": lambda count: jax_alternating(False, count),
             "jit_vmap": lambda count: jax_alternating(True, count),

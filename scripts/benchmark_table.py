@@ -47,7 +47,8 @@ def rows_of(found: dict[str, Any]) -> Iterator[Row]:
         return f"{of['peak_mib'] / 1024:.2g} GiB"
 
     if of := found.get("alternating"):
-        torch = {name: peer for name, peer in of["peers"].items() if not name.startswith("jit")}
+        aside = ("jit", "jit_vmap", "bfloat16")
+        torch = {name: peer for name, peer in of["peers"].items() if name not in aside}
         best = max(torch, key=lambda name: torch[name]["rate"])
         for data, aim in (("gaussian", "1.9 and 75%"), ("rademacher", "1.9 and 75%")):
             own = of[data]
@@ -83,6 +84,22 @@ def rows_of(found: dict[str, Any]) -> Iterator[Row]:
     if of := found.get("measuring"):
         text = f"{of['measuring_share']:.0%} of a row's {1e3 * of['row_seconds']:.3g} ms a core"
         yield "all measurements and a probe at five n_down, `one_step`", text, "", "", "42%", memory(of)
+    if of := found.get("recovery"):
+        text = "; ".join(f"{of[tasks]['alone']:.2g} and {of[tasks]['batched']:.2g} ms" for tasks in ("1", "256"))
+        yield "recovery of a row, 512 × 256, one core, alone and batched: T = 1; 256", text, "", "", "3; 0.8; 3 ms", ""
+    if of := found.get("host"):
+        for name, words, aim in (("small", "small cells", "2 µs"), ("large", "larger ones", "idle 10%")):
+            own = of[name]
+            text = f"{own['microseconds_a_row']:.2g} µs a row, {own['idle']:.0%} of the time"
+            yield (
+                f"not hidden of the host's work, {own['cells']:,} {words}, calls of {own['call_milliseconds']:.2g} ms",
+                *(text, "", "", aim, memory(of)),
+            )
+    if of := found.get("cold"):
+        text = f"{size(sum(of['quickstart']['compile_seconds']))} s"
+        yield "compiles of quickstart, cold", text, "", "", "6 s", ""
+        text = "; ".join(f"{size(of[name]['wall_seconds'])} s" for name in ("four", "one"))
+        yield "a small sweep of one program, cold: four processes at once; one", text, "", "", "", ""
     if of := found.get("hydra"):
         ours, other = of["seconds"]["fused"], of["seconds"]["basic"]
         text = f"stock sweeper {size(other)} s"

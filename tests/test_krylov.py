@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import reference
 
+import mtfl_jax
 from mtfl_jax import compose
 from mtfl_jax.learning import jacobi, krylov, recovery
 from mtfl_jax.sweeps import compiling, engine, identity, mappings, store, tables
@@ -67,6 +68,38 @@ def test_spectra_are_those_of_numpy(name, start, monkeypatch):
         assert abs(np.sqrt(found.sines2[i, -1]) - distance) <= bound
         np.testing.assert_allclose(found.across[i], np.linalg.norm(own[:, R:], 2), rtol=2 * krylov.TOLERANCE)
         assert abs(found.sigma_r[i] - ratio * np.linalg.norm(own[:, R:], 2)) <= 1e-6 * sigma[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The first layers that one_step leaves, of one task to many, on both laws: num_tasks, W."""
+    settings = {"d": 80, "width": 96, "r": R, "n1": 1024, "n2": 1024, "measure": "recovery", "probe": "none"}
+    settings |= {"num_tasks": [1, 4, 32, 256], "data": ["gaussian", "rademacher"], "seed": [0, 1]}
+    folder = tmp_path_factory.mktemp("trained")
+    table = mtfl_jax.sweep(folder=folder, keep="W", moments="never", directions="axis", **settings)
+    return [(row["num_tasks"], mtfl_jax.weights(row, folder)["W"]) for _, row in table.iterrows()]
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "padded"),
+    [(False, False), (True, True), *(pytest.param(a, not a, marks=pytest.mark.slow) for a in (False, True))],
+)
+def test_recovery_of_trained_networks_is_that_of_float64(trained, accelerator, padded):
+    """Of one task W is noise but for a direction; the bound is 1e-5, or a float32 SVD's beside the gap."""
+    many = np.stack([np.float32(W) for _, W in trained])
+    if padded:
+        many = np.pad(many, ((0, 0), (0, 64), (0, 16)))
+    of = highest(jax.vmap(lambda W: recovery.recovery(W, R, R + padded, accelerator=accelerator)))
+    found = of(many)
+    for i, (num_tasks, W) in enumerate(trained):
+        own = np.float64(W)
+        sigma = np.linalg.svd(own, compute_uv=False)
+        bound = max(krylov.TOLERANCE, krylov.ROUNDING * EPS * sigma[0] / (sigma[R - 1] - sigma[R]))
+        distance, recovered, energy, ratio = reference.recovery(own, np.eye(own.shape[1])[:, :R])
+        assert abs(found.subspace_distance[i] - distance) <= bound, num_tasks
+        assert found.directions_recovered[i] == recovered
+        np.testing.assert_allclose(found.feature_energy[i], energy, rtol=1e-5)
+        np.testing.assert_allclose(found.spectral_ratio[i], ratio, rtol=5e-5)
 
 
 def test_directions_that_lack_have_sine_one():
