@@ -231,8 +231,8 @@ def measuring() -> dict[str, Any]:
 
 
 def recovery() -> dict[str, Any]:
-    """Milliseconds of the recovery of a row of 512 × 256, of one task and of 256: alone, as a core has it, and each of a
-    batch of 16 under vmap, as an accelerator does; on one device.
+    """Milliseconds of the recovery of a row of 512 × 256, of one task and of 256: alone, as a core has it, and each of
+    a batch of 16 under vmap, as an accelerator does; on one device.
     """
     import jax
     import threadpoolctl
