@@ -26,12 +26,13 @@ from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.algorithms.record import loss_names
 from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
 from mtfl_jax.learning.data import LAWS
-from mtfl_jax.learning.drawing import SAMPLES
+from mtfl_jax.learning.drawing import DOWN_SAMPLES, SAMPLES
 from mtfl_jax.learning.initial import INIT_SCALE
 from mtfl_jax.learning.losses import LOSSES, MIXTURE
 from mtfl_jax.learning.measures import MEASURES, sets, stoppable
 from mtfl_jax.learning.network import BIASES
 from mtfl_jax.learning.probe import NONE, PROBES
+from mtfl_jax.learning.removal import DOWN_REMOVE_DEGREE
 from mtfl_jax.learning.stopping import NEVER
 from mtfl_jax.learning.tasks import FAMILIES
 
@@ -196,6 +197,8 @@ USED = (
     ),
     Field("measure_at", "choice", _measure_at(), "steps at which to measure", identified=False),
     Field("probe_tasks", "choice", of(FAMILIES), "family of the downstream task"),
+    DOWN_SAMPLES,
+    DOWN_REMOVE_DEGREE,
 )
 """Settings that bear where something that the cell chooses uses them by name."""
 
@@ -231,6 +234,14 @@ def probe_of_real_labels(c: View) -> None:
         )
 
 
+@rule("probe", DOWN_REMOVE_DEGREE.name)
+def regressions_of_what_is_left(c: View) -> None:
+    """Labels that lack a component are real."""
+    if c.probe != NONE and c.down_remove_degree != DOWN_REMOVE_DEGREE.neutral and not PROBES[c.probe].real:
+        allowed = f"allowed with probe={c.probe}, a classifier: {DOWN_REMOVE_DEGREE.neutral}"
+        raise ConfigError("down_remove_degree", c.down_remove_degree, allowed)
+
+
 @rule("r", "d")
 def r_at_most_d(c: View) -> None:
     """There are no more directions than dimensions."""
@@ -238,5 +249,11 @@ def r_at_most_d(c: View) -> None:
         raise ConfigError("r", c.r, f"allowed: at most d={c.d}")
 
 
-CHECKS = (r_at_most_d, losses_of_real_labels, no_flips_of_real_labels, probe_of_real_labels)
+CHECKS = (
+    r_at_most_d,
+    losses_of_real_labels,
+    no_flips_of_real_labels,
+    probe_of_real_labels,
+    regressions_of_what_is_left,
+)
 """What every cell must meet."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Integer, Key
 
+from mtfl_jax.fields import Field, one_of
 from mtfl_jax.learning import data, draws, keys, network, parametrizations, removal, tasks
 from mtfl_jax.learning.data import Inputs
 from mtfl_jax.learning.initial import HEAD_INITS
@@ -19,6 +20,14 @@ from mtfl_jax.learning.scalars import IntLike
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
 from mtfl_jax.learning.updates import Batch, Parts, Samples, in_parts, split
 
+TRAINING = "training"
+DOWN_SAMPLES = Field(
+    "down_samples",
+    "choice",
+    one_of("fresh", TRAINING),
+    "inputs of the downstream task: new ones, or those of the representation's first step (and beyond n2 new ones)",
+    neutral="fresh",
+)
 FRESH, FIXED, BATCHES = SAMPLES = ("fresh", "fixed", "batches")
 """Where a training in steps has its samples from: new ones every step; one set; or `batch` of one set at a time, each
 once an epoch in a random order of its own, the last batch of an epoch having what is left.
@@ -132,6 +141,18 @@ def noise(p: Program, of: Tasks) -> bool:
 def inputs_key(cell: Cell, purpose: str, step: IntLike) -> Key[Array, ""]:
     """The key of the inputs of a training step."""
     return keys.at(keys.stream(cell.seed, f"{purpose}/inputs"), step)
+
+
+def downstream_keys(p: Program, cell: Cell) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """The keys of the inputs that probes are fitted on, and of their labels' noise: where those are of the training,
+    the representation's at its first step; of tasks whose inputs are their own, the first task's.
+    """
+    if "down_samples" not in p:
+        return keys.stream(cell.seed, "downstream/inputs"), keys.stream(cell.seed, "downstream/label_noise")
+    found = inputs_key(cell, "features", 0), keys.at(keys.stream(cell.seed, "features/label_noise"), 0)
+    if "shared_inputs" in p and not p.shared_inputs:
+        return keys.indexed(found[0], 1)[0], keys.indexed(found[1], 1)[0]
+    return found
 
 
 def draw_batch(

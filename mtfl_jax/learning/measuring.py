@@ -7,9 +7,17 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from mtfl_jax.learning import keys, probe, tasks
+from mtfl_jax.learning import keys, probe, removal, tasks
 from mtfl_jax.learning.activations import ACTIVATIONS
-from mtfl_jax.learning.drawing import draw_inputs, draw_labels, draw_other_network, noise, read, sample_tasks
+from mtfl_jax.learning.drawing import (
+    downstream_keys,
+    draw_inputs,
+    draw_labels,
+    draw_other_network,
+    noise,
+    read,
+    sample_tasks,
+)
 from mtfl_jax.learning.measures import Seen, of_probe, of_program, test_key
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.program import Cell, Probed, Program
@@ -31,7 +39,7 @@ def draw_fresh(p: Program, cell: Cell) -> Fresh:
     test = draw_inputs(p, cell, test_key(cell), p.n_test) if "n_test" in p else None
     if not p.probes:
         return Fresh(test, None)
-    return Fresh(test, draw_inputs(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down)))
+    return Fresh(test, draw_inputs(p, cell, downstream_keys(p, cell)[0], max(p.n_down)))
 
 
 def measure(
@@ -92,10 +100,11 @@ def _probe(seen: Seen, fresh: Fresh, entry: Probed, i: IntLike) -> Float[Array, 
     record = probe.PROBES[name]
     settings = {field.name: getattr(cell, f"probe_{field.name}")[i] for field in FAMILIES[family].settings}
     task = sample_tasks(p, cell, "downstream/task", family, 1, settings)
-    noise_key = keys.stream(cell.seed, "downstream/label_noise")
-    inputs = read(p, cell, keys.stream(cell.seed, "downstream/inputs"), max(p.n_down), x)
+    inputs_key, noise_key = downstream_keys(p, cell)
+    inputs = read(p, cell, inputs_key, max(p.n_down), x)
     y = draw_labels(p, cell, task, noise_key, inputs, noisy=noise(p, task))[:, 0]
     y_test, real = tasks.of_inputs(task, seen.inputs, cell.r, p.r)[:, 0], FAMILIES[family].real
+    remove = p.down_remove_degree if "down_remove_degree" in p else removal.NONE
     if record.tune is not None:
         anew = draw_other_network(p, cell, "downstream/network")
         beginning = Beginning(
@@ -108,7 +117,7 @@ def _probe(seen: Seen, fresh: Fresh, entry: Probed, i: IntLike) -> Float[Array, 
         own = {field.name: getattr(cell, field.name)[i] for field in record.settings if field.kind == "knob"}
         own |= dict(compiled)
         data = (x, y, cell.n_down, p.n_down, seen.x, y_test, cell.n_test)
-        return probe.tuned(name, beginning, *data, settings=own, real=real)
+        return probe.tuned(name, beginning, *data, settings=own, real=real, remove=remove)
     return probe.downstream(
         name,
         seen.params["W"],
@@ -124,4 +133,5 @@ def _probe(seen: Seen, fresh: Fresh, entry: Probed, i: IntLike) -> Float[Array, 
         real=real,
         activation=ACTIVATIONS[p.arithmetic.activation],
         accelerator=p.accelerator,
+        remove=remove,
     )

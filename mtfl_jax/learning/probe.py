@@ -1,5 +1,5 @@
 """The downstream probe: a linear classifier with intercept on frozen features σ(V x + c) of a representation W; of a
-task with real labels, a linear regression. Or a network all of whose weights are trained (`tuning`).
+task with real labels, a linear regression. Or a network that is trained: all of its weights (`tuning`), or a head.
 
 V holds the rows of W normalised (0 for a zero row), scaled so that V x has unit mean square on the probe's
 sample; c_j is uniform on [−1.5, 1.5]. The penalty λ n is chosen on one fixed grid the same way for every feature
@@ -11,7 +11,7 @@ biases and its grid are ours.
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,11 @@ import optax
 from jax import Array
 from jaxtyping import Bool, Float, Integer, Key
 
-from mtfl_jax.fields import Field, Rule
-from mtfl_jax.learning import draws, network, tuning, updates
+from mtfl_jax.fields import Field, Rule, number
+from mtfl_jax.learning import draws, network, removal, tuning, updates
 from mtfl_jax.learning.activations import ACTIVATIONS, Activation
 from mtfl_jax.learning.arithmetic import Arithmetic
+from mtfl_jax.learning.drawing import DOWN_SAMPLES
 from mtfl_jax.learning.losses import Margins
 from mtfl_jax.learning.scalars import IntLike, RealLike
 from mtfl_jax.learning.tuning import Beginning, Tune
@@ -37,6 +38,9 @@ MAX_ITERATIONS = 300
 
 ROUNDING = 4
 """Errors of a Gram matrix's eigenvalues, in units of the largest times the machine's epsilon."""
+
+REFINEMENTS = 8
+"""Steps of conjugate gradients after the factor of a Gram matrix."""
 
 TEST_BLOCK = 128
 """Test samples that are classified at a time."""
@@ -185,6 +189,36 @@ def _penalties(C: Float[Array, "max_n m"], n: IntLike, largest: Float[Array, ""]
     return jnp.maximum(jnp.asarray(PENALTIES, C.dtype) * n, ROUNDING * jnp.finfo(C.dtype).eps * largest)
 
 
+def head(
+    of: Beginning, x: Float[Array, "max_n d"], y: Float[Array, " max_n"], n: IntLike, *, head_penalty: RealLike
+) -> network.Params:
+    """The pretrained network with a new head a, by ridge regression on its own features h = σ(W x + b): minimises
+    Σ_i (y_i − a·h_i)² + λ width ‖a‖² over the first n samples, λ being `head_penalty`. There is no intercept.
+
+    Solved in the smaller of primal and dual by conjugate gradients, to the rounding of features and not of their Gram
+    matrix, whose factor, at a penalty above its rounding, is the preconditioner. Source: Dandi et al. 2023, *How
+    Two-Layer Neural Networks Learn, One (Giant) Step at a Time*, whose features are over √width.
+    """
+    counted = (jnp.arange(len(y)) < n)[:, None] & (jnp.arange(len(of.trained["b"])) < of.width)
+    h = jnp.where(counted, network.features(of.trained, x, Arithmetic(activation=of.activation)), 0)
+    target, penalty, dual = jnp.where(jnp.arange(len(y)) < n, y, 0), head_penalty * of.width, _dual(h)
+    gram = h @ h.T if dual else h.T @ h
+    above = penalty + ROUNDING * jnp.finfo(h.dtype).eps * jnp.trace(gram)
+    inverse = _inverse_factor(gram + above * jnp.eye(len(gram), dtype=h.dtype))
+
+    def precondition(v: Float[Array, " side"]) -> Float[Array, " side"]:
+        return inverse.T @ (inverse @ v)
+
+    def multiply(v: Float[Array, " side"]) -> Float[Array, " side"]:
+        return (h @ (h.T @ v) if dual else h.T @ (h @ v)) + penalty * v
+
+    right = target if dual else h.T @ target
+    solved, _ = jax.scipy.sparse.linalg.cg(
+        multiply, right, precondition(right), tol=0.0, maxiter=REFINEMENTS, M=precondition
+    )
+    return of.trained | {"A": (h.T @ solved if dual else solved)[None]}
+
+
 def logistic(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:
     """Logistic regression, λ by the held-out quarter: minimises Σ_i log(1 + e^{−m_i}) + (λ n/2) ‖β‖² with a free
     intercept.
@@ -269,7 +303,8 @@ class Probe:
     (default: fit). tune(beginning, x, y, n, **settings): of inputs and labels, of which the first n count, to the
     parameters of a network of one head; neurons that are not used must keep weights of zero. settings: its own, which
     `tune` is given by name. passes: how many passes over its samples, each a product with the first layer and its
-    gradient, a `tune` with these settings takes, as far as they are compiled in; what planning prices.
+    gradient, a `tune` with these settings takes, as far as they are compiled in; factors: whether it takes a matrix of
+    the smaller of its samples and its neurons apart, as every `fit` does; what planning prices.
     """
 
     name: str
@@ -281,11 +316,12 @@ class Probe:
     tune: Tune | None = None
     settings: tuple[Field, ...] = ()
     passes: Callable[..., int] = lambda **settings: 1
+    factors: bool = False
 
     @property
     def uses(self) -> tuple[str, ...]:
         """The settings that bear on every probe."""
-        return ("n_down", "n_test", "probe_tasks")
+        return ("n_down", "n_test", "probe_tasks", DOWN_SAMPLES.name, removal.DOWN_REMOVE_DEGREE.name)
 
 
 def _require_one_way(record: Probe) -> None:
@@ -334,6 +370,24 @@ for _name, _doc, _tune, _settings in (
             passes=lambda tune_steps, **settings: tune_steps,
         )
     )
+PROBES.register(
+    Probe(
+        "head",
+        "a new head of the network as it is, by ridge regression of a given penalty",
+        real=True,
+        tune=head,
+        settings=(
+            Field(
+                "head_penalty",
+                "knob",
+                number(1e-9, examples=(0.1, 1.0, 10.0)),
+                "λ of a head fitted on the network's own features h, which minimises Σ (y − a·h)² + λ width ‖a‖²",
+            ),
+        ),
+        passes=lambda **settings: 0,
+        factors=True,
+    )
+)
 
 
 def downstream(
@@ -352,12 +406,14 @@ def downstream(
     *,
     accelerator: bool = False,
     real: bool = False,
+    remove: str = removal.NONE,
 ) -> Float[Array, " k"]:
     """Test errors of the probe fitted on the first n_k rows of (x, y), for every k; of `real` labels R²,
     1 − MSE/variance, NaN where no test label varies.
 
     Each n_k is at most sizes[k] <= max_n; the first n_test (default: all) test samples count. accelerator: by
-    `fit_on_accelerator`.
+    `fit_on_accelerator`. remove: the probe is fitted on y − α − β·x, and α + β·x is added to its decisions, by the
+    moments of its own samples up to this degree (`removal`).
     """
     own = PROBES[probe]
     fitted = (own.fit_on_accelerator if accelerator else None) or own.fit
@@ -368,14 +424,18 @@ def downstream(
     # A neuron that is not used has neither weights nor bias, and so the feature σ(0).
     c = jnp.where(used, c, 0)
 
-    def fit(size: int, n: Integer[Array, ""]) -> tuple[Float[Array, ""], Float[Array, " max_width"], Float[Array, ""]]:
+    lows = _lows(remove, x, y, n, sizes)
+
+    def fit(
+        k: int, size: int, n: Integer[Array, ""]
+    ) -> tuple[Float[Array, ""], Float[Array, " max_width"], Float[Array, ""]]:
         square = mean_square(v[:size], n, width)
         scale = jnp.sqrt(jnp.where(square > 0, square, 1))
-        beta, intercept = fitted(sigma(v[:size] / scale + c), y[:size], n)
+        beta, intercept = fitted(sigma(v[:size] / scale + c), lows.left(k, size), n)
         return scale, beta, intercept
 
     scale, beta, intercept = (
-        jnp.stack(parts) for parts in zip(*(fit(size, n[k]) for k, size in enumerate(sizes)), strict=True)
+        jnp.stack(parts) for parts in zip(*(fit(k, size, n[k]) for k, size in enumerate(sizes)), strict=True)
     )
     if activation.homogeneous:
         # σ(v/s + c)·β = σ(v + s c)·(β/s)
@@ -391,7 +451,39 @@ def downstream(
 
     # Few samples at a time, whose V x stays in a core's cache while every classifier reads it.
     decided = jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK)
-    return _scores(decided, y_test, n_test, real=real)
+    return _scores(lows.added(decided, x_test), y_test, n_test, real=real)
+
+
+class _Lows(NamedTuple):
+    """Components of low degree that a probe is not fitted on, for every k: moments of the first n_k samples, where
+    there are any.
+    """
+
+    x: Float[Array, "max_n d"]
+    y: Float[Array, " max_n"]
+    moments: tuple[tuple[Float[Array, ""], Float[Array, " d"]], ...]
+
+    def left(self, k: int, size: int) -> Float[Array, " size"]:
+        """The first labels without them, as many as the k-th fit may take."""
+        if not self.moments:
+            return self.y[:size]
+        constant, linear = self.moments[k]
+        return self.y[:size] - constant - self.x[:size] @ linear
+
+    def added(self, decided: Float[Array, "max_test k"], x: Float[Array, "max_test d"]) -> Float[Array, "max_test k"]:
+        """Decisions with them."""
+        if not self.moments:
+            return decided
+        constant, linear = (jnp.stack(parts) for parts in zip(*self.moments, strict=True))
+        return decided + constant + x @ linear.T
+
+
+def _lows(
+    degree: str, x: Float[Array, "max_n d"], y: Float[Array, " max_n"], n: Integer[Array, " k"], sizes: Sequence[int]
+) -> _Lows:
+    if degree == removal.NONE:
+        return _Lows(x, y, ())
+    return _Lows(x, y, tuple(removal.moments(degree, x[:size], y[:size], n[k]) for k, size in enumerate(sizes)))
 
 
 def _scores(
@@ -423,15 +515,18 @@ def tuned(
     *,
     settings: Mapping[str, Any],
     real: bool = False,
+    remove: str = removal.NONE,
 ) -> Float[Array, " k"]:
     """As `downstream`, of a probe that trains a network on the first n_k rows of (x, y); NaN where it diverges."""
     own, how = PROBES[probe], Arithmetic(activation=of.activation)
     if own.tune is None:
         raise ValueError(f"probe={probe}: allowed: one that trains a network")
-    networks = [own.tune(of, x[:size], y[:size], n[k], **settings) for k, size in enumerate(sizes)]
+    lows = _lows(remove, x, y, n, sizes)
+    networks = [own.tune(of, x[:size], lows.left(k, size), n[k], **settings) for k, size in enumerate(sizes)]
 
     def decisions(x: Float[Array, " d"]) -> Float[Array, " k"]:
         return jnp.stack([network.outputs(params, x[None], how)[0, 0] for params in networks])
 
-    scores = _scores(jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK), y_test, n_test, real=real)
+    decided = lows.added(jax.lax.map(decisions, x_test, batch_size=TEST_BLOCK), x_test)
+    scores = _scores(decided, y_test, n_test, real=real)
     return jnp.where(jnp.stack([updates.finite(params) for params in networks]), scores, jnp.nan)

@@ -49,7 +49,7 @@ class _Shapes:
         self.counts = columns[shapes.shape[1] - groups :]
         self.probes = len(program.probes)
         trained = [entry for entry in program.probes if PROBES[entry.probe].tune is not None]
-        self.fitted = self.probes - len(trained)
+        self.fitted = self.probes - sum(not PROBES[entry.probe].factors for entry in trained)
         self.passes = sum(PROBES[entry.probe].passes(**dict(entry.own)) for entry in trained)
         self.n_test = self.p.n_test if "n_test" in program else 0 * self.p.d
         algorithm = ALGORITHMS[program.algorithm]
@@ -114,7 +114,7 @@ def lane_bytes(program: Program) -> float:
     numbers = 3 * PART * width + 3 * width * (p.d + p.num_tasks)
     if p.groups:
         numbers += 2**p.r * width * p.d
-    if any(PROBES[entry.probe].tune is None for entry in p.probes):
+    if any(PROBES[entry.probe].tune is None or PROBES[entry.probe].factors for entry in p.probes):
         numbers += 3 * min(max(p.n_down), width) ** 2
     if any(PROBES[entry.probe].tune is not None for entry in p.probes):
         numbers += 3 * max(p.n_down) * width + 3 * width * (p.d + 1)
