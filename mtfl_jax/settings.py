@@ -242,6 +242,14 @@ def regressions_of_what_is_left(c: View) -> None:
         raise ConfigError("down_remove_degree", c.down_remove_degree, allowed)
 
 
+@rule("probe", "algorithm")
+def probe_on_training_samples(c: View) -> None:
+    """A probe that takes the samples of the training needs one that goes on in steps."""
+    if c.probe != NONE and PROBES[c.probe].trains and not ALGORITHMS[c.algorithm].stepped:
+        allowed = _names(ALGORITHMS, lambda algorithm: algorithm.stepped)
+        raise ConfigError("algorithm", c.algorithm, f"allowed with probe={c.probe}: {allowed}")
+
+
 @rule("r", "d")
 def r_at_most_d(c: View) -> None:
     """There are no more directions than dimensions."""
@@ -255,5 +263,6 @@ CHECKS = (
     no_flips_of_real_labels,
     probe_of_real_labels,
     regressions_of_what_is_left,
+    probe_on_training_samples,
 )
 """What every cell must meet."""

@@ -113,6 +113,7 @@ def _probe(seen: Seen, fresh: Fresh, entry: Probed, i: IntLike) -> Float[Array, 
             width=cell.width,
             activation=p.arithmetic.activation,
             train_bias=p.bias == "trained",
+            batch=seen.batch,
         )
         own = {field.name: getattr(cell, field.name)[i] for field in record.settings if field.kind == "knob"}
         own |= dict(compiled)

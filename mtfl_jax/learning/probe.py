@@ -304,7 +304,8 @@ class Probe:
     parameters of a network of one head; neurons that are not used must keep weights of zero. settings: its own, which
     `tune` is given by name. passes: how many passes over its samples, each a product with the first layer and its
     gradient, a `tune` with these settings takes, as far as they are compiled in; factors: whether it takes a matrix of
-    the smaller of its samples and its neurons apart, as every `fit` does; what planning prices.
+    the smaller of its samples and its neurons apart, as every `fit` does; what planning prices. trains: whether it
+    passes over the training tasks' samples too.
     """
 
     name: str
@@ -317,6 +318,7 @@ class Probe:
     settings: tuple[Field, ...] = ()
     passes: Callable[..., int] = lambda **settings: 1
     factors: bool = False
+    trains: bool = False
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -359,6 +361,12 @@ for _name, _doc, _tune, _settings in (
         tuning.scratch,
         tuning.SETTINGS,
     ),
+    (
+        "multitask",
+        "all weights, from a new draw, on the training tasks' samples of the last update too",
+        tuning.multitask,
+        tuning.SETTINGS,
+    ),
 ):
     PROBES.register(
         Probe(
@@ -368,6 +376,7 @@ for _name, _doc, _tune, _settings in (
             tune=_tune,
             settings=_settings,
             passes=lambda tune_steps, **settings: tune_steps,
+            trains=_tune is tuning.multitask,
         )
     )
 PROBES.register(

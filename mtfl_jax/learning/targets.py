@@ -112,11 +112,8 @@ def _vectors(
     return jnp.where(jnp.arange(max_r) < r, v, 0)
 
 
-def _frame(
-    key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int, count: int, directions: IntLike
-) -> Float[Array, "{num_tasks} {count} {max_r}"]:
-    """Orthonormal directions of each task in the first r coordinates, as many of the `count` as r allows."""
-    drawn = _vectors(keys.named(key, "index"), num_tasks, MAX_INDICES, r, max_r)[:, :count]
+def _orthonormal(drawn: Float[Array, "T count max_r"]) -> Float[Array, "T count max_r"]:
+    """Each task's vectors made orthonormal in turn; zero where there are no more directions."""
 
     def add(i: Int[Array, ""], rows: Float[Array, "T count max_r"]) -> Float[Array, "T count max_r"]:
         v = drawn[:, i]
@@ -126,7 +123,15 @@ def _frame(
         length = jnp.linalg.norm(v, axis=1, keepdims=True)
         return rows.at[:, i].set(v / jnp.where(length > 0, length, 1))
 
-    random = jax.lax.fori_loop(0, count, add, jnp.zeros_like(drawn))
+    return jax.lax.fori_loop(0, drawn.shape[1], add, jnp.zeros_like(drawn))
+
+
+def _frame(
+    key: Key[Array, ""], num_tasks: int, r: IntLike, max_r: int, count: int, directions: IntLike
+) -> Float[Array, "{num_tasks} {count} {max_r}"]:
+    """Orthonormal directions of each task in the first r coordinates, as many of the `count` as r allows."""
+    drawn = _vectors(keys.named(key, "index"), num_tasks, MAX_INDICES, r, max_r)[:, :count]
+    random = _orthonormal(drawn)
     place = in_random_order(keys.named(key, "axes"), num_tasks, r, max_r)
     axes = (place[:, None, :] == jnp.arange(count)[:, None]).astype(drawn.dtype)
     return jnp.where(jnp.asarray(directions) == 1, axes, random)
@@ -210,6 +215,19 @@ SHARED = Field(
     integer(0, MAX_UNITS, examples=(0, 1, 3)),
     "units whose features all teachers have in common, that of the downstream task too",
 )
+FEATURES = Field(
+    "teacher_features",
+    "knob",
+    word({"random": 0, "orthonormal": 1}),
+    "features of each teacher: random directions under normal output weights, or orthonormal ones under ±1/√units",
+)
+
+
+@rule(UNITS.name, FEATURES.name, "r")
+def features_fit(c: View) -> None:
+    """There are no more orthonormal features than directions."""
+    if c.teacher_features == "orthonormal" and c.teacher_units > c.r:
+        raise ConfigError(UNITS.name, c.teacher_units, f"allowed with teacher_features=orthonormal: from 1 to r={c.r}")
 
 
 @rule(UNITS.name, SHARED.name)
@@ -228,9 +246,12 @@ def teacher(
     common: Key[Array, ""],
     teacher_units: IntLike,
     teacher_shared: IntLike,
+    teacher_features: IntLike,
 ) -> Float[Array, "{num_tasks} _"]:
-    """Output weights a ~ N(0, 1), scaled so that E y² = 1, then features: random directions, the first teacher_shared
-    of them drawn from `common`.
+    """Output weights a, then features, the first teacher_shared of them drawn from `common`.
+
+    random: directions at random, a ~ N(0, 1), scaled so that E y² = 1. orthonormal: the same directions made
+    orthonormal in turn, a = ±1/√teacher_units, as Lippl and Lindsey 2024 have them.
 
     E y² = aᵀ K a with K the kernel of max(0, ·) of two unit directions at an angle θ,
     (sin θ + (π − θ) cos θ)/(2π): Cho and Saul 2009, Eq. 6, over 2.
@@ -238,13 +259,16 @@ def teacher(
     own = _vectors(keys.named(key, "feature"), num_tasks, MAX_UNITS, r, max_r)
     shared = jnp.arange(MAX_UNITS)[:, None] < jnp.asarray(teacher_shared)
     V = jnp.where(shared, _vectors(common, 1, MAX_UNITS, r, max_r), own)
-    V = V / jnp.linalg.norm(V, axis=2, keepdims=True)
+    orthonormal = jnp.asarray(teacher_features) == 1
+    V = jnp.where(orthonormal, _orthonormal(V), V / jnp.linalg.norm(V, axis=2, keepdims=True))
     a = draws.normal(keys.named(key, "output"), MAX_UNITS, num_tasks).T
+    signs = jnp.where(a >= 0, 1, -1) / jnp.sqrt(jnp.asarray(teacher_units, a.dtype))
+    signs = jnp.where(jnp.arange(MAX_UNITS) < teacher_units, signs, 0)
     a = jnp.where(jnp.arange(MAX_UNITS) < teacher_units, a, 0)
     cosine = jnp.clip(jnp.einsum("tik,tjk->tij", V, V, precision=jax.lax.Precision.HIGHEST), -1, 1)
     K = (jnp.sqrt(1 - cosine**2) + (math.pi - jnp.arccos(cosine)) * cosine) / (2 * math.pi)
     square = jnp.einsum("ti,tij,tj->t", a, K, a, precision=jax.lax.Precision.HIGHEST)[:, None]
-    a = a / jnp.sqrt(jnp.where(square > 0, square, 1))
+    a = jnp.where(orthonormal, signs, a / jnp.sqrt(jnp.where(square > 0, square, 1)))
     return jnp.concatenate([a, V.reshape(num_tasks, -1)], axis=1)
 
 

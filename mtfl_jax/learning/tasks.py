@@ -223,8 +223,8 @@ FAMILIES.register(
         real=True,
         signs=False,
         common=True,
-        settings=(targets.UNITS, targets.SHARED),
-        rules=(targets.shared_fit,),
+        settings=(targets.UNITS, targets.SHARED, targets.FEATURES),
+        rules=(targets.shared_fit, targets.features_fit),
     )
 )
 for _name, _doc, _sample, _labels, _table in (

@@ -1,11 +1,13 @@
-"""Networks whose weights are all trained on the downstream samples, from pretrained ones or from a new draw.
+"""Networks whose weights are all trained on the downstream samples, from pretrained ones or from a new draw, alone or
+with the training tasks.
 
 F(x) = aᵀ σ(W x + b) starts at a = 0 and takes full-batch steps of gradient descent on ½ (F − y)², averaged over the
 samples, in W, a and a trained b together. Labels ±1 are regressed on too, as by the ridge probe.
 
 Source: fine-tuning after rescaling the pretrained weights, beside multi-task and single-task training, is that of Lippl
 and Lindsey 2024, *Inductive biases of multi-task learning and finetuning*. The head at zero and the norm of the weights
-that are not merely multiplied are ours.
+that are not merely multiplied are ours. Its multi-task loss is the mean over all samples of all tasks, as here, but of
+128 of them at a time, where ours is of all.
 """
 
 from collections.abc import Callable
@@ -21,14 +23,15 @@ from mtfl_jax.learning import updates
 from mtfl_jax.learning.arithmetic import Arithmetic
 from mtfl_jax.learning.network import Params
 from mtfl_jax.learning.scalars import IntLike, RealLike
-from mtfl_jax.learning.updates import Batch
+from mtfl_jax.learning.updates import Batch, Samples
 
 LOSS = "mse"
 
 
 class Beginning(NamedTuple):
     """What a network may begin from. trained: W and b as pretrained; fresh: drawn anew, from the law of an initialised
-    network; of both A is (1, max_width) and zero. width: the true one. train_bias: whether b is trained.
+    network; of both A is (1, max_width) and zero. width: the true one. train_bias: whether b is trained. batch: the
+    samples of the training tasks at the last update.
     """
 
     trained: Params
@@ -36,6 +39,7 @@ class Beginning(NamedTuple):
     width: IntLike
     activation: str
     train_bias: bool
+    batch: Samples | None = None
 
 
 Tune = Callable[..., Params]
@@ -121,6 +125,43 @@ def scratch(
 ) -> Params:
     """From a new draw of an initialised network times `tune_scale`."""
     return _fitted(of, multiplied(of.fresh, tune_scale), x, y, n, tune_steps, tune_lr)
+
+
+def multitask(
+    of: Beginning,
+    x: Float[Array, "max_n d"],
+    y: Float[Array, " max_n"],
+    n: IntLike,
+    *,
+    tune_steps: int,
+    tune_lr: RealLike,
+    tune_scale: RealLike,
+) -> Params:
+    """From a new draw of an initialised network times `tune_scale`, on the training tasks' samples and these together,
+    each task with a head: the mean over all of ½ (F − y)².
+    """
+    assert of.batch is not None
+    batch, own = of.batch, Batch(x, y[:, None], n, 1)
+    first = batch if isinstance(batch, Batch) else batch.of(0)
+    count, how = first.n * first.num_tasks + n, Arithmetic(activation=of.activation)
+    start = multiplied(of.fresh, tune_scale)
+    # The heads of the training tasks, then that of the downstream one.
+    start |= {"A": jnp.zeros((first.y.shape[1] + 1, start["A"].shape[1]), start["A"].dtype)}
+    moved = ("W", "A", "b") if of.train_bias else ("W", "A")
+
+    def total(weights: Params, part: Batch, heads: slice) -> Float[Array, ""]:
+        params = start | weights
+        return part.n * jnp.sum(updates.task_losses(params | {"A": params["A"][heads]}, part, (LOSS,), how))
+
+    def step(_: Int[Array, ""], weights: Params) -> Params:
+        both = (
+            updates.summed(lambda part: jax.grad(total)(weights, part, slice(-1)), batch),
+            jax.grad(total)(weights, own, slice(-1, None)),
+        )
+        return jax.tree.map(lambda w, *grads: w - tune_lr / count * sum(grads), weights, *both)
+
+    found = start | jax.lax.fori_loop(0, tune_steps, step, {name: start[name] for name in moved})
+    return found | {"A": found["A"][-1:]}
 
 
 SETTINGS = (

@@ -50,7 +50,9 @@ class _Shapes:
         self.probes = len(program.probes)
         trained = [entry for entry in program.probes if PROBES[entry.probe].tune is not None]
         self.fitted = self.probes - sum(not PROBES[entry.probe].factors for entry in trained)
-        self.passes = sum(PROBES[entry.probe].passes(**dict(entry.own)) for entry in trained)
+        passes = [(PROBES[entry.probe].passes(**dict(entry.own)), PROBES[entry.probe].trains) for entry in trained]
+        self.passes = sum(count for count, _ in passes)
+        self.passes_of_training = sum(count for count, trains in passes if trains)
         self.n_test = self.p.n_test if "n_test" in program else 0 * self.p.d
         algorithm = ALGORITHMS[program.algorithm]
         self.steps = program.steps if algorithm.stepped else 1
@@ -78,10 +80,11 @@ class _Shapes:
             a_row = 2 * p.d * width * (np.minimum(p.d, width) + self.probes * fitted)
             # Each pass a product and its gradient's, and three with the head.
             a_row = a_row + 2 * width * (2 * p.d + 3) * self.passes * self.n_down.sum(axis=1)
+            seen = p.n2 if p.groups else self.cost.passed / self.steps
+            a_row = a_row + 2 * width * (2 * inputs + 3 * p.num_tasks) * self.passes_of_training * seen
             if p.groups:
                 a_row = a_row + 2 * 2**p.r * width * (p.d + 2 * p.num_tasks)
             if tested:
-                seen = p.n2 if p.groups else self.cost.passed / self.steps
                 a_row = a_row + (self.n_test + seen) * 2 * width * (inputs + p.num_tasks)
             total = total + rows * a_row
         return np.asarray(total)
