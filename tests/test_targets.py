@@ -35,7 +35,10 @@ HERMITE = {"hermite_1": 0.5, "hermite_2": -1.0, "hermite_3": 0.3, "hermite_4": 2
 SETTINGS = {
     "single_index": [HERMITE | {"directions": way} for way in (0, 1)],
     "multi_index": [HERMITE | {"directions": way, "hermite_product": 0.7, "indices": 2} for way in (0, 1)],
-    "teacher": [{"teacher_units": 5, "teacher_shared": 2}],
+    "teacher": [
+        {"teacher_units": 5, "teacher_shared": 2, "teacher_features": 0},
+        {"teacher_units": 3, "teacher_shared": 2, "teacher_features": 1},
+    ],
     "staircase": [{"degree": 2}, {"degree": -1}, {"degree": 0}],
     "monomial": [{"degree": 2}, {"degree": 0}],
     "polynomial": [{"degree": 2}, {"degree": 0}, {"degree": -1}],
@@ -80,9 +83,13 @@ def by_definition(name, settings, params, u):
         return reference.index_target(u, frame, list(HERMITE.values()), settings.get("hermite_product", 0.0))
     if name == "teacher":
         a, V = params[: targets.MAX_UNITS], params[targets.MAX_UNITS :].reshape(-1, MAX_R)[:, :R]
+        if settings["teacher_features"]:
+            V = V[: settings["teacher_units"]]
+            np.testing.assert_allclose(V @ V.T, np.eye(len(V)), atol=1e-14)
+            np.testing.assert_allclose(np.abs(a[: len(V)]), 1 / np.sqrt(len(V)), rtol=1e-14)
         np.testing.assert_allclose(np.linalg.norm(V, axis=1), 1, rtol=1e-13)
         assert np.count_nonzero(a) == settings["teacher_units"]
-        return reference.teacher_target(u, a, V)
+        return reference.teacher_target(u, a[: len(V)], V)
     if name == "polynomial":
         return params[reference.orthant_indices(u, np.eye(R))]
     order = np.argsort(np.where(params > 0, params, np.inf), kind="stable")[: np.count_nonzero(params)]
@@ -114,7 +121,9 @@ def test_labels_are_those_of_the_definition(name, k):
 @pytest.mark.parametrize(("name", "k"), CASES)
 @float64
 def test_the_mean_square_is_one(name, k):
-    """Over all orthants exactly; over normal u up to the error of a mean."""
+    """Over all orthants exactly; over normal u up to the error of a mean. But for teachers of orthonormal features,
+    whose outputs are not scaled: there it is ½ and what the products of their units add.
+    """
     of = drawn(name, k)
     if FAMILIES[name].signs:
         tables = np.asarray(tables_of()(of))[:, : 2**R]
@@ -123,7 +132,11 @@ def test_the_mean_square_is_one(name, k):
     u = np.random.default_rng(1).standard_normal((100_000, R))
     square = labels(of, u) ** 2
     error = square.std(axis=0) / np.sqrt(len(u))
-    assert (abs(square.mean(axis=0) - 1) < 5 * error).all()
+    expected = np.ones(T)
+    if SETTINGS[name][k].get("teacher_features"):
+        total = np.asarray(of.params)[:, : targets.MAX_UNITS].sum(axis=1)
+        expected = 0.5 + (total**2 - 1) / (2 * np.pi)
+    assert (abs(square.mean(axis=0) - expected) < 5 * error).all()
     assert (error < 0.1).all()
 
 
@@ -155,7 +168,7 @@ def test_degrees_of_polynomials():
 def test_teachers_share_the_features_that_they_are_told_to():
     """Tasks among each other, and with the downstream one of the same seed."""
     p, cell = training(tasks="teacher", loss="mse", teacher_units=4, teacher_shared=2)
-    more = {"teacher_units": 4, "teacher_shared": 3}
+    more = {"teacher_units": 4, "teacher_shared": 3, "teacher_features": 0}
 
     @jax.jit
     def both(cell):
@@ -304,6 +317,10 @@ def test_rows_have_the_measurements_that_mean_something():
         (
             {"tasks": "parity", "probe_tasks": "teacher", "probe": "svm"},
             "probe=svm: a classifier; allowed with probe_tasks=teacher: ridge, finetune, scratch, none",
+        ),
+        (
+            {"teacher_features": "orthonormal", "teacher_units": 5},
+            "teacher_units=5: allowed with teacher_features=orthonormal: from 1 to r=4",
         ),
         ({"tasks": "multi_index", "indices": 5}, "indices=5: allowed: from 1 to r=4"),
         (
