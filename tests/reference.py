@@ -555,6 +555,20 @@ def ridge_probe(W, c, x, y, x_test, penalties, activation="relu"):
     return design(x_test) @ theta
 
 
+def ridge_head(params, x, y, penalty, activation="relu"):
+    """The head (width,) that minimises Σ_i (y_i − a·h_i)² + penalty ‖a‖² on the features of (x, y)."""
+    h = hidden(params, x, activation)[1]
+    return np.linalg.solve(h.T @ h + penalty * np.eye(h.shape[1]), h.T @ y)
+
+
+def low_degrees(x, y, degree):
+    """What `without_low_degrees` takes from the labels (n,), as a function of inputs."""
+    if degree == "none":
+        return lambda points: np.zeros(len(points))
+    constant, linear = y.mean(), (x * y[:, None]).mean(axis=0) * (degree == "linear")
+    return lambda points: constant + points @ linear
+
+
 def index_target(u, frame, coefficients, product=0.0):
     """Σ_k c_k (1/√I) Σ_i he_k(u·v_i) + c Π_i u·v_i over √(Σ c_k² + c²), v_i the rows of frame; he_k = He_k/√k!."""
     s = u @ frame.T

@@ -172,6 +172,7 @@ def test_knobs_leave_the_program_alone_and_shapes_change_it():
         from_keywords(algorithm="joint", stop_when="train_loss", init_scale=2, head_init="random"),
         from_keywords(algorithm="joint", lr_d_power=0.5, lr_n_power=0.5, lr_width_power=0.5, clip=1),
         from_keywords(probe="finetune"),
+        from_keywords(probe="head"),
         *(from_keywords(data=law, label_noise=0.1) for law in FIELDS["data"].type.names()),
     ]
     bases += [

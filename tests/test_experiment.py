@@ -337,8 +337,9 @@ def test_test_samples_beyond_the_true_number_count_for_nothing(n_test, padded, m
                 for name in PROBES
             )
         )
-        each = {name: np.repeat(getattr(cell, name), len(PROBES)) for name in ("tune_lr", "tune_scale")}
-        cell = cell.replace(**each)
+        traced = {field.name: field for record in PROBES.values() for field in record.settings if field.kind == "knob"}
+        own = {name: np.repeat(field.type.examples()[1], len(PROBES)) for name, field in traced.items()}
+        cell = cell.replace(**own)
     both = {record.name for name in ("contrastive", "representation") for record in in_set(name)}
     assert both == {name for name, record in MEASURES.items() if record.of == "network"}
     heads = np.random.default_rng(0).standard_normal((p.num_tasks, p.width))

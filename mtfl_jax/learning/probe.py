@@ -39,7 +39,7 @@ MAX_ITERATIONS = 300
 ROUNDING = 4
 """Errors of a Gram matrix's eigenvalues, in units of the largest times the machine's epsilon."""
 
-REFINEMENTS = 8
+REFINEMENTS = 16
 """Steps of conjugate gradients after the factor of a Gram matrix."""
 
 TEST_BLOCK = 128
@@ -203,7 +203,7 @@ def head(
     h = jnp.where(counted, network.features(of.trained, x, Arithmetic(activation=of.activation)), 0)
     target, penalty, dual = jnp.where(jnp.arange(len(y)) < n, y, 0), head_penalty * of.width, _dual(h)
     gram = h @ h.T if dual else h.T @ h
-    above = penalty + ROUNDING * jnp.finfo(h.dtype).eps * jnp.trace(gram)
+    above = penalty + ROUNDING * jnp.finfo(h.dtype).eps * jnp.linalg.norm(gram)
     inverse = _inverse_factor(gram + above * jnp.eye(len(gram), dtype=h.dtype))
 
     def precondition(v: Float[Array, " side"]) -> Float[Array, " side"]:
@@ -213,10 +213,36 @@ def head(
         return (h @ (h.T @ v) if dual else h.T @ (h @ v)) + penalty * v
 
     right = target if dual else h.T @ target
-    solved, _ = jax.scipy.sparse.linalg.cg(
-        multiply, right, precondition(right), tol=0.0, maxiter=REFINEMENTS, M=precondition
-    )
+    solved = _refined(multiply, precondition, right)
     return of.trained | {"A": (h.T @ solved if dual else solved)[None]}
+
+
+Product = Callable[[Float[Array, " side"]], Float[Array, " side"]]
+
+
+def _refined(multiply: Product, precondition: Product, right: Float[Array, " side"]) -> Float[Array, " side"]:
+    """The solution v of multiply(v) = right by conjugate gradients from precondition(right) on; where nothing but
+    rounding is left of a residual it stays.
+    """
+    Carry = tuple[Float[Array, " side"], Float[Array, " side"], Float[Array, " side"], Float[Array, ""]]
+
+    def ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
+        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+
+    def step(_: IntLike, carry: Carry) -> Carry:
+        found, residual, along, size = carry
+        product = multiply(along)
+        length = ratio(size, along @ product)
+        found, residual = found + length * along, residual - length * product
+        next_ = precondition(residual)
+        left = residual @ next_
+        return found, residual, next_ + ratio(left, size) * along, left
+
+    start = precondition(right)
+    residual = right - multiply(start)
+    along = precondition(residual)
+    found, *_ = jax.lax.fori_loop(0, REFINEMENTS, step, (start, residual, along, residual @ along))
+    return found
 
 
 def logistic(phi: Float[Array, "max_n m"], y: Float[Array, " max_n"], n: IntLike) -> Classifier:

@@ -1,0 +1,95 @@
+"""One giant step of the first layer, then a new head by ridge: the test error by n, beside published numbers."""
+
+import pandas as pd
+
+from mtfl_jax.analysis import describe, figures, published
+from mtfl_jax.analysis.findings import Drawing, Findings, Statement
+from mtfl_jax.analysis.published import Beside, Published
+from mtfl_jax.analysis.studies import STUDIES, Study
+
+CLAIM = (
+    "One step whose size grows as √(n·width) learns both directions of a two-index target from n ~ d² samples, once its"
+    " linear part is removed, so that a new head on the features has a smaller error than on the initial ones (Dandi et"
+    " al. 2023, How Two-Layer Neural Networks Learn, One (Giant) Step at a Time)."
+)
+SOURCE = "Dandi et al. 2023, GiantStep, single_step.ipynb"
+SETTING = {"d": 512, "width": 1024, "r": 2}
+"""The source's sizes."""
+ERRORS = {3326: (0.3360, 0.0063), 29532: (0.2068, 0.0059), 262144: (0.0774, 0.0021)}
+"""Its test errors by n, with their standard deviations over ten draws of the data."""
+DIFFERS = (
+    "the source's ± {spread} is over ten draws of the data at one W₀ and one head; ours draws them all: its number is"
+    " taken for one run. The linear part in our test error is the training samples', in the source's the test samples'"
+)
+LEARNED, RANDOM = "one_step", "random_features"
+NAMES = {LEARNED: "after one step", RANDOM: "initial features"}
+ERROR = "test_mse"
+SETTINGS = ["algorithm", "d", "width", "n_down"]
+"""What may tell rows apart beside their seeds."""
+
+
+def findings(table: pd.DataFrame) -> Findings:
+    """Errors of the heads by n. Raises ValueError where no head of a real label's was fitted."""
+    known = {"probe", "downstream_r2", "target_scale"} <= set(table)
+    rows = table[table["probe"] == "head"] if known else table.head(0)
+    rows = rows[rows["algorithm"].isin(list(NAMES))]
+    if rows.empty or rows["downstream_r2"].isna().all():
+        raise ValueError("giant_step needs rows of one_step or random_features with probe=head and real labels: none")
+    # Labels have this variance by construction, and their mean is 0.
+    rows = rows.assign(**{ERROR: (1 - rows["downstream_r2"]) * rows["target_scale"] ** 2})
+    figures.apart(rows, SETTINGS, ERROR)
+    beside = _beside(rows)
+    listings = [published.listing(beside)] if beside else []
+    return Findings("A giant step", CLAIM, [*published.statements(beside), *_gains(rows)], [_drawing(rows)], listings)
+
+
+STUDIES.register(Study("giant_step", "one giant step and a new head by ridge, beside published errors", findings))
+
+
+def _beside(rows: pd.DataFrame) -> Beside:
+    """The source's numbers, those that the table has rows for."""
+    own = rows[rows["algorithm"] == LEARNED]
+    for name, size in SETTING.items():
+        own = own[own[name] == size]
+    found = []
+    for n, (value, spread) in ERRORS.items():
+        of_n = own[own["n_down"] == n]
+        if len(of_n):
+            theirs = Published(f"test MSE, n = {n}", SOURCE, value, differs=DIFFERS.format(spread=spread))
+            found.append((theirs, describe.estimate(of_n[ERROR])))
+    return found
+
+
+def _gains(rows: pd.DataFrame) -> list[Statement]:
+    """Whether a head on the step's features does better than on the initial ones, at the most samples."""
+    said = []
+    for _, own in rows.groupby(["d", "width"]):
+        both = {name: own[own["algorithm"] == name] for name in NAMES}
+        most = min(part["n_down"].max() for part in both.values()) if all(map(len, both.values())) else None
+        if most is None:
+            continue
+        after, before = (describe.estimate(part[part["n_down"] == most][ERROR]) for part in both.values())
+        apart = published.ERRORS * (after.error**2 + before.error**2) ** 0.5
+        better = None if min(after.n, before.n) < 2 else bool(before.mean - after.mean > apart)
+        text = f"From {most} samples the test MSE is {after} after one step, {before} on the initial features."
+        said.append(Statement(better, text))
+    return said or [Statement(None, "Whether the step's features are better takes rows of initial ones beside them.")]
+
+
+def _drawing(rows: pd.DataFrame) -> Drawing:
+    figure, (errors, angles) = figures.panels(2)
+    lines = rows.assign(features=rows["algorithm"])
+    figures.curves(errors, lines, "n_down", ERROR, by="features", log="xy", names=NAMES)
+    figures.curves(angles, lines, "n_down", "subspace_distance", by="features", log="x", names=NAMES)
+    for n, (value, spread) in ERRORS.items():
+        if n in set(rows["n_down"]):
+            errors.errorbar(n, value, spread, color="black", marker="x", capsize=3, linestyle="none", zorder=5)
+    errors.set(xlabel="samples n", ylabel="test MSE")
+    angles.set(xlabel="samples n", ylabel=figures.label("subspace_distance"), ylim=(0, 1.05))
+    errors.legend(fontsize=7)
+    caption = (
+        f"Left, the test error of a ridge head on features after one step and on initial ones; crosses: {SOURCE}, with"
+        " standard deviations. Right, how far the r leading directions of W are from the target's. Means of"
+        f" {describe.seeds(rows)}, bands: one standard error."
+    )
+    return Drawing("giant_step", figure, caption)
