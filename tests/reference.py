@@ -356,6 +356,24 @@ def joint(
     return history
 
 
+def multitask(params, sample, own, steps, lr, train_bias=False, activation="relu"):
+    """The network of one head that gradient descent fits to `own` together with the tasks of `sample`: on the mean of
+    ½ (F − y)² over the samples of all tasks, every head from zero.
+    """
+    n, num_tasks = sample[1].shape
+    params = params | {"A": np.zeros((num_tasks + 1, params["A"].shape[1]))}
+    parts = ((sample, slice(0, -1), n * num_tasks), (own, slice(-1, None), len(own[1])))
+    count = sum(size for *_, size in parts)
+    for _ in range(steps):
+        found = [gradients(params | {"A": params["A"][of]}, data, ["mse"], activation) for data, of, _ in parts]
+        shares = [size / count for *_, size in parts]
+        moved = {"A": np.concatenate([share * own["A"] for share, own in zip(shares, found, strict=True)])}
+        for name in ("W", "b") if train_bias else ("W",):
+            moved[name] = sum(share * own[name] for share, own in zip(shares, found, strict=True))
+        params = params | {name: params[name] - lr * leaf for name, leaf in moved.items()}
+    return params | {"A": params["A"][-1:]}
+
+
 def input_moments(law, d, r, **settings):
     """The mean (d,) and the covariance (d, d) of a law's inputs; 0 and I of a law that is not named here."""
     k, mean, covariance = np.arange(d), np.zeros(d), np.eye(d)

@@ -13,7 +13,7 @@ from test_page import frame
 from mtfl_jax import compose as composing
 from mtfl_jax.analysis import describe, studies
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.analysis.studies import contrastive, feature_spike
+from mtfl_jax.analysis.studies import contrastive, feature_spike, transfer
 from mtfl_jax.learning import kernel_limits, tasks
 from mtfl_jax.records import registering
 from mtfl_jax.sweeps.grid import Grid
@@ -29,6 +29,7 @@ STUDIES = (
     "sparse_parity",
     "staircase",
     "feature_spike",
+    "transfer",
 )
 
 
@@ -75,7 +76,6 @@ def test_a_registered_study_is_asked_for_by_its_name():
 
 REGISTERS = """
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.analysis.studies import feature_spike
 from mtfl_jax.analysis.studies import STUDIES, Study
 
 STUDIES.register(Study("{name}", "of mine", lambda table: Findings("registered", "")))
@@ -83,7 +83,6 @@ STUDIES.register(Study("{name}", "of mine", lambda table: Findings("registered",
 FINDINGS = """
 "What mine says."
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.analysis.studies import feature_spike
 
 def findings(table):
     return Findings("found", "")
@@ -135,7 +134,7 @@ def test_grids_of_valid_cells_at_every_size(study, size):
         grid = Grid(sweep["axes"], values, grids=sweep["grids"], zipped=sweep["zip"], where=sweep["where"])
         buckets = plan(grid)
     assert whole.size == size
-    assert sum(len(bucket.cells) for bucket in buckets) == len(grid) > 100
+    assert sum(len(bucket.cells) for bucket in buckets) == len(grid) > 50
     for bucket in buckets:
         assert all(width <= bucket.program.width for width, _ in bucket.program.groups)
 
@@ -181,6 +180,18 @@ TINY = {
     ],
     "staircase": ["sweep.axes.seed=[0,1]", "d=2,3,4", "r=2", "degree=2", "width=16", "steps=64", "stop_at=0.05"],
     "feature_spike": ["sweep.axes.seed=[0,1]", "d=16", "width=16", "n2=256", "sweep.axes.lr_n_power=[0.0,0.3,0.6]"],
+    "transfer": [
+        "sweep.axes.seed=[0,1]",
+        "d=6",
+        "r=6",
+        "width=16",
+        "n2=64",
+        "n_test=64",
+        "steps=4",
+        "sweep.axes.n_down=[8,16]",
+        "sweep.grids=[{probe:finetune,tune_steps:2},{probe:multitask,tune_steps:2},"
+        "{algorithm:random_features,probe:ridge}]",
+    ],
 }  # fmt: skip
 FIGURES = {
     "recovery": ["recovery", "recovery-families", "recovery-cures"],
@@ -192,6 +203,7 @@ FIGURES = {
     "sparse_parity": ["sparse_parity", "sparse_parity-steps"],
     "staircase": ["staircase", "staircase-steps"],
     "feature_spike": ["feature_spike"],
+    "transfer": ["transfer"],
 }
 
 
@@ -356,6 +368,45 @@ def test_feature_spike_verdicts():
     assert list(found.values()) == [True] * 6
     found = verdicts("feature_spike", feature_spike_rows(1.3, 4))
     assert list(found.values()) == [False] * 6
+
+
+def transfer_rows(factor):
+    """Rows with the source's errors, those with all features shared so many times as large."""
+    rows = product(
+        probe=list(transfer.WAYS), probe_teacher_shared=[0, 3, 6], n_down=list(transfer.SAMPLES), seed=range(6)
+    )
+    rows = rows.assign(algorithm=np.where(rows["probe"] == "ridge", "random_features", "joint"))
+    rows = rows.assign(d=15, n2=1024, data="sphere", probe_teacher_units=6, probe_teacher_features="orthonormal")
+    noise = 1 + 0.1 * np.random.default_rng(0).standard_normal(len(rows))
+    errors = [
+        float(transfer.ERRORS[way, shared].split()[transfer.SAMPLES.index(n)]) * (factor if shared == 6 else 1)
+        for way, shared, n in rows[["probe", "probe_teacher_shared", "n_down"]].itertuples(index=False)
+    ]
+    return rows.assign(downstream_r2=1 - noise * errors / transfer.variance(15))
+
+
+def test_transfer_verdicts():
+    found = verdicts("transfer", transfer_rows(1))
+    assert sum(text.startswith("MSE") for text in found) == 72
+    assert all(supported for text, supported in found.items() if text.startswith("MSE"))
+    assert of(found, "64 samples", "tenfold") is True
+    assert of(found, "16 samples", "tenfold") is False
+    assert of(found, "64 samples, 0 of 6", "does not help") is True
+    found = verdicts("transfer", transfer_rows(3))
+    assert of(found, "MSE alone, 64 samples, 6 of 6") is False
+    rows = transfer_rows(1)
+    helped = (rows["probe"] == "finetune") & (rows["probe_teacher_shared"] == 0)
+    found = verdicts("transfer", rows.assign(downstream_r2=rows["downstream_r2"].where(~helped, 0.95)))
+    assert of(found, "64 samples, 0 of 6", "does not help") is False
+
+
+def test_the_variance_of_a_teacher():
+    """Of labels on the sphere, over output signs too."""
+    rng, d = np.random.default_rng(0), 15
+    x = rng.standard_normal((20_000, d))
+    u = x[:, :6] * np.sqrt(d) / np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.maximum(u, 0) @ rng.choice([-1, 1], (6, 4000)) / np.sqrt(6)
+    assert y.var(axis=0).mean() == pytest.approx(transfer.variance(d), rel=0.01)
 
 
 def test_feature_spike_of_a_matrix():
@@ -570,6 +621,7 @@ MADE = {
     "scaling": lambda: scaling_rows(-0.5),
     "staircase": lambda: staircase_rows(0.7, 1.2),
     "feature_spike": lambda: feature_spike_rows(1, 1),
+    "transfer": lambda: transfer_rows(1),
     "sparse_parity": lambda: sparse_parity_rows({(200, 1000): 7, (64, 200): 99}, lambda d, k: 5.0 * d ** (0.4 * k)),
 }
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
-from trainings import CLOSE, PADDED, VALUES, draw_points, float64, networks, quick_jit, training, whole
+from trainings import CLOSE, PADDED, VALUES, draw_points, float64, learn, networks, quick_jit, training, whole
 
 import mtfl_jax
 from mtfl_jax import compose
@@ -35,6 +35,15 @@ CASES = {
     "head of he2": {**HE2, "probe": "head", "down_remove_degree": "constant", "target_noise": 0.3, **REAL},
     "ridge of what is left": {**ONE_STEP, "probe": "ridge", "down_remove_degree": "linear", **REAL},
     "finetune of what is left": {**RANDOM, "probe": "finetune", "tune_norm": True, "down_remove_degree": "linear"},
+    "multitask": {**JOINT, "probe": "multitask", "bias": "trained", "samples": "fixed"},
+    "multitask of own inputs": {
+        **JOINT,
+        "probe": "multitask",
+        "shared_inputs": False,
+        "samples": "batches",
+        "batch": 8,
+        **REAL,
+    },
     "scratch of tanh": {**RANDOM, "probe": "scratch", "bias": "random", "network": "two_layer_tanh", **REAL},
 }
 
@@ -46,8 +55,8 @@ def hidden_layer(params, cell):
     return {"W": W, "b": b, "A": np.zeros((1, width))}
 
 
-def outputs(p, cell, entry, trained, x, y):
-    """What the reference fits to samples, as a function of inputs."""
+def outputs(p, cell, entry, trained, x, y, batch):
+    """What the reference fits to samples, and to a `batch` of the training's, as a function of inputs."""
     activation = p.arithmetic.activation
     if entry.probe == "ridge":
         c = np.asarray(probe.biases(keys.stream(cell.seed, "downstream/biases"), p.width))[: int(cell.width)]
@@ -64,6 +73,9 @@ def outputs(p, cell, entry, trained, x, y):
         start = start | {name: scale * start[name] for name in ("W", "b")}
         how = {"train_bias": p.bias == "trained", "activation": activation}
         samples = [(x, y[:, None])] * TUNED["tune_steps"]
+        if entry.probe == "multitask":
+            tuned = reference.multitask(start, batch, samples[0], len(samples), float(cell.tune_lr[0]), **how)
+            return lambda points: reference.outputs(tuned, points, activation)[:, 0]
         tuned = reference.joint(start, samples, ["mse"], "sgd", float(cell.tune_lr[0]), **how)[-1]
     return lambda points: reference.outputs(tuned, points, activation)[:, 0]
 
@@ -76,7 +88,7 @@ def sample_keys(p, cell):
     return found if p.shared_inputs else [keys.indexed(key, p.num_tasks)[0] for key in found]
 
 
-SLOW = ("head", "head of own inputs")
+SLOW = ("head", "head of own inputs", "multitask")
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, marks=[pytest.mark.slow] * (case in SLOW)) for case in CASES])
@@ -106,13 +118,13 @@ def test_what_is_fitted_to_the_downstream_samples(case):
     )
     if own and p.target_noisy:
         y = y + float(cell.target_noise) * np.asarray(draws.normal(noise, 1, len(y)))[0]
-    every = networks(p, cell)
+    every, batches = networks(p, cell), learn(p, cell)[1] if entry.probe == "multitask" else [None] * len(p.record)
     degree = p.down_remove_degree if "down_remove_degree" in p else "none"
     for k in range(len(p.record)):
         trained = hidden_layer({name: leaf[k] for name, leaf in every.items()}, cell)
         for i, n in enumerate(cell.n_down):
             low = reference.low_degrees(x[:n], y[:n], degree)
-            fitted = outputs(p, cell, entry, trained, x[:n], y[:n] - low(x[:n]))
+            fitted = outputs(p, cell, entry, trained, x[:n], y[:n] - low(x[:n]), batches[k])
             F = (fitted(x_test) + low(x_test))[:, None]
             real = entry.family == "single_index"
             score = reference.r2(F, y_test[:, None]) if real else reference.task_error(F, y_test[:, None])
