@@ -127,8 +127,13 @@ def test_the_moment_path_shares_one_pass_over_the_samples():
     for cell, lane, row in zip(bucket.cells, bucket.lane, bucket.row, strict=True):
         assert bucket.members[lane, row] == cell
     assert all(not other.program.groups for other in plan(grid, "never"))
-    with pytest.raises(ConfigError, match=r"moments=always: allowed for one_step with .* the linear loss.*loss=hinge"):
-        plan(grid_of(loss=["linear", "hinge"]), "always")
+    for axes, said in (
+        ({"loss": ["linear", "hinge"]}, "loss=hinge; allowed with algorithm=one_step: the linear loss alone"),
+        ({"algorithm": "joint"}, "algorithm=joint; allowed: one_step"),
+        ({"head_init": "random"}, "head_init=random; allowed with algorithm=one_step: zero"),
+    ):
+        with pytest.raises(ConfigError, match=f"^moments=always: {said}$"):
+            plan(grid_of(**axes), "always")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from mtfl_jax import config
 from mtfl_jax.config import FIELDS, Config
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.kinds import PROBED
+from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.program import Program
 from mtfl_jax.sweeps.cost import COMPILE_SECONDS, GROUP_SECONDS, lane_seconds, shape_of, size_names
 from mtfl_jax.sweeps.grid import Grid
@@ -192,16 +193,15 @@ def plan(grid: Grid, moments: str = "auto", speed: float = 1.0) -> list[Bucket]:
 
 def _require_moments(configs: Sequence[Config]) -> None:
     for own in configs:
-        if own.shared is None:
-            raise ConfigError(
-                "moments",
-                "always",
-                "allowed for one_step with labels ±1 of signs, the linear loss, shared inputs, no label noise,"
-                " weight_decay null, a bias that is not trained, float32 and plain, and small r; here"
-                f" algorithm={own.algorithm} tasks={own.tasks} loss={own.loss} shared_inputs={own.shared_inputs}"
-                f" label_noise={own.label_noise:g} weight_decay={own.weight_decay} bias={own.bias}"
-                f" precision={own.precision} kernel={own.kernel} r={own.r}",
-            )
+        if own.shared is not None:
+            continue
+        shared = ALGORITHMS[own.algorithm].shared
+        if shared is None:
+            allowed = ", ".join(name for name, record in ALGORITHMS.items() if record.shared is not None)
+            raise ConfigError("moments", "always", f"algorithm={own.algorithm}; allowed: {allowed}")
+        first = next(condition for condition in shared.conditions if not condition.holds(own.values))
+        here = " ".join(f"{name}={own.values[name]}" for name in sorted(first.holds.reads & own.used))
+        raise ConfigError("moments", "always", f"{here}; allowed with algorithm={own.algorithm}: {first.allowed}")
 
 
 def _kinds(

@@ -162,9 +162,9 @@ def _drawing(rows: pd.DataFrame) -> Drawing:
         title = "" if level is None else f"{level} features shared"
         ax.set(xlabel="features shared" if level is None else "samples", ylabel="test MSE", title=title)
     axes[0].legend(fontsize=7)
-    n = "" if by_n else f" from {rows['n_down'].iloc[0]} samples"
+    few = "" if by_n else f" from {rows['n_down'].iloc[0]} samples"
     caption = (
-        f"Test error of the second task{n} by the way that it is learnt; crosses: {SOURCE}. Means of"
+        f"Test error of the second task{few} by the way that it is learnt; crosses: {SOURCE}. Means of"
         f" {describe.seeds(rows)}, bands: one standard error."
     )
     return Drawing("transfer", figure, caption)

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from mtfl_jax.fields import View, rule
+from mtfl_jax.fields import Field, View, rule
 from mtfl_jax.learning import moment_rows, moments, updates
 from mtfl_jax.learning.activations import of_network
 from mtfl_jax.learning.algorithms.record import (
@@ -12,6 +12,7 @@ from mtfl_jax.learning.algorithms.record import (
     TRAINED,
     TRAINED_RULES,
     Algorithm,
+    Condition,
     Cost,
     Shared,
     Trained,
@@ -60,25 +61,23 @@ def _cost(p: Program, step: Any) -> Cost:
 OWN = (HEAD_INIT, *SCALING, REMOVE_DEGREE)
 
 
-@rule(
-    *("weight_decay", "label_noise", "bias", "shared_inputs", "loss", "losses", "precision", "kernel", "r", "network"),
-    *("tasks", *(field.name for field in OWN)),
+def _neutral(field: Field) -> Condition:
+    return Condition(f"{field.neutral}", rule(field.name)(lambda c: getattr(c, field.name) == field.neutral))
+
+
+BY_MOMENTS = (
+    Condition("a family of ±1 that the signs of z decide", rule("tasks")(lambda c: FAMILIES[c.tasks].tabular)),
+    Condition("the linear loss alone", rule("loss", "losses")(lambda c: set(loss_names(c)) == {"linear"})),
+    Condition("true", rule("shared_inputs")(lambda c: c.shared_inputs)),
+    Condition("0", rule("label_noise")(lambda c: c.label_noise == 0)),
+    Condition("null", rule("weight_decay")(lambda c: c.weight_decay is None)),
+    Condition("one that is not trained", rule("bias")(lambda c: c.bias != "trained")),
+    Condition(EXACT.precision, rule("precision")(lambda c: c.precision == EXACT.precision)),
+    Condition(f"{EXACT.kernel}, {AUTO}", rule("kernel")(lambda c: c.kernel in (EXACT.kernel, AUTO))),
+    Condition("one that may be padded", rule("network")(lambda c: not of_network(c.network).exact)),
+    Condition(f"at most {moments.MAX_R}", rule("r")(lambda c: c.r <= moments.MAX_R)),
+    *map(_neutral, OWN),
 )
-def _by_moments(c: View) -> bool:
-    forgotten = c.weight_decay is None and c.label_noise == 0 and c.bias != "trained"
-    linear = c.shared_inputs and set(loss_names(c)) == {"linear"}
-    signs = FAMILIES[c.tasks].tabular
-    plain = all(getattr(c, field.name) == field.neutral for field in OWN)
-    padded = not of_network(c.network).exact and c.r <= moments.MAX_R
-    return bool(
-        signs
-        and forgotten
-        and linear
-        and c.precision == EXACT.precision
-        and c.kernel in (EXACT.kernel, AUTO)
-        and padded
-        and plain
-    )
 
 
 @rule("nuisance_scale", "data")
@@ -98,6 +97,6 @@ ALGORITHMS.register(
         settings=OWN,
         uses=(*TRAINED, "n1", "n2", "lr_a", "lr_w", "weight_decay"),
         rules=(*TRAINED_RULES, losses_of_what_is_left),
-        shared=Shared(_by_moments, _rows, moment_rows.run, moments.MAX_R),
+        shared=Shared(BY_MOMENTS, _rows, moment_rows.run, moments.MAX_R),
     )
 )

@@ -47,18 +47,32 @@ class Cost(NamedTuple):
     flops: Any
 
 
+class Condition(NamedTuple):
+    """What a cell must meet for a shared pass: what is allowed, in words, and whether it is so."""
+
+    allowed: str
+    holds: Rule
+
+
 @dataclasses.dataclass(frozen=True)
 class Shared:
     """A pass over the samples of one training that gives the rows of many cells, their labels ±1.
 
-    holds: whether it gives a cell's row. rows: the settings in which the cells of one pass may differ, their tasks,
-    r, width, num_tasks and the settings of families among them. run(p, cell): measurements with a leading axis rows.
+    conditions: under which it gives a cell's row. rows: the settings in which the cells of one pass may differ, their
+    tasks, r, width, num_tasks and the settings of families among them. run(p, cell): measurements with a leading axis
+    rows.
     """
 
-    holds: Rule
+    conditions: tuple[Condition, ...]
     rows: Rule
     run: Callable[[Program, Cell], dict[str, Array]]
     most_r: int
+
+    @property
+    def holds(self) -> Rule:
+        """Whether it gives a cell's row."""
+        rules = [condition.holds for condition in self.conditions]
+        return Rule(frozenset().union(*(own.reads for own in rules)), lambda c: all(own.within(c) for own in rules))
 
 
 @dataclasses.dataclass(frozen=True)
