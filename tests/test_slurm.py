@@ -142,19 +142,34 @@ def test_a_node_that_comes_back(sweep):
     whole(sweep.folder, 600)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_jobs_are_the_queues_when_who_waits_has_gone(sweep, number):
-    """They end by themselves, a signal names them, and the same command shows the table."""
-    running = sweep(300, 2)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_jobs_are_the_queues_when_who_waits_is_stopped(sweep, number):
+    """A signal names them, they end by themselves, and the same command shows the table."""
+    running = sweep(200)
     until(lambda: rows(sweep.folder) > 20)
     jobs = queue()
     running.send_signal(number)
-    assert running.wait(60) == (128 + number if number == signal.SIGTERM else -number)
-    assert number == signal.SIGKILL or all(job in said(sweep) for job in jobs)
+    assert running.wait(60) == 128 + number
+    assert all(job in said(sweep) for job in jobs)
     until(lambda: not queue())
-    assert rows(sweep.folder) == 300
-    assert sweep(300, 2).wait(240) == 0
-    whole(sweep.folder, 300)
+    assert rows(sweep.folder) == 200
+    assert sweep(200).wait(240) == 0
+    whole(sweep.folder, 200)
+
+
+def test_no_job_outlives_a_driver_that_is_killed(sweep):
+    """Neither those that run, which keep their rows, nor those that wait; and the same command goes on."""
+    running = sweep(600)
+    until(lambda: rows(sweep.folder) > 50)
+    assert len(queue()) == 4
+    running.kill()
+    assert running.wait(60) == -signal.SIGKILL
+    until(lambda: not queue(), 60)
+    kept = rows(sweep.folder)
+    assert 50 < kept < 600
+    assert all(note["state"] == "stopped" for note in notes.read(sweep.folder))
+    assert sweep(600).wait(240) == 0
+    whole(sweep.folder, 600)
 
 
 def test_jobs_that_are_left_show_themselves(tmp_path):
@@ -193,19 +208,30 @@ def test_processes_that_nobody_drives(tmp_path, how):
     assert parts == ["1/2", "2/2"]
 
 
-JOBS = {"hydra.sweeper.jobs": 2}
 ON_A_NODE = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
 WITHOUT_GPU = ["hydra.launcher.gpus_per_node=null", "hydra.launcher.partition=low"]
 
 
-@pytest.mark.parametrize("how", ["cluster=slurm_cpu", "cluster=slurm_gpu", "srun"])
-def test_the_lines_of_the_readme(tmp_path, how):
+@pytest.mark.parametrize(
+    ("word", "more", "less"),
+    [
+        ("cluster=slurm_gpu", ON_A_NODE + WITHOUT_GPU, {}),
+        ("cluster=slurm_gpu", [*ON_A_NODE, "hydra.launcher.partition=low"], {"cluster": "slurm_cpu"}),
+        ("srun", [], {}),
+    ],
+)
+def test_the_lines_of_the_readme(tmp_path, word, more, less):
     """With fewer and smaller cells, on as many cores as this node has."""
-    command = documented.command("README.md", how, tmp_path, **JOBS) + ON_A_NODE * (how != "srun")
-    command += WITHOUT_GPU * (how == "cluster=slurm_gpu")
+    script = documented.script("README.md", word, tmp_path, more, **{"hydra.sweeper.jobs": 2}, **less)
     done = subprocess.run(
-        command, env=documented.environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        env=documented.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert len(mtfl_jax.load(tmp_path / "a")) == 3 * 2
     assert "wrote" in done.stdout
+    assert word == "srun" or "[6 rows x " in done.stdout

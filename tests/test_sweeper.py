@@ -85,9 +85,14 @@ def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
 
 @pytest.mark.slow
 def test_the_line_of_the_readme(tmp_path):
-    command = documented.command("README.md", "cluster=joblib", tmp_path)
+    script = documented.script("README.md", "cluster=joblib", tmp_path)
     done = subprocess.run(
-        command, env=documented.environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        env=documented.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert f"2 jobs on joblib into {tmp_path}/a; 2 at a time" in done.stdout
@@ -186,6 +191,58 @@ def launched(tmp_path, launcher, seeds):
 def at_work(tmp_path):
     """What processes note that run, and have written rows."""
     return [note for note in notes.read(tmp_path / "out") if note["state"] == "running" and note["done"]]
+
+
+SLURM = {
+    "sbatch": "echo Submitted batch job 7",
+    "srun": "true",
+    "sacct": "true",
+    "scancel": 'echo "$@" >>{folder}/cancelled',
+}
+"""What stands for Slurm's commands: two jobs, 7_0 and 7_1, wait in its queue for ever."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_jobs_in_a_queue_are_named_or_cancelled(tmp_path, number):
+    """Named where a signal ends the command that waits for them, cancelled where it is killed and says nothing."""
+    for name, does in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does.format(folder=tmp_path)}\n")
+        (tmp_path / name).chmod(0o755)
+    sweep = [*SMALL, "seed=range(0,4)", "hydra.sweeper.jobs=2", "hydra/launcher=submitit_slurm", "hydra.sweep.dir=out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mtfl_jax", "-m", *sweep],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    guards = awaited(lambda: [pid for pid in jobs._children(process.pid) if b"scancel" in words_of(pid)])
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)  # Until no process holds the stream.
+    awaited(lambda: all(notes.gone(pid, time.time()) for pid in guards))
+    if number == signal.SIGKILL:
+        assert (err, (tmp_path / "cancelled").read_text()) == ("", "7\n")
+    else:
+        assert err.startswith("mtfl: SIGTERM: stopped waiting; 7_0, 7_1 go on in the queue (scancel ends them); ")
+        assert not (tmp_path / "cancelled").exists()
+
+
+def words_of(pid):
+    """What a process was called with; nothing where it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def awaited(found, seconds=60):
+    """What is found, as soon as it is something."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+    return value
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ from mtfl_jax import ends
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.names import NOT_NAMES
-from mtfl_jax.sweeps import host, notes, places, progress, store
+from mtfl_jax.sweeps import guard, host, notes, places, progress, store
 
 KEY = "hydra.sweep.dir"
 """The key that names the folder of jobs, unless FOLDER does."""
@@ -262,7 +262,8 @@ def _elsewhere(
     the signal that came, else 0.
 
     Processes that are started on this host end with this one, so they are told to stop, and awaited. The jobs of a
-    queue go on without the command that put them there.
+    queue go on without a command that a signal ends, which names them; one that is killed names nothing, and so they
+    are cancelled.
     """
     console = progress.console(sys.stdout, soft_wrap=True, highlight=False, markup=False)
     name = str(
@@ -279,7 +280,10 @@ def _elsewhere(
     looks = f"mtfl-status {places.quoted(folders[0])} says how far they are; " if folders else ""
     now = f"stopped at once; {more}" if local else f"stopped waiting, the jobs are the launcher's; {looks}{more}"
     soon = ends.SOON if local else ""
-    with ends.listening(now, soon, clean=lambda: _tell(signal.SIGKILL) if local else None) as stop:
+    with (
+        guard.guarding() as guarded,
+        ends.listening(now, soon, clean=lambda: _tell(signal.SIGKILL) if local else guarded.let_go()) as stop,
+    ):
         stop.first = lambda: _tell(signal.SIGTERM) if local else None
 
         def queued(found: Sequence[Any]) -> None:
@@ -287,6 +291,7 @@ def _elsewhere(
             if detach:
                 console.print(f"{ids} are in the queue (scancel ends them); {looks}{more}")
             elif not local:
+                guarded.watch(guard.cancelling([str(job.job_id) for job in found]))
                 stop.now = f"stopped waiting; {ids} go on in the queue (scancel ends them); {looks}{more}"
 
         watched = _watched([] if detach else folders, console)
