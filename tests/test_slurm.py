@@ -50,27 +50,35 @@ def until(true, seconds=240):
         time.sleep(0.5)
 
 
-def queue(states="pending,running,completing"):
-    """The jobs in Slurm's queue."""
-    return subprocess.run(
-        ["squeue", "-h", "-r", "-o", "%i", "-t", states], capture_output=True, text=True, check=True
-    ).stdout.split()
+def queue(states="pending,running,completing", what="%i"):
+    """The jobs in Slurm's queue, or several things of each."""
+    lines = subprocess.run(
+        ["squeue", "-h", "-r", "-o", what, "-t", states], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [line.split() for line in lines] if " " in what else lines
 
 
 def rows(folder):
     return len(mtfl_jax.load(folder, columns=["seed"])) if any((folder / "parts").glob("*.parquet")) else 0
 
 
-def put_back():
-    """Wait until jobs are back in the queue, and let them run without the two minutes that Slurm has them wait."""
-    until(lambda: queue("pending"))
-    # Those two minutes are for what still ends of their last run.
-    until(lambda: not queue("running,completing"))
-    time.sleep(3)
-    for _ in range(5):
-        for job in queue("pending"):
-            subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=False, capture_output=True)
+def ended(sweep, seconds=480):
+    """How a sweep ends whose jobs are put back, without the two minutes that Slurm then has them wait.
+
+    Those are for what still ends of their last run, so jobs of which something does are left to wait.
+    """
+    since, end = {}, time.monotonic() + seconds
+    while sweep.poll() is None:
+        assert time.monotonic() < end, "it takes too long"
+        waiting = [job for job, reason in queue("pending", "%i %r") if reason == "BeginTime"]
+        since = {job: since.get(job, time.monotonic()) for job in waiting}
+        for job in waiting if not queue("completing") else ():
+            if time.monotonic() - since[job] > 4:
+                subprocess.run(
+                    ["scontrol", "update", f"jobid={job}", "StartTime=now"], check=False, capture_output=True
+                )
         time.sleep(1)
+    return sweep.returncode
 
 
 def whole(folder, seeds):
@@ -92,26 +100,20 @@ def said(sweep):
 
 def test_preempted_jobs_go_on(sweep):
     """Slurm asks with SIGTERM, kills after a grace time, and puts back what it had to kill."""
-    running = sweep(900, 2)
-    until(lambda: rows(sweep.folder) > 50)
+    running = sweep(600)
+    until(lambda: sum(note["done"] > 0 for note in notes.read(sweep.folder)) == min(4, os.cpu_count()))
     subprocess.run(["srun", "-p", "high", f"-n{os.cpu_count()}", "sleep", "1"], check=True, capture_output=True)
-    put_back()
-    assert running.wait(240) == 0, said(sweep)
-    whole(sweep.folder, 900)
+    assert ended(running) == 0, said(sweep)
+    whole(sweep.folder, 600)
     states = [note["state"] for note in notes.read(sweep.folder)]
-    assert states.count("stopped") == states.count("finished") == 2
+    assert (states.count("stopped"), states.count("finished")) == (min(4, os.cpu_count()), 4)
 
 
 def test_jobs_that_run_out_of_time_go_on(sweep):
     """The signal comes up to half a minute earlier than it is told to, and submitit puts the job back."""
-    running = sweep(1500, 2, timeout_min=1, signal_delay_s=15, max_num_timeout=40)
-    until(lambda: rows(sweep.folder) > 50)
-    while running.poll() is None:
-        if queue("pending"):
-            put_back()
-        time.sleep(0.5)
-    assert running.returncode == 0, said(sweep)
-    whole(sweep.folder, 1500)
+    running = sweep(1200, timeout_min=1, signal_delay_s=15, max_num_timeout=40)
+    assert ended(running) == 0, said(sweep)
+    whole(sweep.folder, 1200)
     assert any(note["state"] == "stopped" for note in notes.read(sweep.folder))
 
 

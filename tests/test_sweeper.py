@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 import mtfl_jax
 from mtfl_jax.compose import HYDRA_BASE, conf_dir
@@ -21,6 +24,7 @@ from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.sweeps import compiling, jobs, notes
+from mtfl_jax.sweeps.composing import Composed
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
@@ -46,6 +50,30 @@ def test_sweeps_stay_compact_axes_of_one_job(loader):
     (job,) = jobs_of(loader, "d=32,64", "seed=range(0,10000)", "width=8", "data=gaussian,rademacher")
     axes = ["++sweep.axes.d='32,64'", "++sweep.axes.seed='range(0,10000)'"]
     assert job == [*axes, "width=8", "++sweep.axes.data='gaussian,rademacher'"]
+
+
+DIRNAME = ["hydra.job.config.override_dirname.exclude_keys=[d]", "hydra.job.config.override_dirname.kv_sep=:"]
+
+
+@pytest.mark.parametrize("arguments", [[], DIRNAME])
+def test_shares_are_composed_once_and_as_hydra_does(loader, monkeypatch, arguments):
+    master = loader.load_configuration("config", arguments, RunMode.MULTIRUN)
+    _ = master.hydra.sweep.dir
+    batch = jobs_of(loader, "d=32", "study=none,quickstart", "seed=range(0,4)", jobs=3)
+    expected = [loader.load_sweep_config(master, overrides) for overrides in batch]
+    assert type(pickle.loads(pickle.dumps(Composed(loader)))) is type(loader)
+    usual, asked = loader.load_sweep_config, []
+    monkeypatch.setattr(loader, "load_sweep_config", lambda *given: asked.append(given) or usual(*given))
+    composed = Composed(loader)
+    for _again in range(2):
+        for one, overrides in zip(expected, batch, strict=True):
+            found = composed.load_sweep_config(master, overrides)
+            assert found == one
+            assert OmegaConf.get_cache(found) == OmegaConf.get_cache(one)
+            assert found.hydra.job.override_dirname == one.hydra.job.override_dirname
+            assert OmegaConf.is_struct(found)
+            found.sweep.part = "9/9"
+    assert len(asked) == 2
 
 
 def test_globs_of_groups_are_their_names(loader):
