@@ -169,7 +169,8 @@ def test_no_job_outlives_a_driver_that_is_killed(sweep):
     until(lambda: not queue(), 60)
     kept = rows(sweep.folder)
     assert 50 < kept < 600
-    assert all(note["state"] == "stopped" for note in notes.read(sweep.folder))
+    # One whose chunk takes longer than Slurm waits (KillWait) is killed.
+    assert {notes.state(note) for note in notes.read(sweep.folder)} <= {"stopped", notes.DEAD}
     assert sweep(600).wait(240) == 0
     whole(sweep.folder, 600)
 
