@@ -62,7 +62,7 @@ def rows(folder):
     return len(mtfl_jax.load(folder, columns=["seed"])) if any((folder / "parts").glob("*.parquet")) else 0
 
 
-def ended(sweep, seconds=480):
+def ended(sweep, seconds=600):
     """How a sweep ends whose jobs are put back, without the two minutes that Slurm then has them wait.
 
     Those are for what still ends of their last run, so jobs of which something does are left to wait.
