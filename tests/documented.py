@@ -1,6 +1,7 @@
 """Commands that README.md and docs/ show for other machines, made small enough for this one."""
 
 import os
+import re
 import shlex
 import sys
 import tomllib
@@ -18,18 +19,27 @@ LONG += ["measure=recovery", "probe=none", "measure_at=last"]
 """Cells that take long enough for something to happen to a sweep of them."""
 
 
-def command(file, word, home, **less):
-    """The words of the only line of a file with `mtfl` and this word, its $HOME or /shared elsewhere, of few cells that
-    are small: `less` says of the beginnings of words what they become.
+def script(file, word, home, more=(), **less):
+    """For bash, the lines of the only block of a file that has a word, but for those that install: tests run in what is
+    installed. Its $HOME or /shared is elsewhere, and `mtfl` has few cells that are small, and `more` words: `less` says
+    of the beginnings of words what they become.
     """
-    text = (ROOT / file).read_text().replace("\\\n", " ")
-    (line,) = [line for line in text.splitlines() if {"mtfl", word} <= set(line.split())]
-    words = shlex.split(line.replace("$HOME", str(home)).replace("/shared", str(home)), comments=True)
+    text = (ROOT / file).read_text().replace("\\\n", " ").replace("$HOME", str(home)).replace("/shared", str(home))
+    blocks = re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if word in block.split()]
+    lines = [line for line in block.splitlines() if not line.startswith("pip install ")]
+    return "\n".join(["set -e", *(_small(line, more, less) for line in lines)])
+
+
+def _small(line, more, less):
+    words = shlex.split(line, comments=True)
+    if "mtfl" not in words:
+        return line
     words = [LESS.get(each, each) for each in words if each != TASKS]
     words = [
         next((f"{key}={value}" for key, value in less.items() if each.startswith(f"{key}=")), each) for each in words
     ]
-    return [*filter(None, words), *NODE]
+    return shlex.join([*filter(None, words), *NODE, *more])
 
 
 def environment(**more):

@@ -50,27 +50,35 @@ def until(true, seconds=240):
         time.sleep(0.5)
 
 
-def queue(states="pending,running,completing"):
-    """The jobs in Slurm's queue."""
-    return subprocess.run(
-        ["squeue", "-h", "-r", "-o", "%i", "-t", states], capture_output=True, text=True, check=True
-    ).stdout.split()
+def queue(states="pending,running,completing", what="%i"):
+    """The jobs in Slurm's queue, or several things of each."""
+    lines = subprocess.run(
+        ["squeue", "-h", "-r", "-o", what, "-t", states], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    return [line.split() for line in lines] if " " in what else lines
 
 
 def rows(folder):
     return len(mtfl_jax.load(folder, columns=["seed"])) if any((folder / "parts").glob("*.parquet")) else 0
 
 
-def put_back():
-    """Wait until jobs are back in the queue, and let them run without the two minutes that Slurm has them wait."""
-    until(lambda: queue("pending"))
-    # Those two minutes are for what still ends of their last run.
-    until(lambda: not queue("running,completing"))
-    time.sleep(3)
-    for _ in range(5):
-        for job in queue("pending"):
-            subprocess.run(["scontrol", "update", f"jobid={job}", "StartTime=now"], check=False, capture_output=True)
+def ended(sweep, seconds=600):
+    """How a sweep ends whose jobs are put back, without the two minutes that Slurm then has them wait.
+
+    Those are for what still ends of their last run, so jobs of which something does are left to wait.
+    """
+    since, end = {}, time.monotonic() + seconds
+    while sweep.poll() is None:
+        assert time.monotonic() < end, "it takes too long"
+        waiting = [job for job, reason in queue("pending", "%i %r") if reason == "BeginTime"]
+        since = {job: since.get(job, time.monotonic()) for job in waiting}
+        for job in waiting if not queue("completing") else ():
+            if time.monotonic() - since[job] > 4:
+                subprocess.run(
+                    ["scontrol", "update", f"jobid={job}", "StartTime=now"], check=False, capture_output=True
+                )
         time.sleep(1)
+    return sweep.returncode
 
 
 def whole(folder, seeds):
@@ -92,26 +100,20 @@ def said(sweep):
 
 def test_preempted_jobs_go_on(sweep):
     """Slurm asks with SIGTERM, kills after a grace time, and puts back what it had to kill."""
-    running = sweep(900, 2)
-    until(lambda: rows(sweep.folder) > 50)
+    running = sweep(600)
+    until(lambda: sum(note["done"] > 0 for note in notes.read(sweep.folder)) == min(4, os.cpu_count()))
     subprocess.run(["srun", "-p", "high", f"-n{os.cpu_count()}", "sleep", "1"], check=True, capture_output=True)
-    put_back()
-    assert running.wait(240) == 0, said(sweep)
-    whole(sweep.folder, 900)
+    assert ended(running) == 0, said(sweep)
+    whole(sweep.folder, 600)
     states = [note["state"] for note in notes.read(sweep.folder)]
-    assert states.count("stopped") == states.count("finished") == 2
+    assert (states.count("stopped"), states.count("finished")) == (min(4, os.cpu_count()), 4)
 
 
 def test_jobs_that_run_out_of_time_go_on(sweep):
     """The signal comes up to half a minute earlier than it is told to, and submitit puts the job back."""
-    running = sweep(1500, 2, timeout_min=1, signal_delay_s=15, max_num_timeout=40)
-    until(lambda: rows(sweep.folder) > 50)
-    while running.poll() is None:
-        if queue("pending"):
-            put_back()
-        time.sleep(0.5)
-    assert running.returncode == 0, said(sweep)
-    whole(sweep.folder, 1500)
+    running = sweep(1200, timeout_min=1, signal_delay_s=15, max_num_timeout=40)
+    assert ended(running) == 0, said(sweep)
+    whole(sweep.folder, 1200)
     assert any(note["state"] == "stopped" for note in notes.read(sweep.folder))
 
 
@@ -142,19 +144,35 @@ def test_a_node_that_comes_back(sweep):
     whole(sweep.folder, 600)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_jobs_are_the_queues_when_who_waits_has_gone(sweep, number):
-    """They end by themselves, a signal names them, and the same command shows the table."""
-    running = sweep(300, 2)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_jobs_are_the_queues_when_who_waits_is_stopped(sweep, number):
+    """A signal names them, they end by themselves, and the same command shows the table."""
+    running = sweep(200)
     until(lambda: rows(sweep.folder) > 20)
     jobs = queue()
     running.send_signal(number)
-    assert running.wait(60) == (128 + number if number == signal.SIGTERM else -number)
-    assert number == signal.SIGKILL or all(job in said(sweep) for job in jobs)
+    assert running.wait(60) == 128 + number
+    assert all(job in said(sweep) for job in jobs)
     until(lambda: not queue())
-    assert rows(sweep.folder) == 300
-    assert sweep(300, 2).wait(240) == 0
-    whole(sweep.folder, 300)
+    assert rows(sweep.folder) == 200
+    assert sweep(200).wait(240) == 0
+    whole(sweep.folder, 200)
+
+
+def test_no_job_outlives_a_driver_that_is_killed(sweep):
+    """Neither those that run, which keep their rows, nor those that wait; and the same command goes on."""
+    running = sweep(600)
+    until(lambda: rows(sweep.folder) > 50)
+    assert len(queue()) == 4
+    running.kill()
+    assert running.wait(60) == -signal.SIGKILL
+    until(lambda: not queue(), 60)
+    kept = rows(sweep.folder)
+    assert 50 < kept < 600
+    # One whose chunk takes longer than Slurm waits (KillWait) is killed.
+    assert {notes.state(note) for note in notes.read(sweep.folder)} <= {"stopped", notes.DEAD}
+    assert sweep(600).wait(240) == 0
+    whole(sweep.folder, 600)
 
 
 def test_jobs_that_are_left_show_themselves(tmp_path):
@@ -193,19 +211,30 @@ def test_processes_that_nobody_drives(tmp_path, how):
     assert parts == ["1/2", "2/2"]
 
 
-JOBS = {"hydra.sweeper.jobs": 2}
 ON_A_NODE = ["hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=null"]
 WITHOUT_GPU = ["hydra.launcher.gpus_per_node=null", "hydra.launcher.partition=low"]
 
 
-@pytest.mark.parametrize("how", ["cluster=slurm_cpu", "cluster=slurm_gpu", "srun"])
-def test_the_lines_of_the_readme(tmp_path, how):
+@pytest.mark.parametrize(
+    ("word", "more", "less"),
+    [
+        ("cluster=slurm_gpu", ON_A_NODE + WITHOUT_GPU, {}),
+        ("cluster=slurm_gpu", [*ON_A_NODE, "hydra.launcher.partition=low"], {"cluster": "slurm_cpu"}),
+        ("srun", [], {}),
+    ],
+)
+def test_the_lines_of_the_readme(tmp_path, word, more, less):
     """With fewer and smaller cells, on as many cores as this node has."""
-    command = documented.command("README.md", how, tmp_path, **JOBS) + ON_A_NODE * (how != "srun")
-    command += WITHOUT_GPU * (how == "cluster=slurm_gpu")
+    script = documented.script("README.md", word, tmp_path, more, **{"hydra.sweeper.jobs": 2}, **less)
     done = subprocess.run(
-        command, env=documented.environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        env=documented.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert len(mtfl_jax.load(tmp_path / "a")) == 3 * 2
     assert "wrote" in done.stdout
+    assert word == "srun" or "[6 rows x " in done.stdout

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 import mtfl_jax
 from mtfl_jax.compose import HYDRA_BASE, conf_dir
@@ -21,6 +24,7 @@ from mtfl_jax.fields import ConfigError
 from mtfl_jax.learning.algorithms import ALGORITHMS
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.sweeps import compiling, jobs, notes
+from mtfl_jax.sweeps.composing import Composed
 from mtfl_jax.sweeps.jobs import overrides_of_jobs
 
 SMALL = ["d=12", "r=2", "n1=64", "n2=64", "n_down=16", "n_test=32", "width=8"]
@@ -46,6 +50,30 @@ def test_sweeps_stay_compact_axes_of_one_job(loader):
     (job,) = jobs_of(loader, "d=32,64", "seed=range(0,10000)", "width=8", "data=gaussian,rademacher")
     axes = ["++sweep.axes.d='32,64'", "++sweep.axes.seed='range(0,10000)'"]
     assert job == [*axes, "width=8", "++sweep.axes.data='gaussian,rademacher'"]
+
+
+DIRNAME = ["hydra.job.config.override_dirname.exclude_keys=[d]", "hydra.job.config.override_dirname.kv_sep=:"]
+
+
+@pytest.mark.parametrize("arguments", [[], DIRNAME])
+def test_shares_are_composed_once_and_as_hydra_does(loader, monkeypatch, arguments):
+    master = loader.load_configuration("config", arguments, RunMode.MULTIRUN)
+    _ = master.hydra.sweep.dir
+    batch = jobs_of(loader, "d=32", "study=none,quickstart", "seed=range(0,4)", jobs=3)
+    expected = [loader.load_sweep_config(master, overrides) for overrides in batch]
+    assert type(pickle.loads(pickle.dumps(Composed(loader)))) is type(loader)
+    usual, asked = loader.load_sweep_config, []
+    monkeypatch.setattr(loader, "load_sweep_config", lambda *given: asked.append(given) or usual(*given))
+    composed = Composed(loader)
+    for _again in range(2):
+        for one, overrides in zip(expected, batch, strict=True):
+            found = composed.load_sweep_config(master, overrides)
+            assert found == one
+            assert OmegaConf.get_cache(found) == OmegaConf.get_cache(one)
+            assert found.hydra.job.override_dirname == one.hydra.job.override_dirname
+            assert OmegaConf.is_struct(found)
+            found.sweep.part = "9/9"
+    assert len(asked) == 2
 
 
 def test_globs_of_groups_are_their_names(loader):
@@ -85,9 +113,14 @@ def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
 
 @pytest.mark.slow
 def test_the_line_of_the_readme(tmp_path):
-    command = documented.command("README.md", "cluster=joblib", tmp_path)
+    script = documented.script("README.md", "cluster=joblib", tmp_path)
     done = subprocess.run(
-        command, env=documented.environment(), cwd=tmp_path, capture_output=True, text=True, check=False
+        ["bash", "-c", script],
+        env=documented.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert f"2 jobs on joblib into {tmp_path}/a; 2 at a time" in done.stdout
@@ -186,6 +219,58 @@ def launched(tmp_path, launcher, seeds):
 def at_work(tmp_path):
     """What processes note that run, and have written rows."""
     return [note for note in notes.read(tmp_path / "out") if note["state"] == "running" and note["done"]]
+
+
+SLURM = {
+    "sbatch": "echo Submitted batch job 7",
+    "srun": "true",
+    "sacct": "true",
+    "scancel": 'echo "$@" >>{folder}/cancelled',
+}
+"""What stands for Slurm's commands: two jobs, 7_0 and 7_1, wait in its queue for ever."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_jobs_in_a_queue_are_named_or_cancelled(tmp_path, number):
+    """Named where a signal ends the command that waits for them, cancelled where it is killed and says nothing."""
+    for name, does in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does.format(folder=tmp_path)}\n")
+        (tmp_path / name).chmod(0o755)
+    sweep = [*SMALL, "seed=range(0,4)", "hydra.sweeper.jobs=2", "hydra/launcher=submitit_slurm", "hydra.sweep.dir=out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mtfl_jax", "-m", *sweep],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    guards = awaited(lambda: [pid for pid in jobs._children(process.pid) if b"scancel" in words_of(pid)])
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)  # Until no process holds the stream.
+    awaited(lambda: all(notes.gone(pid, time.time()) for pid in guards))
+    if number == signal.SIGKILL:
+        assert (err, (tmp_path / "cancelled").read_text()) == ("", "7\n")
+    else:
+        assert err.startswith("mtfl: SIGTERM: stopped waiting; 7_0, 7_1 go on in the queue (scancel ends them); ")
+        assert not (tmp_path / "cancelled").exists()
+
+
+def words_of(pid):
+    """What a process was called with; nothing where it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
+def awaited(found, seconds=60):
+    """What is found, as soon as it is something."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, "it takes too long"
+        time.sleep(0.05)
+    return value
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import unittest.mock
 
 import documented
 import numpy as np
@@ -107,6 +108,57 @@ def test_each_process_of_a_host_has_devices_of_its_own(devices):
     assert devices("2", cores=2, SLURM_CPUS_ON_NODE="2") == ("4", "2")
 
 
+TPU = {"TPU_PROCESS_BOUNDS": "1,1,1", "CLOUD_TPU_TASK_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+@pytest.fixture
+def chips(monkeypatch, tmp_path):
+    """Set how many TPU chips this host has, and see what a process of several takes of them."""
+    known = ("TPU_", "CLOUD_TPU_", "ALLOW_MULTIPLE", "SLURM_", "JAX_PLATFORMS")
+
+    def taken(files, number, total, **environment):
+        monkeypatch.setattr(host, "ROOT", tmp_path)
+        monkeypatch.setattr(workers.importlib.util, "find_spec", lambda name: name)
+        for name in files:
+            (tmp_path / "dev" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "dev" / name).touch()
+        for name in [name for name in os.environ if name.startswith(known)]:
+            del os.environ[name]
+        local = {"OMPI_COMM_WORLD_LOCAL_RANK": str(number), "OMPI_COMM_WORLD_LOCAL_SIZE": str(total)}
+        os.environ.update({"CUDA_VISIBLE_DEVICES": "", **OPEN_MPI, **local, **environment})
+        before = dict(os.environ)
+        workers.take_own()
+        return {name: text for name, text in os.environ.items() if name != host.JOBS and before.get(name) != text}
+
+    with unittest.mock.patch.dict(os.environ):
+        yield taken
+
+
+def test_each_process_of_a_tpu_host_has_chips_of_its_own(chips):
+    four = [f"accel{k}" for k in range(4)]
+    for k in range(4):
+        port = str(8476 + k)
+        own = {"TPU_VISIBLE_CHIPS": str(k), "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,1,1", "TPU_PROCESS_PORT": port}
+        assert chips(four, k, 4) == {**TPU, **own, "TPU_PROCESS_ADDRESSES": f"localhost:{port}"}
+    own = chips(four, 1, 2)
+    assert (own["TPU_VISIBLE_CHIPS"], own["TPU_CHIPS_PER_PROCESS_BOUNDS"]) == ("2,3", "1,2,1")
+    assert chips(four, 2, 3)["TPU_VISIBLE_CHIPS"] == "2"  # The fourth is nobody's.
+    assert chips(four, 0, 1) == {}  # A host of a pod has its own by what its user exports.
+    assert chips(four, 1, 4, JAX_PLATFORMS="cpu") == {}
+    assert chips(four, 1, 4, TPU_VISIBLE_DEVICES="3") == {}
+    with pytest.raises(ConfigError, match="8 processes on a host of 4 TPU chips; allowed: one a chip"):
+        chips(four, 1, 8)
+
+
+def test_chips_by_the_newer_driver(chips):
+    assert chips(["vfio/vfio", "vfio/0", "vfio/17"], 1, 2)["TPU_VISIBLE_CHIPS"] == "1"
+
+
+def test_a_host_without_chips_is_left_alone(chips):
+    assert chips([], 1, 4) == {}
+    assert chips(["accel", "nvidia0"], 1, 4) == {}
+
+
 def test_jobs_on_a_host_share_its_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
     for jobs, cores in (("1", 4), ("2", 2), ("3", 1), ("9", 1)):
@@ -175,21 +227,20 @@ def test_processes_that_nobody_drives(tmp_path, count, variables):
 
 
 @pytest.mark.slow
-def test_the_lines_of_the_manual_for_a_pod(tmp_path):
+@pytest.mark.parametrize("file", ["README.md", "docs/how-to/tpu.md"])
+def test_the_lines_of_the_manual_for_a_pod(tmp_path, file):
     """On the two hosts of a pod, whose devices are this machine's cores; what it exports is of the TPU's runtime."""
-    command = documented.command("docs/how-to/tpu.md", "sweep.part=auto", tmp_path)
+    script = documented.script(file, "export", tmp_path)
     (tmp_path / "a").mkdir()
     hosts = []
     for k in range(2):
-        own = documented.environment(TPU_WORKER_ID=str(k), TPU_WORKER_HOSTNAMES="a,b", **BOUNDS)
-        hosts.append(subprocess.Popen(command, env=own, cwd=tmp_path, stdout=subprocess.PIPE, text=True))
+        own = documented.environment(TPU_WORKER_ID=str(k), TPU_WORKER_HOSTNAMES="a,b")
+        hosts.append(subprocess.Popen(["bash", "-c", script], env=own, cwd=tmp_path, stdout=subprocess.PIPE, text=True))
     said = [host.communicate()[0] for host in hosts]
     assert [host.returncode for host in hosts] == [0, 0]
     assert any("wrote" in text for text in said)
+    assert any("[6 rows x " in text for text in said) or file != "README.md"
     assert len(mtfl_jax.load(tmp_path / "a" / "results.parquet")) == 3 * 2
-
-
-BOUNDS = {"TPU_PROCESS_BOUNDS": "1,1,1", "TPU_CHIPS_PER_PROCESS_BOUNDS": "2,2,1"}
 
 
 def in_a_namespace(*command):

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,7 +33,8 @@ from mtfl_jax import ends
 from mtfl_jax.config import FIELDS
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.names import NOT_NAMES
-from mtfl_jax.sweeps import host, notes, places, progress, store
+from mtfl_jax.sweeps import guard, host, notes, places, progress, store
+from mtfl_jax.sweeps.composing import PART, Composed
 
 KEY = "hydra.sweep.dir"
 """The key that names the folder of jobs, unless FOLDER does."""
@@ -121,7 +123,7 @@ def overrides_of_jobs(
         if key in parsed and parsed[key].is_sweep_override():
             names = ",".join(parsed[key].sweep_string_iterator())
             raise ConfigError(key, names, "allowed: one, not a sweep")
-    shares = [[f"++sweep.part={k}/{jobs}"] for k in range(1, jobs + 1)] if jobs > 1 else [[]]
+    shares = [[f"{PART}{k}/{jobs}"] for k in range(1, jobs + 1)] if jobs > 1 else [[]]
     return [[*fixed, *choice, *share] for choice in itertools.product(*alternatives) for share in shares]
 
 
@@ -150,14 +152,15 @@ def launch(
     """Run the jobs of a command line on the chosen launcher; their returns. detach: leave them in their queue, and the
     last one shows what all have made. Raises StoppedError, or JobsFailedError that names every failed job.
     """
-    loader = hydra_context.config_loader
-    batch = overrides_of_jobs(arguments, params, split, jobs, loader)
+    loader = Composed(hydra_context.config_loader)
+    batch = overrides_of_jobs(arguments, params, split, jobs, hydra_context.config_loader)
     _ = config.hydra.sweep.dir  # The jobs then have the time that is in it from here, and so one folder.
     configs = [loader.load_sweep_config(config, overrides) for overrides in batch]
     places_ = [place_of(one) for one in configs]
     folders = list(dict.fromkeys(folder for _, folder in places_))
     key = places_[0][0]
     runs = all(OmegaConf.select(one, "plan", default="run") == "run" for one in configs)
+    hydra_context = replace(hydra_context, config_loader=loader)
     context = {"hydra_context": hydra_context, "task_function": task_function, "config": config}
     if runs:
         launcher = Plugins.instance().instantiate_launcher(**context)
@@ -262,7 +265,8 @@ def _elsewhere(
     the signal that came, else 0.
 
     Processes that are started on this host end with this one, so they are told to stop, and awaited. The jobs of a
-    queue go on without the command that put them there.
+    queue go on without a command that a signal ends, which names them; one that is killed names nothing, and so they
+    are cancelled.
     """
     console = progress.console(sys.stdout, soft_wrap=True, highlight=False, markup=False)
     name = str(
@@ -279,7 +283,10 @@ def _elsewhere(
     looks = f"mtfl-status {places.quoted(folders[0])} says how far they are; " if folders else ""
     now = f"stopped at once; {more}" if local else f"stopped waiting, the jobs are the launcher's; {looks}{more}"
     soon = ends.SOON if local else ""
-    with ends.listening(now, soon, clean=lambda: _tell(signal.SIGKILL) if local else None) as stop:
+    with (
+        guard.guarding() as guarded,
+        ends.listening(now, soon, clean=lambda: _tell(signal.SIGKILL) if local else guarded.let_go()) as stop,
+    ):
         stop.first = lambda: _tell(signal.SIGTERM) if local else None
 
         def queued(found: Sequence[Any]) -> None:
@@ -287,6 +294,7 @@ def _elsewhere(
             if detach:
                 console.print(f"{ids} are in the queue (scancel ends them); {looks}{more}")
             elif not local:
+                guarded.watch(guard.cancelling([str(job.job_id) for job in found]))
                 stop.now = f"stopped waiting; {ids} go on in the queue (scancel ends them); {looks}{more}"
 
         watched = _watched([] if detach else folders, console)

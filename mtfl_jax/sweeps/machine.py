@@ -53,10 +53,8 @@ def memory_limit() -> int:
 
 def environment() -> dict[str, Any]:
     """Versions, device and numerics of this process."""
-    packages = ("mtfl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "pandas", "pyarrow")
-    versions = {name: importlib.metadata.version(name) for name in packages}
     return {
-        "versions": {**versions, "python": platform.python_version()},
+        "versions": {**_versions(), "python": platform.python_version()},
         "platform": platform.platform(),
         "devices": [f"{device.platform}: {device.device_kind}" for device in devices()],
         "numerics": numerics(),
@@ -64,3 +62,10 @@ def environment() -> dict[str, Any]:
         "draws_schema": keys.SCHEMA,
         "schema": SCHEMA,
     }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Of the packages that bear on rows; a process may run many shares, and asks once."""
+    packages = ("mtfl_jax", "jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "pandas", "pyarrow")
+    return {name: importlib.metadata.version(name) for name in packages}

@@ -1,18 +1,30 @@
 """Which of several processes this one is, by what Slurm, MPI or a TPU pod put into its environment (`sweep.part=auto`).
+Of Ray nothing is read, which numbers no tasks.
 
 The processes say nothing to one another: each has a share of the sweep, and devices of its own.
 """
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from mtfl_jax.fields import ConfigError
 from mtfl_jax.sweeps import host
 
 KEY, AUTO = "sweep.part", "auto"
+
+
+_TPU = (
+    *("TPU_VISIBLE_CHIPS", "TPU_PROCESS_BOUNDS", "TPU_CHIPS_PER_PROCESS_BOUNDS"),
+    *("TPU_VISIBLE_DEVICES", "TPU_HOST_BOUNDS", "TPU_CHIPS_PER_HOST_BOUNDS"),
+)
+"""Variables of the TPU's runtime that say which chips of a host a process has; the last three are older names."""
+_BOXES = {1: "1,1,1", 2: "1,2,1"}
+"""Chips that lie side by side, whatever the host, as the runtime writes it."""
+_TPU_PORT = 8476
+"""The first of the ports, one a process of a host, at which the runtime listens."""
 
 
 class Rank(NamedTuple):
@@ -121,7 +133,8 @@ def _number(environment: Mapping[str, str], name: str) -> int:
 
 def take_own() -> None:
     """Leave the devices of this host's other processes to them: its share of cores and memory where they have the same
-    cores, and of GPUs where they see the same ones. Before JAX looks for devices.
+    cores, of GPUs where they see the same ones, and of TPU chips. Before JAX looks for devices. Raises ConfigError for
+    more processes than chips.
     """
     mine = worker().here
     if mine.total == 1:
@@ -133,6 +146,30 @@ def take_own() -> None:
     given = any(f"SLURM_{name}" in os.environ for name in ("GPUS_PER_TASK", "TRES_PER_TASK", "GPU_BIND"))
     if len(seen) >= mine.total and not given:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(seen[mine.number :: mine.total])
+    if (chips := _chips()) and not any(name in os.environ for name in _TPU):
+        os.environ.update(_own_chips(mine, chips))
+
+
+def _own_chips(mine: Rank, chips: int) -> dict[str, str]:
+    """What tells the TPU's runtime that a process is alone with its own of the host's chips, one or two, and part of no
+    pod. Raises ConfigError for more processes than chips.
+    """
+    if mine.total > chips:
+        few = (
+            f"{mine.total} processes on a host of {chips} TPU chips; allowed: one a chip at most, or JAX_PLATFORMS=cpu"
+        )
+        raise ConfigError(KEY, AUTO, few)
+    each = max(count for count in _BOXES if count * mine.total <= chips)
+    port = _TPU_PORT + mine.number
+    return {
+        "TPU_VISIBLE_CHIPS": ",".join(str(each * mine.number + k) for k in range(each)),
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": _BOXES[each],
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+        "TPU_PROCESS_ADDRESSES": f"localhost:{port}",
+        "TPU_PROCESS_PORT": str(port),
+        "CLOUD_TPU_TASK_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
 
 
 def _bound() -> bool:
@@ -145,5 +182,18 @@ def _gpus() -> list[str]:
     """Names of the NVIDIA GPUs that this process sees."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
         return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    names = (re.fullmatch(r"nvidia(\d+)", path.name) for path in Path("/dev").glob("nvidia*"))
-    return sorted((name[1] for name in names if name), key=int)
+    return sorted(_devices("nvidia"), key=int)
+
+
+def _chips() -> int:
+    """TPU chips of this host, by its devices; none where JAX has no TPU's runtime, or is told to use none."""
+    if importlib.util.find_spec("libtpu") is None or "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu"):
+        return 0
+    return len(_devices("accel") or _devices("vfio/"))
+
+
+def _devices(name: str) -> list[str]:
+    """The numbers of this host's devices that are called so."""
+    folder = (host.ROOT / "dev" / f"{name}0").parent
+    found = (re.fullmatch(rf"{name.rpartition('/')[2]}(\d+)", path.name) for path in folder.glob("*"))
+    return [match[1] for match in found if match]
