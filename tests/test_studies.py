@@ -13,7 +13,7 @@ from test_page import frame
 from mtfl_jax import compose as composing
 from mtfl_jax.analysis import describe, studies
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.analysis.studies import contrastive, feature_spike
+from mtfl_jax.analysis.studies import contrastive, feature_spike, giant_step
 from mtfl_jax.learning import kernel_limits, tasks
 from mtfl_jax.records import registering
 from mtfl_jax.sweeps.grid import Grid
@@ -29,6 +29,7 @@ STUDIES = (
     "sparse_parity",
     "staircase",
     "feature_spike",
+    "giant_step",
 )
 
 
@@ -181,6 +182,9 @@ TINY = {
     ],
     "staircase": ["sweep.axes.seed=[0,1]", "d=2,3,4", "r=2", "degree=2", "width=16", "steps=64", "stop_at=0.05"],
     "feature_spike": ["sweep.axes.seed=[0,1]", "d=16", "width=16", "n2=256", "sweep.axes.lr_n_power=[0.0,0.3,0.6]"],
+    "giant_step": ["sweep.axes.seed=[0,1]", "d=16", "width=16", "n_test=64",
+                   "sweep.grids=[{n2:[16,64],n_down:[16,64]},"
+                   "{algorithm:random_features,remove_degree:none,head_init:zero,n_down:[16,64]}]"],
 }  # fmt: skip
 FIGURES = {
     "recovery": ["recovery", "recovery-families", "recovery-cures"],
@@ -192,6 +196,7 @@ FIGURES = {
     "sparse_parity": ["sparse_parity", "sparse_parity-steps"],
     "staircase": ["staircase", "staircase-steps"],
     "feature_spike": ["feature_spike"],
+    "giant_step": ["giant_step"],
 }
 
 
@@ -373,6 +378,33 @@ def test_feature_spike_of_a_matrix():
         assert right[0, 0] ** 2 == pytest.approx(overlap[0], abs=0.1)
 
 
+def giant_step_rows(**errors):
+    """Rows of heads, after one step and on initial features, at the source's errors by n times so much."""
+    rows = product(algorithm=["one_step", "random_features"], n_down=[3326, 29532], seed=range(8))
+    theirs = rows["n_down"].map({n: value for n, (value, _) in giant_step.ERRORS.items()})
+    mse = theirs * rows["algorithm"].map(errors) * noise(rows)
+    scale = 0.88
+    return rows.assign(
+        probe="head",
+        d=512,
+        width=1024,
+        r=2,
+        target_scale=scale,
+        subspace_distance=0.5,
+        downstream_r2=1 - mse / scale**2,
+    )
+
+
+def test_giant_step_verdicts():
+    found = verdicts("giant_step", giant_step_rows(one_step=1.0, random_features=1.3))
+    assert list(found.values()) == [True] * 3
+    found = verdicts("giant_step", giant_step_rows(one_step=1.2, random_features=1.1))
+    assert list(found.values()) == [False] * 3
+    alone = giant_step_rows(one_step=1.0, random_features=1.3)
+    found = verdicts("giant_step", alone[alone["algorithm"] == "one_step"].assign(d=256))
+    assert list(found.values()) == [None]
+
+
 def downstream_rows(**errors):
     """Errors of features against samples: error = max(0.5 − share · log2(n) / 10, 0)."""
     sizes = [2**k for k in range(4, 11)]
@@ -548,7 +580,7 @@ def finite(rows):
     bad = rows["status"] == "diverged"
     left = {"directions_recovered": 3, "feature_similarity": [0.5] * 4, "contrastive_kernel": [0.1] * 64}
     names = set(rows) & {*left, "subspace_distance", "task_error", "test_loss", "downstream_error", "feature_energy",
-                         "spectral_ratio"}  # fmt: skip
+                         "spectral_ratio", "downstream_r2"}  # fmt: skip
     empty, full = rows.astype(dict.fromkeys(names, object)), rows.astype(dict.fromkeys(names, object))
     for name in names:
         for place in np.flatnonzero(bad):
@@ -570,6 +602,7 @@ MADE = {
     "scaling": lambda: scaling_rows(-0.5),
     "staircase": lambda: staircase_rows(0.7, 1.2),
     "feature_spike": lambda: feature_spike_rows(1, 1),
+    "giant_step": lambda: giant_step_rows(one_step=1.0, random_features=1.3),
     "sparse_parity": lambda: sparse_parity_rows({(200, 1000): 7, (64, 200): 99}, lambda d, k: 5.0 * d ** (0.4 * k)),
 }
 
