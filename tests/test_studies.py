@@ -30,6 +30,7 @@ STUDIES = (
     "staircase",
     "feature_spike",
     "giant_step",
+    "single_index",
 )
 
 
@@ -184,8 +185,15 @@ TINY = {
     "feature_spike": ["sweep.axes.seed=[0,1]", "d=16", "width=16", "n2=256", "sweep.axes.lr_n_power=[0.0,0.3,0.6]"],
     "giant_step": ["sweep.axes.seed=[0,1]", "d=16", "width=16", "n_test=64",
                    "sweep.grids=[{n2:[16,64],n_down:[16,64]},"
-                   "{algorithm:random_features,remove_degree:none,head_init:zero,n_down:[16,64]}]"],
+                   "{algorithm:random_features,n_down:[16,64]}]"],
 }  # fmt: skip
+TINY["single_index"] = [
+    "sweep.axes.seed=[0,1]",
+    "width=16",
+    "n_test=64",
+    "sweep.grids=[{d:[4,6,8],hermite_4:[0.0,1.0],probe_hermite_4:[0.0,1.0],n2:[16,64],n_down:[16,64]},"
+    "{algorithm:random_features,d:[3,4,6],hermite_4:1.0,probe_hermite_4:1.0,n_down:[16,64]}]",
+]
 FIGURES = {
     "recovery": ["recovery", "recovery-families", "recovery-cures"],
     "downstream": ["downstream"],
@@ -197,6 +205,7 @@ FIGURES = {
     "staircase": ["staircase", "staircase-steps"],
     "feature_spike": ["feature_spike"],
     "giant_step": ["giant_step"],
+    "single_index": ["single_index"],
 }
 
 
@@ -405,6 +414,25 @@ def test_giant_step_verdicts():
     assert list(found.values()) == [None]
 
 
+def single_index_rows(step, kernel):
+    """Curves of what is left that fall through a quarter at 2 · d^exponent, after one step and by a kernel."""
+    out = []
+    for algorithm, exponent in (("one_step", step), ("random_features", kernel)):
+        rows = product(d=[4, 6, 8, 12, 16], hermite_4=[0.0, 1.0], n_down=[2**k for k in range(2, 16)], seed=range(6))
+        spread = 1 + 0.05 * np.random.default_rng(0).standard_normal(6)[rows["seed"]]
+        left = 1 / (1 + 3 * rows["n_down"] / (2 * rows["d"].astype(float) ** exponent * spread))
+        out.append(rows.assign(algorithm=algorithm, downstream_r2=1 - left))
+    return pd.concat(out, ignore_index=True).assign(tasks="single_index", width=256)
+
+
+def test_single_index_verdicts():
+    found = verdicts("single_index", single_index_rows(1.8, 3.0))
+    assert list(found.values()) == [True] * 7
+    found = verdicts("single_index", single_index_rows(2.5, 2.0))
+    assert of(found, "exponent of d in n*, He₂,") is False
+    assert of(found, "kernel's samples grow faster") is False
+
+
 def downstream_rows(**errors):
     """Errors of features against samples: error = max(0.5 − share · log2(n) / 10, 0)."""
     sizes = [2**k for k in range(4, 11)]
@@ -603,6 +631,7 @@ MADE = {
     "staircase": lambda: staircase_rows(0.7, 1.2),
     "feature_spike": lambda: feature_spike_rows(1, 1),
     "giant_step": lambda: giant_step_rows(one_step=1.0, random_features=1.3),
+    "single_index": lambda: single_index_rows(1.8, 3.0),
     "sparse_parity": lambda: sparse_parity_rows({(200, 1000): 7, (64, 200): 99}, lambda d, k: 5.0 * d ** (0.4 * k)),
 }
 
