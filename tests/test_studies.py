@@ -13,7 +13,7 @@ from test_page import frame
 from mtfl_jax import compose as composing
 from mtfl_jax.analysis import describe, studies
 from mtfl_jax.analysis.findings import Findings
-from mtfl_jax.analysis.studies import contrastive, feature_spike, transfer
+from mtfl_jax.analysis.studies import contrastive, feature_spike, giant_step, transfer
 from mtfl_jax.learning import kernel_limits, tasks
 from mtfl_jax.records import registering
 from mtfl_jax.sweeps.grid import Grid
@@ -30,6 +30,8 @@ STUDIES = (
     "staircase",
     "feature_spike",
     "transfer",
+    "giant_step",
+    "single_index",
 )
 
 
@@ -192,7 +194,17 @@ TINY = {
         "sweep.grids=[{probe:finetune,tune_steps:2},{probe:multitask,tune_steps:2},"
         "{algorithm:random_features,probe:ridge}]",
     ],
+    "giant_step": ["sweep.axes.seed=[0,1]", "d=16", "width=16", "n_test=64",
+                   "sweep.grids=[{n2:[16,64],n_down:[16,64]},"
+                   "{algorithm:random_features,n_down:[16,64]}]"],
 }  # fmt: skip
+TINY["single_index"] = [
+    "sweep.axes.seed=[0,1]",
+    "width=16",
+    "n_test=64",
+    "sweep.grids=[{d:[4,6,8],hermite_4:[0.0,1.0],probe_hermite_4:[0.0,1.0],n2:[16,64],n_down:[16,64]},"
+    "{algorithm:random_features,d:[3,4,6],hermite_4:1.0,probe_hermite_4:1.0,n_down:[16,64]}]",
+]
 FIGURES = {
     "recovery": ["recovery", "recovery-families", "recovery-cures"],
     "downstream": ["downstream"],
@@ -204,6 +216,8 @@ FIGURES = {
     "staircase": ["staircase", "staircase-steps"],
     "feature_spike": ["feature_spike"],
     "transfer": ["transfer"],
+    "giant_step": ["giant_step"],
+    "single_index": ["single_index"],
 }
 
 
@@ -424,6 +438,52 @@ def test_feature_spike_of_a_matrix():
         assert right[0, 0] ** 2 == pytest.approx(overlap[0], abs=0.1)
 
 
+def giant_step_rows(**errors):
+    """Rows of heads, after one step and on initial features, at the source's errors by n times so much."""
+    rows = product(algorithm=["one_step", "random_features"], n_down=[3326, 29532], seed=range(8))
+    theirs = rows["n_down"].map({n: value for n, (value, _) in giant_step.ERRORS.items()})
+    mse = theirs * rows["algorithm"].map(errors) * noise(rows)
+    scale = 0.88
+    return rows.assign(
+        probe="head",
+        d=512,
+        width=1024,
+        r=2,
+        target_scale=scale,
+        subspace_distance=0.5,
+        downstream_r2=1 - mse / scale**2,
+    )
+
+
+def test_giant_step_verdicts():
+    found = verdicts("giant_step", giant_step_rows(one_step=1.0, random_features=1.3))
+    assert list(found.values()) == [True] * 3
+    found = verdicts("giant_step", giant_step_rows(one_step=1.2, random_features=1.1))
+    assert list(found.values()) == [False] * 3
+    alone = giant_step_rows(one_step=1.0, random_features=1.3)
+    found = verdicts("giant_step", alone[alone["algorithm"] == "one_step"].assign(d=256))
+    assert list(found.values()) == [None]
+
+
+def single_index_rows(step, kernel):
+    """Curves of what is left that fall through a quarter at 2 · d^exponent, after one step and by a kernel."""
+    out = []
+    for algorithm, exponent in (("one_step", step), ("random_features", kernel)):
+        rows = product(d=[4, 6, 8, 12, 16], hermite_4=[0.0, 1.0], n_down=[2**k for k in range(2, 16)], seed=range(6))
+        spread = 1 + 0.05 * np.random.default_rng(0).standard_normal(6)[rows["seed"]]
+        left = 1 / (1 + 3 * rows["n_down"] / (2 * rows["d"].astype(float) ** exponent * spread))
+        out.append(rows.assign(algorithm=algorithm, downstream_r2=1 - left))
+    return pd.concat(out, ignore_index=True).assign(tasks="single_index", width=256)
+
+
+def test_single_index_verdicts():
+    found = verdicts("single_index", single_index_rows(1.8, 3.0))
+    assert list(found.values()) == [True] * 7
+    found = verdicts("single_index", single_index_rows(2.5, 2.0))
+    assert of(found, "exponent of d in n*, He₂,") is False
+    assert of(found, "kernel's samples grow faster") is False
+
+
 def downstream_rows(**errors):
     """Errors of features against samples: error = max(0.5 − share · log2(n) / 10, 0)."""
     sizes = [2**k for k in range(4, 11)]
@@ -599,7 +659,7 @@ def finite(rows):
     bad = rows["status"] == "diverged"
     left = {"directions_recovered": 3, "feature_similarity": [0.5] * 4, "contrastive_kernel": [0.1] * 64}
     names = set(rows) & {*left, "subspace_distance", "task_error", "test_loss", "downstream_error", "feature_energy",
-                         "spectral_ratio"}  # fmt: skip
+                         "spectral_ratio", "downstream_r2"}  # fmt: skip
     empty, full = rows.astype(dict.fromkeys(names, object)), rows.astype(dict.fromkeys(names, object))
     for name in names:
         for place in np.flatnonzero(bad):
@@ -622,6 +682,8 @@ MADE = {
     "staircase": lambda: staircase_rows(0.7, 1.2),
     "feature_spike": lambda: feature_spike_rows(1, 1),
     "transfer": lambda: transfer_rows(1),
+    "giant_step": lambda: giant_step_rows(one_step=1.0, random_features=1.3),
+    "single_index": lambda: single_index_rows(1.8, 3.0),
     "sparse_parity": lambda: sparse_parity_rows({(200, 1000): 7, (64, 200): 99}, lambda d, k: 5.0 * d ** (0.4 * k)),
 }
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Bool, Float, Integer, Key
+from jaxtyping import Bool, Float, Int, Integer, Key
 
 from mtfl_jax.fields import Field, Rule, number
 from mtfl_jax.learning import draws, network, removal, tuning, updates
@@ -40,7 +40,7 @@ ROUNDING = 4
 """Errors of a Gram matrix's eigenvalues, in units of the largest times the machine's epsilon."""
 
 REFINEMENTS = 16
-"""Steps of conjugate gradients after the factor of a Gram matrix."""
+"""Most steps of conjugate gradients after the factor of a Gram matrix."""
 
 TEST_BLOCK = 128
 """Test samples that are classified at a time."""
@@ -221,27 +221,28 @@ Product = Callable[[Float[Array, " side"]], Float[Array, " side"]]
 
 
 def _refined(multiply: Product, precondition: Product, right: Float[Array, " side"]) -> Float[Array, " side"]:
-    """The solution v of multiply(v) = right by conjugate gradients from precondition(right) on; where nothing but
-    rounding is left of a residual it stays.
-    """
-    Carry = tuple[Float[Array, " side"], Float[Array, " side"], Float[Array, " side"], Float[Array, ""]]
+    """The solution v of multiply(v) = right by conjugate gradients from precondition(right) on."""
+    Carry = tuple[Float[Array, " side"], Float[Array, " side"], Float[Array, " side"], Float[Array, ""], Int[Array, ""]]
 
-    def ratio(a: Float[Array, ""], b: Float[Array, ""]) -> Float[Array, ""]:
-        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
-
-    def step(_: IntLike, carry: Carry) -> Carry:
-        found, residual, along, size = carry
+    def step(carry: Carry) -> Carry:
+        found, residual, along, size, count = carry
         product = multiply(along)
-        length = ratio(size, along @ product)
+        length = size / (along @ product)
         found, residual = found + length * along, residual - length * product
-        next_ = precondition(residual)
-        left = residual @ next_
-        return found, residual, next_ + ratio(left, size) * along, left
+        solved = precondition(residual)
+        left = residual @ solved
+        return found, residual, solved + left / size * along, left, count + 1
 
     start = precondition(right)
     residual = right - multiply(start)
     along = precondition(residual)
-    found, *_ = jax.lax.fori_loop(0, REFINEMENTS, step, (start, residual, along, residual @ along))
+    small = jnp.finfo(right.dtype).eps ** 1.5 * (right @ start)
+
+    def unfinished(carry: Carry) -> Bool[Array, ""]:
+        *_, size, count = carry
+        return (count < REFINEMENTS) & (size > small)
+
+    found, *_ = jax.lax.while_loop(unfinished, step, (start, residual, along, residual @ along, jnp.zeros((), int)))
     return found
 
 

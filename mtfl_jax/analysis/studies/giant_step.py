@@ -90,6 +90,6 @@ def _drawing(rows: pd.DataFrame) -> Drawing:
     caption = (
         f"Left, the test error of a ridge head on features after one step and on initial ones; crosses: {SOURCE}, with"
         " standard deviations. Right, how far the r leading directions of W are from the target's. Means of"
-        f" {describe.seeds(rows)}, bands: one standard error."
+        f" {describe.seeds(rows, by=SETTINGS, counted=rows[ERROR].notna())}, bands: one standard error."
     )
     return Drawing("giant_step", figure, caption)
