@@ -23,7 +23,7 @@ from mtfl_jax.fields import (
 )
 from mtfl_jax.learning.activations import ACTIVATIONS, PREFIX
 from mtfl_jax.learning.algorithms import ALGORITHMS
-from mtfl_jax.learning.algorithms.record import loss_names
+from mtfl_jax.learning.algorithms.record import TRAINED, Algorithm, loss_names
 from mtfl_jax.learning.arithmetic import KERNELS, PRECISIONS
 from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import DOWN_SAMPLES, SAMPLES
@@ -244,10 +244,13 @@ def regressions_of_what_is_left(c: View) -> None:
 
 @rule("probe", "algorithm")
 def probe_on_training_samples(c: View) -> None:
-    """A probe that takes the samples of the training needs one that goes on in steps."""
-    if c.probe != NONE and PROBES[c.probe].trains and not ALGORITHMS[c.algorithm].stepped:
-        allowed = _names(ALGORITHMS, lambda algorithm: algorithm.stepped)
-        raise ConfigError("algorithm", c.algorithm, f"allowed with probe={c.probe}: {allowed}")
+    """A probe that takes the samples of the training needs one that sees any."""
+
+    def sees(algorithm: Algorithm) -> bool:
+        return set(TRAINED) <= set(algorithm.uses)
+
+    if c.probe != NONE and PROBES[c.probe].trains and not sees(ALGORITHMS[c.algorithm]):
+        raise ConfigError("algorithm", c.algorithm, f"allowed with probe={c.probe}: {_names(ALGORITHMS, sees)}")
 
 
 @rule("r", "d")

@@ -38,6 +38,7 @@ from mtfl_jax.learning.probe import PROBES
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.tasks import FAMILIES, MAX_TABLE_R
 from mtfl_jax.learning.tuning import Beginning
+from mtfl_jax.learning.updates import Batch
 from mtfl_jax.records import REGISTRIES, registering
 from mtfl_jax.sweeps import rows
 from mtfl_jax.sweeps import tables as tables_of_results
@@ -830,6 +831,7 @@ def trains(name):
         return {"W": draw.normal(size=(width, d)), "b": draw.normal(size=width), "A": np.zeros((1, width))}
 
     pair = network(), network()
+    others = draw.normal(size=(7, d))
 
     def padded(params, more):
         wide = {"W": ((0, more), (0, more)), "b": ((0, more),), "A": ((0, 0), (0, more))}
@@ -839,7 +841,8 @@ def trains(name):
         rest = np.random.default_rng(seed)
         points = np.concatenate([np.pad(x, ((0, 0), (0, more))), rest.normal(size=(more, d + more))])
         labels = np.concatenate([y, rest.choice([-1.0, 1.0], more)])
-        fit = jax.jit(lambda of, x, y, n: record.tune(Beginning(*of, width, "tanh", True), x, y, n, **settings))
+        batch = Batch(np.pad(others, ((0, more), (0, more))), np.pad(np.sign(others[:, :1]), ((0, more), (0, 1))), 7, 1)
+        fit = jax.jit(lambda of, x, y, n: record.tune(Beginning(*of, width, "tanh", True, batch), x, y, n, **settings))
         return fit(tuple(padded(own, more) for own in pair), points, labels, n)
 
     exact = tuned(0, 0)

@@ -316,7 +316,7 @@ def test_rows_have_the_measurements_that_mean_something():
         ({"teacher_shared": 5}, "teacher_shared=5: allowed: from 0 to teacher_units=4"),
         (
             {"tasks": "parity", "probe_tasks": "teacher", "probe": "svm"},
-            "probe=svm: a classifier; allowed with probe_tasks=teacher: ridge, finetune, scratch, multitask, head, none",
+            "probe=svm: a classifier; allowed with probe_tasks=teacher: ridge, finetune, scratch, multitask, head,",
         ),
         (
             {"teacher_features": "orthonormal", "teacher_units": 5},

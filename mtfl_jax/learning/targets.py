@@ -112,8 +112,8 @@ def _vectors(
     return jnp.where(jnp.arange(max_r) < r, v, 0)
 
 
-def _orthonormal(drawn: Float[Array, "T count max_r"]) -> Float[Array, "T count max_r"]:
-    """Each task's vectors made orthonormal in turn; zero where there are no more directions."""
+def _orthonormal(drawn: Float[Array, "T count max_r"], r: IntLike) -> Float[Array, "T count max_r"]:
+    """Each task's vectors made orthonormal in turn; zero from the r-th on, as there are no more directions."""
 
     def add(i: Int[Array, ""], rows: Float[Array, "T count max_r"]) -> Float[Array, "T count max_r"]:
         v = drawn[:, i]
@@ -121,7 +121,7 @@ def _orthonormal(drawn: Float[Array, "T count max_r"]) -> Float[Array, "T count 
             along = jnp.einsum("tk,tik->ti", v, rows, precision=jax.lax.Precision.HIGHEST)
             v = v - jnp.einsum("ti,tik->tk", along, rows, precision=jax.lax.Precision.HIGHEST)
         length = jnp.linalg.norm(v, axis=1, keepdims=True)
-        return rows.at[:, i].set(v / jnp.where(length > 0, length, 1))
+        return rows.at[:, i].set(jnp.where(i < r, v / jnp.where(length > 0, length, 1), 0))
 
     return jax.lax.fori_loop(0, drawn.shape[1], add, jnp.zeros_like(drawn))
 
@@ -131,7 +131,7 @@ def _frame(
 ) -> Float[Array, "{num_tasks} {count} {max_r}"]:
     """Orthonormal directions of each task in the first r coordinates, as many of the `count` as r allows."""
     drawn = _vectors(keys.named(key, "index"), num_tasks, MAX_INDICES, r, max_r)[:, :count]
-    random = _orthonormal(drawn)
+    random = _orthonormal(drawn, r)
     place = in_random_order(keys.named(key, "axes"), num_tasks, r, max_r)
     axes = (place[:, None, :] == jnp.arange(count)[:, None]).astype(drawn.dtype)
     return jnp.where(jnp.asarray(directions) == 1, axes, random)
@@ -260,7 +260,7 @@ def teacher(
     shared = jnp.arange(MAX_UNITS)[:, None] < jnp.asarray(teacher_shared)
     V = jnp.where(shared, _vectors(common, 1, MAX_UNITS, r, max_r), own)
     orthonormal = jnp.asarray(teacher_features) == 1
-    V = jnp.where(orthonormal, _orthonormal(V), V / jnp.linalg.norm(V, axis=2, keepdims=True))
+    V = jnp.where(orthonormal, _orthonormal(V, r), V / jnp.linalg.norm(V, axis=2, keepdims=True))
     a = draws.normal(keys.named(key, "output"), MAX_UNITS, num_tasks).T
     signs = jnp.where(a >= 0, 1, -1) / jnp.sqrt(jnp.asarray(teacher_units, a.dtype))
     signs = jnp.where(jnp.arange(MAX_UNITS) < teacher_units, signs, 0)

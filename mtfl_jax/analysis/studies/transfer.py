@@ -55,9 +55,9 @@ SPREADS = {
 UNITS, D, TRAINED = 6, 15, 1024
 """The source's setting: features of a teacher, dimension, samples of the first task."""
 TRAINING = (
-    "full batches and a number of steps, in the source batches of 128 until the loss is 1e-8; heads start at zero;"
-    " features that are not shared are random, there orthogonal to the first task's; MSE from R² by the mean variance"
-    " over output signs"
+    "full batches, a rate that is not cut where it diverges and a number of steps, in the source batches of 128 until"
+    " the loss is 1e-8; heads start at zero; features that are not shared are random, there orthogonal to the first"
+    " task's; MSE from R² by the mean variance over output signs"
 )
 DIFFERS = {
     MULTITASK: TRAINING,
@@ -156,9 +156,10 @@ def _drawing(rows: pd.DataFrame) -> Drawing:
         own = rows if level is None else rows[rows[SHARED] == level]
         x = SHARED if level is None else "n_down"
         figures.curves(ax, own, x, ERROR, by=WAY, log="y" if level is None else "xy", names=NAMES, among=rows)
-        for (_, shared, n), theirs in _published(own):
-            at = shared if level is None else n
-            ax.errorbar(at, theirs.value, theirs.spread, color="black", marker="x", capsize=3, ls="none", zorder=5)
+        looks = {str(line.get_label()): line.get_color() for line in ax.lines}
+        for (way, shared, n), theirs in _published(own):
+            color, at = looks[NAMES[way]], shared if level is None else n
+            ax.errorbar(at, theirs.value, theirs.spread, color=color, marker="x", capsize=3, ls="none", zorder=5)
         title = "" if level is None else f"{level} features shared"
         ax.set(xlabel="features shared" if level is None else "samples", ylabel="test MSE", title=title)
     axes[0].legend(fontsize=7)

@@ -26,6 +26,7 @@ from mtfl_jax.learning.data import LAWS
 from mtfl_jax.learning.drawing import draw_network, losses_of, once_batch
 from mtfl_jax.learning.initial import HEAD_INIT
 from mtfl_jax.learning.parametrizations import SCALING, factors, powers
+from mtfl_jax.learning.probe import NONE, PROBES
 from mtfl_jax.learning.program import Cell, Program
 from mtfl_jax.learning.removal import REMOVE_DEGREE
 from mtfl_jax.learning.tasks import FAMILIES, Tasks
@@ -76,6 +77,10 @@ BY_MOMENTS = (
     Condition(f"{EXACT.kernel}, {AUTO}", rule("kernel")(lambda c: c.kernel in (EXACT.kernel, AUTO))),
     Condition("one that may be padded", rule("network")(lambda c: not of_network(c.network).exact)),
     Condition(f"at most {moments.MAX_R}", rule("r")(lambda c: c.r <= moments.MAX_R)),
+    Condition(
+        "one that takes no samples of the training",
+        rule("probe")(lambda c: c.probe == NONE or not PROBES[c.probe].trains),
+    ),
     *map(_neutral, OWN),
 )
 
