@@ -85,7 +85,7 @@ def _drawing(rows: pd.DataFrame) -> Drawing:
     ax.set(xlabel="samples n", ylabel="test MSE")
     ax.legend(fontsize=7)
     caption = (
-        "Test error of a ridge head on features after one step and on initial ones, fitted on the n samples of the step:"
+        "Test error of a ridge head on features after one step and on initial ones, fitted on the step's n samples:"
         f" means of {describe.seeds(rows, by=SETTINGS, counted=rows[ERROR].notna())}, bands: one standard error."
         f" Crosses: {SOURCE}, with standard deviations."
     )
