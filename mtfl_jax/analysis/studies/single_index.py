@@ -109,15 +109,21 @@ def _said(law: Law) -> Statement:
 
 
 def _apart(laws: list[Law]) -> list[Statement]:
-    """Whether the samples of the target of higher degree grow faster by the kernel than by the step."""
-    both = {law.algorithm: law.fit for law in laws if law.degree == max(TARGETS) and law.fit.supported}
-    name = TARGETS[max(TARGETS)]
-    if set(both) != set(NAMES):
-        return [Statement(None, f"Whether a kernel needs more for {name} takes a law of either that is supported.")]
-    step, kernel = (both[algorithm].intervals["exponent"] for algorithm in NAMES)
-    verdict = True if kernel[0] > step[1] else False if kernel[1] < step[0] else None
-    text = " and ".join(f"{both[algorithm].value('exponent')} {NAMES[algorithm]}" for algorithm in (KERNEL, LEARNED))
-    return [Statement(verdict, f"For {name} a kernel's samples grow faster with d: exponents {text}.")]
+    """Of each target, whether its samples grow faster by the kernel than by the step."""
+    said = []
+    for degree in sorted({law.degree for law in laws}):
+        both = {law.algorithm: law.fit for law in laws if law.degree == degree and law.fit.supported}
+        if set(both) != set(NAMES):
+            words = "takes a law of either that is supported"
+            said.append(Statement(None, f"Whether a kernel's samples of {TARGETS[degree]} grow faster {words}."))
+            continue
+        step, kernel = (both[algorithm].intervals["exponent"] for algorithm in NAMES)
+        verdict = True if kernel[0] > step[1] else False if kernel[1] < step[0] else None
+        text = " and ".join(f"{both[name].value('exponent')} {NAMES[name]}" for name in (KERNEL, LEARNED))
+        said.append(
+            Statement(verdict, f"A kernel's samples of {TARGETS[degree]} grow faster with d: exponents {text}.")
+        )
+    return said
 
 
 def _drawing(rows: pd.DataFrame, laws: list[Law]) -> Drawing:
@@ -138,9 +144,11 @@ def _drawing(rows: pd.DataFrame, laws: list[Law]) -> Drawing:
         samples.plot(never["d"], never["n_down_star"], **{**look, "linestyle": "none", "marker": "^"}, mfc="none")
         if law.fit.supported:
             figures.through(samples, law.fit.predict, law.points["d"], color=look["color"], linewidth=0.9)
-    samples.set(xscale="log", yscale="log", xlabel=figures.label("d"), ylabel="samples n*")
+    samples.set_xscale("log", base=2)
+    samples.xaxis.set_major_formatter("{x:g}")
+    samples.set(yscale="log", xlabel=figures.label("d"), ylabel="samples n*")
     if laws:
-        samples.legend(fontsize=7)
+        samples.legend(fontsize=7, loc="lower right")
     target = f" of {TARGETS[degree]}" if degree else ""
     at = " and ".join(f"{EPSILONS[degree]:.0%} of {name}" for degree, name in TARGETS.items())
     caption = (
