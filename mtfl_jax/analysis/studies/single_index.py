@@ -148,6 +148,8 @@ def _drawing(rows: pd.DataFrame, laws: list[Law]) -> Drawing:
     samples.xaxis.set_major_formatter("{x:g}")
     samples.set(yscale="log", xlabel=figures.label("d"), ylabel="samples n*")
     if laws:
+        low, high = samples.get_ylim()
+        samples.set_ylim(low / 8, high)  # Room for the legend.
         samples.legend(fontsize=7, loc="lower right")
     target = f" of {TARGETS[degree]}" if degree else ""
     at = " and ".join(f"{EPSILONS[degree]:.0%} of {name}" for degree, name in TARGETS.items())
