@@ -21,6 +21,10 @@ DIFFERS = (
     "the source's ± {spread} is over ten draws of the data at one W₀ and one head; ours draws them all: its number is"
     " taken for one run. The linear part in our test error is the training samples', in the source's the test samples'"
 )
+"""Measured in NumPy on 20,000 test samples: by the training samples' linear part 0.332 and 0.197 at the two n, by the
+test samples' 0.340 and 0.214, of which moments of d numbers from few samples are some; the source has 100,000. A head
+on new samples has 0.352 and 0.187, which is why ours is on those of the step.
+"""
 LEARNED, RANDOM = "one_step", "random_features"
 NAMES = {LEARNED: "after one step", RANDOM: "initial features"}
 ERROR = "test_mse"
