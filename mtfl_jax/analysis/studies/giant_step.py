@@ -8,9 +8,9 @@ from mtfl_jax.analysis.published import Beside, Published
 from mtfl_jax.analysis.studies import STUDIES, Study
 
 CLAIM = (
-    "One step whose size grows as √(n·width) learns both directions of a two-index target from n ~ d² samples, once its"
-    " linear part is removed, so that a new head on the features has a smaller error than on the initial ones (Dandi et"
-    " al. 2023, How Two-Layer Neural Networks Learn, One (Giant) Step at a Time)."
+    "One step whose size grows as √(n·width) learns features of a two-index target from n ~ d² samples, once its linear"
+    " part is removed: a ridge head on them has a smaller error than on the initial ones (Dandi et al. 2023, How"
+    " Two-Layer Neural Networks Learn, One (Giant) Step at a Time)."
 )
 SOURCE = "Dandi et al. 2023, GiantStep, single_step.ipynb"
 SETTING = {"d": 512, "width": 1024, "r": 2}
@@ -21,6 +21,10 @@ DIFFERS = (
     "the source's ± {spread} is over ten draws of the data at one W₀ and one head; ours draws them all: its number is"
     " taken for one run. The linear part in our test error is the training samples', in the source's the test samples'"
 )
+"""Measured in NumPy on 20,000 test samples: by the training samples' linear part 0.332 and 0.197 at the two n, by the
+test samples' 0.340 and 0.214, of which moments of d numbers from few samples are some; the source has 100,000. A head
+on new samples has 0.352 and 0.187, which is why ours is on those of the step.
+"""
 LEARNED, RANDOM = "one_step", "random_features"
 NAMES = {LEARNED: "after one step", RANDOM: "initial features"}
 ERROR = "test_mse"
@@ -77,19 +81,16 @@ def _gains(rows: pd.DataFrame) -> list[Statement]:
 
 
 def _drawing(rows: pd.DataFrame) -> Drawing:
-    figure, (errors, angles) = figures.panels(2)
-    lines = rows.assign(features=rows["algorithm"])
-    figures.curves(errors, lines, "n_down", ERROR, by="features", log="xy", names=NAMES)
-    figures.curves(angles, lines, "n_down", "subspace_distance", by="features", log="x", names=NAMES)
+    figure, (ax,) = figures.panels(1)
+    figures.curves(ax, rows.assign(features=rows["algorithm"]), "n_down", ERROR, by="features", log="xy", names=NAMES)
     for n, (value, spread) in ERRORS.items():
         if n in set(rows["n_down"]):
-            errors.errorbar(n, value, spread, color="black", marker="x", capsize=3, linestyle="none", zorder=5)
-    errors.set(xlabel="samples n", ylabel="test MSE")
-    angles.set(xlabel="samples n", ylabel=figures.label("subspace_distance"), ylim=(0, 1.05))
-    errors.legend(fontsize=7)
+            ax.errorbar(n, value, spread, color="black", marker="x", capsize=3, linestyle="none", zorder=5)
+    ax.set(xlabel="samples n", ylabel="test MSE")
+    ax.legend(fontsize=7)
     caption = (
-        f"Left, the test error of a ridge head on features after one step and on initial ones; crosses: {SOURCE}, with"
-        " standard deviations. Right, how far the r leading directions of W are from the target's. Means of"
-        f" {describe.seeds(rows, by=SETTINGS, counted=rows[ERROR].notna())}, bands: one standard error."
+        "Test error of a ridge head on features after one step and on initial ones, fitted on the step's n samples:"
+        f" means of {describe.seeds(rows, by=SETTINGS, counted=rows[ERROR].notna())}, bands: one standard error."
+        f" Crosses: {SOURCE}, with standard deviations."
     )
     return Drawing("giant_step", figure, caption)
