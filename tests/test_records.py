@@ -841,9 +841,14 @@ def trains(name):
         rest = np.random.default_rng(seed)
         points = np.concatenate([np.pad(x, ((0, 0), (0, more))), rest.normal(size=(more, d + more))])
         labels = np.concatenate([y, rest.choice([-1.0, 1.0], more)])
-        batch = Batch(np.pad(others, ((0, more), (0, more))), np.pad(np.sign(others[:, :1]), ((0, more), (0, 1))), 7, 1)
-        fit = jax.jit(lambda of, x, y, n: record.tune(Beginning(*of, width, "tanh", True, batch), x, y, n, **settings))
-        return fit(tuple(padded(own, more) for own in pair), points, labels, n)
+        signs = np.pad(np.sign(others[:, :1]), ((0, more), (0, 1)))
+
+        @jax.jit
+        def fit(of, batch, x, y, n):
+            return record.tune(Beginning(*of, width, "tanh", True, Batch(*batch, 7, 1)), x, y, n, **settings)
+
+        batch = np.pad(others, ((0, more), (0, more))), signs
+        return fit(tuple(padded(own, more) for own in pair), batch, points, labels, n)
 
     exact = tuned(0, 0)
     F = np.tanh(x @ np.asarray(exact["W"]).T + exact["b"]) @ np.asarray(exact["A"])[0]
