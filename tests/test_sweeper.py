@@ -60,6 +60,7 @@ def test_shares_are_composed_once_and_as_hydra_does(loader, monkeypatch, argumen
     master = loader.load_configuration("config", arguments, RunMode.MULTIRUN)
     _ = master.hydra.sweep.dir
     batch = jobs_of(loader, "d=32", "study=none,quickstart", "seed=range(0,4)", jobs=3)
+    batch += [batch[0][:-1], []]
     expected = [loader.load_sweep_config(master, overrides) for overrides in batch]
     assert type(pickle.loads(pickle.dumps(Composed(loader)))) is type(loader)
     usual, asked = loader.load_sweep_config, []
@@ -73,7 +74,7 @@ def test_shares_are_composed_once_and_as_hydra_does(loader, monkeypatch, argumen
             assert found.hydra.job.override_dirname == one.hydra.job.override_dirname
             assert OmegaConf.is_struct(found)
             found.sweep.part = "9/9"
-    assert len(asked) == 2
+    assert len(asked) == 4
 
 
 def test_globs_of_groups_are_their_names(loader):

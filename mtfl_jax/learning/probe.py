@@ -195,8 +195,9 @@ def head(
     """The pretrained network with a new head a, by ridge regression on its own features h = σ(W x + b): minimises
     Σ_i (y_i − a·h_i)² + λ width ‖a‖² over the first n samples, λ being `head_penalty`. There is no intercept.
 
-    Solved in the smaller of primal and dual by conjugate gradients, to the rounding of features and not of their Gram
-    matrix, whose factor, at a penalty above its rounding, is the preconditioner. Source: Dandi et al. 2023, *How
+    Solved in the smaller of primal and dual by a few steps of conjugate gradients, whose preconditioner is the factor
+    of the Gram matrix at a penalty above its rounding. Where λ width is far below that rounding, ε‖G‖, the dual is
+    solved to about ε‖G‖ / (λ width) of the labels, and the primal may lack steps. Source: Dandi et al. 2023, *How
     Two-Layer Neural Networks Learn, One (Giant) Step at a Time*, whose features are over √width.
     """
     counted = (jnp.arange(len(y)) < n)[:, None] & (jnp.arange(len(of.trained["b"])) < of.width)

@@ -138,7 +138,7 @@ def multitask(
     tune_scale: RealLike,
 ) -> Params:
     """From a new draw of an initialised network times `tune_scale`, on the training tasks' samples and these together,
-    each task with a head: the mean over all of ½ (F − y)².
+    each task with a head: the mean over all of ½ (F − y)². The training's labels are those it was trained on.
     """
     assert of.batch is not None
     batch, own = of.batch, Batch(x, y[:, None], n, 1)

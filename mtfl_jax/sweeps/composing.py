@@ -20,7 +20,7 @@ class Composed:
 
     def __init__(self, loader: ConfigLoader) -> None:
         self._loader = loader
-        self._known: dict[tuple[str, ...], tuple[bytes, str]] = {}
+        self._known: dict[tuple[bool, tuple[str, ...]], tuple[bytes, str]] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process, which may be on another host, composes by itself.
@@ -31,8 +31,9 @@ class Composed:
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: Sequence[str]) -> DictConfig:
         """The config of one job, as Hydra has it, and its own to change."""
-        *others, last = sweep_overrides
-        shared = tuple(others if last.startswith(PART) else sweep_overrides)
+        last = sweep_overrides[-1] if sweep_overrides else ""
+        is_share = last.startswith(PART)
+        shared = is_share, tuple(sweep_overrides[:-1] if is_share else sweep_overrides)
         if shared not in self._known:
             made = self._loader.load_sweep_config(master_config, list(sweep_overrides))
             self._known[shared] = pickle.dumps(made), last

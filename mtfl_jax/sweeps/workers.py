@@ -156,7 +156,8 @@ def _own_chips(mine: Rank, chips: int) -> dict[str, str]:
     """
     if mine.total > chips:
         few = (
-            f"{mine.total} processes on a host of {chips} TPU chips; allowed: one a chip at most, or JAX_PLATFORMS=cpu"
+            f"{mine.total} processes on a host of {chips} TPU chips; allowed: one a chip at most, TPU_VISIBLE_CHIPS set"
+            " for each, or JAX_PLATFORMS=cpu"
         )
         raise ConfigError(KEY, AUTO, few)
     each = max(count for count in _BOXES if count * mine.total <= chips)
@@ -187,7 +188,7 @@ def _gpus() -> list[str]:
 
 def _chips() -> int:
     """TPU chips of this host, by its devices; none where JAX has no TPU's runtime, or is told to use none."""
-    if importlib.util.find_spec("libtpu") is None or "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu"):
+    if importlib.util.find_spec("libtpu") is None or "tpu" not in (os.environ.get("JAX_PLATFORMS") or "tpu"):
         return 0
     return len(_devices("accel") or _devices("vfio/"))
 

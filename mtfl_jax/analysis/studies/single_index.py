@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from mtfl_jax.analysis import crossings, describe, figures, fits, published
+from mtfl_jax.analysis import arrivals, crossings, describe, figures, fits, published
 from mtfl_jax.analysis.findings import Drawing, Findings, Listing, Statement
 from mtfl_jax.analysis.published import Beside, Published
 from mtfl_jax.analysis.studies import STUDIES, Study
@@ -18,15 +18,16 @@ CLAIM = (
 SOURCE = "Damian, Lee and Soltanolkotabi 2022"
 DIFFERS = (
     "a power law over the d of the table, where the source bounds the order in d; a regression on normalised features"
-    " with uniform biases, the penalty by leave-one-out, in the source with normal biases and a penalty of its proof"
+    " with uniform biases, the penalty by leave-one-out, in the source with normal biases and a penalty of its proof;"
+    " of He₂ + He₄ a tenth of He₄ is asked for, where the source speaks of all"
 )
 LEARNED, KERNEL = "one_step", "random_features"
 NAMES = {LEARNED: "after one step", KERNEL: "kernel (random features)"}
 TARGETS = {2: "He₂", 4: "He₂ + He₄"}
 """The targets by their degree."""
 EPSILONS = {2: 0.25, 4: 0.45}
-"""The share of a target's variance that is left where it counts as learnt, of the second less than without He₄: our
-choice.
+"""The share of a target's variance that is left where it counts as learnt: our choice. Of He₂ + He₄ half is He₂, so
+that 45% is a tenth of He₄ more than that; one step at the default size of the study does not come to 25% of it.
 """
 LEFT = "variance_left"
 SETTINGS = ["algorithm", "degree", "d", "width", "n_down"]
@@ -89,16 +90,13 @@ def _laws(rows: pd.DataFrame) -> list[Law]:
 def _beside(laws: list[Law]) -> Beside:
     """The source's rate for one step, the laws of ours that are supported."""
     return [
-        (Published(f"exponent of d in n*, {law.name}", SOURCE, 2.0, 0.0, side="≤", differs=DIFFERS), _exponent(law.fit))
+        (
+            Published(f"exponent of d in n*, {law.name}", SOURCE, 2.0, 0.0, side="≤", differs=DIFFERS),
+            arrivals.exponent(law.fit),
+        )
         for law in laws
         if law.algorithm == LEARNED and law.fit.supported
     ]
-
-
-def _exponent(law: fits.Fit) -> describe.Estimate:
-    """With a quarter of its 95% interval for its standard error."""
-    low, high = law.intervals["exponent"]
-    return describe.Estimate(law.parameters["exponent"], (high - low) / 4, law.seeds, law.seeds)
 
 
 def _said(law: Law) -> Statement:

@@ -52,8 +52,8 @@ SPREADS = {
     (KERNEL, 6): "0.0226 0.0248 0.0021 0.00085 0.00029 0.00026",
 }
 """Their standard errors."""
-UNITS, D, TRAINED = 6, 15, 1024
-"""The source's setting: features of a teacher, dimension, samples of the first task."""
+UNITS, D, WIDTH, TRAINED = 6, 15, 1000, 1024
+"""The source's setting: features of a teacher, dimension, neurons, samples of the first task."""
 TRAINING = (
     "full batches, half of the source's rate and a number of steps, in the source batches of 128 until the loss is 1e-8"
     " and a rate that is cut where a run diverges; heads start at zero; features that are not shared are random, there"
@@ -80,7 +80,7 @@ def variance(d: int) -> float:
 
 def findings(table: pd.DataFrame) -> Findings:
     """Errors of the second task by the way. Raises ValueError where no probe was on such a teacher."""
-    known = {"probe", "probe_teacher_features", SHARED, "downstream_r2", "data"} <= set(table)
+    known = {"probe", "probe_teacher_features", "target_scale", SHARED, "downstream_r2", "data"} <= set(table)
     rows = (
         table[(table["probe_teacher_features"] == "orthonormal") & (table["data"] == "sphere")] if known else table[:0]
     )
@@ -93,7 +93,7 @@ def findings(table: pd.DataFrame) -> Findings:
             "transfer needs rows of joint with probe=multitask, finetune or scratch on teachers of orthonormal"
             " features: there are none"
         )
-    scale = rows["d"].map(variance)
+    scale = rows["d"].map(variance) * rows["target_scale"].fillna(1.0).astype(float) ** 2
     rows = rows.assign(**{ERROR: (1 - rows["downstream_r2"]) * scale, WAY: rows["probe"]})
     figures.apart(rows, ["d", WAY, SHARED, "n_down"], ERROR)
     beside = _beside(rows)
@@ -107,8 +107,8 @@ STUDIES.register(Study("transfer", "two teachers that share features, by four wa
 
 def _published(rows: pd.DataFrame) -> Iterator[tuple[tuple[str, int, int], Published]]:
     """The source's numbers, those that the table has rows for, with their way, shared features and samples."""
-    own = rows[(rows["d"] == D) & (rows["probe_teacher_units"] == UNITS)]
-    own = own[(own[WAY] == KERNEL) | (own["n2"] == TRAINED)]
+    own = rows[(rows["d"] == D) & (rows["width"] == WIDTH) & (rows["probe_teacher_units"] == UNITS)]
+    own = own[(own["target_scale"] == 1) & ((own[WAY] == KERNEL) | (own["n2"] == TRAINED))]
     there = set(own[[WAY, SHARED, "n_down"]].itertuples(index=False, name=None))
     for (way, shared), errors in ERRORS.items():
         for n, value, spread in zip(SAMPLES, errors.split(), SPREADS[way, shared].split(), strict=True):
@@ -153,9 +153,12 @@ def _gains(rows: pd.DataFrame) -> list[Statement]:
                 tenfold = f"{head}: fine-tuned {after}, less than a tenth of {text} without the other task."
                 said.append(Statement(_below(together, after), together_first))
                 said.append(Statement(_all([_below(after, other, 10) for other in others]), tenfold))
-            else:
-                helps = _below(after, errors[SCRATCH])
-                said.append(Statement(not helps, f"{head}: fine-tuned {after}, no less than {errors[SCRATCH]} alone."))
+                continue
+            alone = errors[SCRATCH]
+            for way in (MULTITASK, FINETUNE):
+                helps = None if min(errors[way].n, alone.n) < 2 else bool(_below(errors[way], alone))
+                no_less = f"{head}: {NAMES[way]} {errors[way]}, no less than {alone} alone."
+                said.append(Statement(None if helps is None else not helps, no_less))
     return said or [Statement(None, "Which way is best takes rows of multitask, finetune and scratch beside another.")]
 
 
