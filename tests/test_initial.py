@@ -96,6 +96,8 @@ def test_what_is_neutral_is_no_part_of_a_row_but_in_its_column(name):
     """Of a cell in which another value bears."""
     others = [value for value in FIELDS[name].type.examples() if value != NEUTRAL[name]]
     base = {"algorithm": "joint", "loss": "mse", "weight_decay": 0.1, "tasks": "staircase", "probe": "none"}
+    if name.startswith("down_"):
+        base |= {"probe": "ridge", "probe_tasks": "staircase"}
     grid = Grid({**{key: [value] for key, value in base.items()}, name: [NEUTRAL[name], others[0]]}, compose.composed)
     plain, moved = grid.cell(0), grid.cell(1)
     assert name in moved.used
