@@ -91,6 +91,7 @@ def rows_of(found: dict[str, Any]) -> Iterator[Row]:
         for name, words, aim in (("small", "small cells", "2 µs"), ("large", "larger ones", "idle 10%")):
             own = of[name]
             text = f"{own['microseconds_a_row']:.2g} µs a row, {own['idle']:.0%} of the time"
+            text = text if own["idle"] > 0 else "nothing that could be measured"
             yield (
                 f"not hidden of the host's work, {own['cells']:,} {words}, calls of {own['call_milliseconds']:.2g} ms",
                 *(text, "", "", aim, memory(of)),
