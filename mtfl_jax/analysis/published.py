@@ -56,6 +56,15 @@ class Published(NamedTuple):
         return abs(ours.mean - self.value) <= error
 
 
+def less(first: describe.Estimate, second: describe.Estimate, factor: float = 1.0) -> bool | None:
+    """Whether our first number is less than the second over `factor`; None within `ERRORS` standard errors, or where
+    either is of fewer than two runs.
+    """
+    apart = first.mean - second.mean / factor
+    error = ERRORS * math.hypot(first.error, second.error / factor)
+    return None if min(first.n, second.n) < 2 or abs(apart) <= error else bool(apart < 0)
+
+
 Beside = Sequence[tuple[Published, describe.Estimate]]
 """Numbers of sources, each with ours: a mean over seeds with its standard error."""
 

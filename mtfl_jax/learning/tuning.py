@@ -62,6 +62,19 @@ def of_unit_norm(params: Params, width: IntLike) -> Params:
     return multiplied(params, 1 / jnp.where(norm > 0, norm, 1))
 
 
+def descended(
+    start: Params, gradient: Callable[[Params], Params], *, steps: int, lr: RealLike, train_bias: bool
+) -> Params:
+    """`steps` steps at the rate `lr` against gradient(weights) of W, A and a trained b, of which weights are."""
+    moved = ("W", "A", "b") if train_bias else ("W", "A")
+
+    def step(_: Int[Array, ""], weights: Params) -> Params:
+        grads = gradient(weights)
+        return {name: weights[name] - lr * grads[name] for name in moved}
+
+    return start | jax.lax.fori_loop(0, steps, step, {name: start[name] for name in moved})
+
+
 def descend(
     params: Params,
     batch: Batch,
@@ -72,16 +85,12 @@ def descend(
     train_bias: bool,
 ) -> Params:
     """`steps` steps of full-batch gradient descent at the rate `lr` on W, A and a trained b of the network."""
-    moved, how = ("W", "A", "b") if train_bias else ("W", "A"), Arithmetic(activation=activation)
+    how = Arithmetic(activation=activation)
 
     def loss(weights: Params) -> Float[Array, ""]:
         return updates.objective(params | weights, batch, (LOSS,), how)
 
-    def step(_: Int[Array, ""], weights: Params) -> Params:
-        grads = jax.grad(loss)(weights)
-        return {name: weights[name] - lr * grads[name] for name in moved}
-
-    return params | jax.lax.fori_loop(0, steps, step, {name: params[name] for name in moved})
+    return descended(params, jax.grad(loss), steps=steps, lr=lr, train_bias=train_bias)
 
 
 def _fitted(
@@ -147,20 +156,19 @@ def multitask(
     start = multiplied(of.fresh, tune_scale)
     # The heads of the training tasks, then that of the downstream one.
     start |= {"A": jnp.zeros((first.y.shape[1] + 1, start["A"].shape[1]), start["A"].dtype)}
-    moved = ("W", "A", "b") if of.train_bias else ("W", "A")
 
     def total(weights: Params, part: Batch, heads: slice) -> Float[Array, ""]:
         params = start | weights
         return part.n * jnp.sum(updates.task_losses(params | {"A": params["A"][heads]}, part, (LOSS,), how))
 
-    def step(_: Int[Array, ""], weights: Params) -> Params:
+    def gradient(weights: Params) -> Params:
         both = (
             updates.summed(lambda part: jax.grad(total)(weights, part, slice(-1)), batch),
             jax.grad(total)(weights, own, slice(-1, None)),
         )
-        return jax.tree.map(lambda w, *grads: w - tune_lr / count * sum(grads), weights, *both)
+        return jax.tree.map(lambda *grads: sum(grads) / count, *both)
 
-    found = start | jax.lax.fori_loop(0, tune_steps, step, {name: start[name] for name in moved})
+    found = descended(start, gradient, steps=tune_steps, lr=tune_lr, train_bias=of.train_bias)
     return found | {"A": found["A"][-1:]}
 
 

@@ -77,11 +77,8 @@ def _gains(rows: pd.DataFrame) -> list[Statement]:
             continue
         most = max(shared)
         after, before = (describe.estimate(part[part["n_down"] == most][ERROR]) for part in both.values())
-        apart = published.ERRORS * (after.error**2 + before.error**2) ** 0.5
-        less = before.mean - after.mean
-        better = None if min(after.n, before.n) < 2 or abs(less) <= apart else bool(less > 0)
         text = f"From {most} samples the test MSE is {after} after one step, {before} on the initial features."
-        said.append(Statement(better, text))
+        said.append(Statement(published.less(after, before), text))
     return said or [Statement(None, "Whether the step's features are better takes rows of initial ones beside them.")]
 
 

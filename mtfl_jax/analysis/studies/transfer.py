@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from mtfl_jax.analysis import describe, figures, published
-from mtfl_jax.analysis.describe import Estimate
 from mtfl_jax.analysis.findings import Drawing, Findings, Statement
 from mtfl_jax.analysis.published import Beside, Published
 from mtfl_jax.analysis.studies import STUDIES, Study
@@ -124,13 +123,6 @@ def _beside(rows: pd.DataFrame) -> Beside:
     return [(theirs, describe.estimate(of.get_group(place)[ERROR])) for place, theirs in _published(rows)]
 
 
-def _below(first: Estimate, second: Estimate, factor: float = 1.0) -> bool | None:
-    """Whether the first number is less than the second over `factor`; None within their errors."""
-    apart = first.mean - second.mean / factor
-    error = published.ERRORS * math.hypot(first.error, second.error / factor)
-    return None if min(first.n, second.n) < 2 or abs(apart) <= error else bool(apart < 0)
-
-
 def _all(verdicts: Sequence[bool | None]) -> bool | None:
     return False if False in verdicts else None if None in verdicts else True
 
@@ -151,12 +143,12 @@ def _gains(rows: pd.DataFrame) -> list[Statement]:
             if shared:
                 together_first = f"{head}: with the other task {together}, less than {after} fine-tuned."
                 tenfold = f"{head}: fine-tuned {after}, less than a tenth of {text} without the other task."
-                said.append(Statement(_below(together, after), together_first))
-                said.append(Statement(_all([_below(after, other, 10) for other in others]), tenfold))
+                said.append(Statement(published.less(together, after), together_first))
+                said.append(Statement(_all([published.less(after, other, 10) for other in others]), tenfold))
                 continue
             alone = errors[SCRATCH]
             for way in (MULTITASK, FINETUNE):
-                helps = None if min(errors[way].n, alone.n) < 2 else bool(_below(errors[way], alone))
+                helps = None if min(errors[way].n, alone.n) < 2 else bool(published.less(errors[way], alone))
                 no_less = f"{head}: {NAMES[way]} {errors[way]}, no less than {alone} alone."
                 said.append(Statement(None if helps is None else not helps, no_less))
     return said or [Statement(None, "Which way is best takes rows of multitask, finetune and scratch beside another.")]
