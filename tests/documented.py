@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -45,3 +46,11 @@ def _small(line, more, less):
 def environment(**more):
     """The environment with this Python's commands first."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more}
+
+
+def run(script, home, **more):
+    """What a script has printed that ended well, in an environment with more variables."""
+    given = {"cwd": home, "env": environment(**more), "capture_output": True, "text": True}
+    done = subprocess.run(["bash", "-c", script], check=False, **given)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -80,9 +80,7 @@ def test_the_lines_of_the_manual(cluster, tmp_path, file):
     ray, _ = cluster
     less = {"hydra.sweeper.jobs": 2, "hydra.launcher.ray.remote.num_gpus": 0}
     script = documented.script(file, "cluster=ray", tmp_path, **less)
-    own = documented.environment(RAY_ADDRESS=ray.address)
-    done = subprocess.run(["bash", "-c", script], env=own, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    documented.run(script, tmp_path, RAY_ADDRESS=ray.address)
     (table,) = tmp_path.rglob("results.parquet")
     assert len(mtfl_jax.load(table)) == 3 * 2
 

@@ -226,15 +226,7 @@ WITHOUT_GPU = ["hydra.launcher.gpus_per_node=null", "hydra.launcher.partition=lo
 def test_the_lines_of_the_readme(tmp_path, word, more, less):
     """With fewer and smaller cells, on as many cores as this node has."""
     script = documented.script("README.md", word, tmp_path, more, **{"hydra.sweeper.jobs": 2}, **less)
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env=documented.environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    said = documented.run(script, tmp_path)
     assert len(mtfl_jax.load(tmp_path / "a")) == 3 * 2
-    assert "wrote" in done.stdout
-    assert word == "srun" or "[6 rows x " in done.stdout
+    assert "wrote" in said
+    assert word == "srun" or "[6 rows x " in said

@@ -115,16 +115,8 @@ def test_shares_on_a_stock_launcher_fill_one_folder(mtfl, tmp_path, launcher):
 @pytest.mark.slow
 def test_the_line_of_the_readme(tmp_path):
     script = documented.script("README.md", "cluster=joblib", tmp_path)
-    done = subprocess.run(
-        ["bash", "-c", script],
-        env=documented.environment(),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"2 jobs on joblib into {tmp_path}/a; 2 at a time" in done.stdout
+    said = documented.run(script, tmp_path)
+    assert f"2 jobs on joblib into {tmp_path}/a; 2 at a time" in said
     assert len(mtfl_jax.load(tmp_path / "a")) == 3 * 2
 
 
